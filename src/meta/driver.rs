@@ -1,0 +1,141 @@
+//! The driver loop: the only code that carries plans of operations to a store.
+
+use crate::env::Clock;
+use crate::meta::store::{Commit, Query, Store, StoreError};
+use crate::meta::view::{Plan, Stop, View};
+use crate::types::{Errno, Ino};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::RwLock;
+use tracing::error;
+
+/// Conflicts after which an operation gives up. Each means that somebody else made progress; 64 in a row mean a fault.
+const ROUNDS_MAX: u32 = 64;
+/// Time of conflicts after which an operation gives up. Long before it an application would have been told by its user.
+const CONFLICTS_TIME_MAX: Duration = Duration::from_secs(30);
+/// Stripes of the lock between opening an inode and deleting it. Two unlinks share one rarely; a stripe is 40 bytes.
+const OPEN_STRIPES: usize = 64;
+
+/// Which inodes this process has open. An inode with handles keeps its data when its last link goes.
+pub struct OpenFiles {
+    counts: Mutex<HashMap<Ino, u32>>,
+    stripes: Vec<RwLock<()>>,
+}
+
+impl OpenFiles {
+    /// None open.
+    pub fn new() -> OpenFiles {
+        OpenFiles { counts: Mutex::default(), stripes: (0..OPEN_STRIPES).map(|_| RwLock::new(())).collect() }
+    }
+
+    /// Whether this process has a handle of the inode.
+    pub fn is_open(&self, ino: Ino) -> bool {
+        self.counts.lock().expect("never poisoned: no code under it panics").contains_key(&ino)
+    }
+
+    /// Counts one more handle.
+    pub fn add(&self, ino: Ino) {
+        *self.counts.lock().expect("never poisoned: no code under it panics").entry(ino).or_insert(0) += 1;
+    }
+
+    /// Counts one less; true if it was the last.
+    pub fn remove(&self, ino: Ino) -> bool {
+        let mut counts = self.counts.lock().expect("never poisoned: no code under it panics");
+        match counts.get_mut(&ino) {
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                false
+            }
+            _ => counts.remove(&ino).is_some(),
+        }
+    }
+
+    /// Held shared while an inode is opened, exclusively while its last link is removed on the ground that it is not open.
+    pub fn stripe(&self, ino: Ino) -> &RwLock<()> {
+        &self.stripes[(ino.0 % OPEN_STRIPES as u64) as usize]
+    }
+}
+
+impl Default for OpenFiles {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the loop needs beside the operation.
+pub struct Driver {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) open_files: OpenFiles,
+}
+
+impl Driver {
+    /// Runs an operation to its end. `step` is pure: it is called again whenever the store has told something new. The result describes
+    /// a state that existed: a success by its guards, a failure by a commit that changes nothing and guards what it was decided on.
+    pub async fn run<T, F>(&self, what: &'static str, view: View, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        let mut view = view;
+        let mut conflicts = 0;
+        let mut first_conflict = None;
+        let mut fence: Option<Ino> = None;
+        loop {
+            // Taken before the step decides whether the inode is open, held until its decision is committed.
+            let closed = match fence {
+                Some(ino) => Some((ino, self.open_files.stripe(ino).write().await)),
+                None => None,
+            };
+            view.begin();
+            let conflict = match step(&view) {
+                Err(Stop::Need(queries)) => {
+                    let values = self.store.read(&queries).await.map_err(|e| errno_of(what, &e))?;
+                    view.learn(queries.into_iter().zip(values));
+                    continue;
+                }
+                Err(Stop::Fail(errno)) => {
+                    let Some(guards) = view.confirmation() else { return Err(errno) };
+                    match self.store.commit(&guards, &[], &[]).await.map_err(|e| errno_of(what, &e))? {
+                        Commit::Done { .. } => return Err(errno),
+                        Commit::Conflict(values) => values,
+                    }
+                }
+                Ok(plan) => {
+                    if plan.while_closed.is_some() && plan.while_closed != closed.as_ref().map(|(ino, _)| *ino) {
+                        fence = plan.while_closed;
+                        continue;
+                    }
+                    if plan.guards.is_empty() && plan.writes.is_empty() && plan.reads.is_empty() {
+                        return (plan.finish)(&[], &[]);
+                    }
+                    match self.store.commit(&plan.guards, &plan.writes, &plan.reads).await.map_err(|e| errno_of(what, &e))? {
+                        Commit::Done { replies, values } => return (plan.finish)(&replies, &values),
+                        Commit::Conflict(values) => values,
+                    }
+                }
+            };
+            drop(closed);
+            conflicts += 1;
+            let now = self.clock.elapsed();
+            let began = *first_conflict.get_or_insert(now);
+            if conflicts >= ROUNDS_MAX || now.saturating_sub(began) > CONFLICTS_TIME_MAX {
+                error!(operation = what, conflicts, keys = ?conflict.iter().map(|(query, _)| query).collect::<Vec<&Query>>(),
+                    "gave up after repeated conflicts with other writers of these keys");
+                return Err(Errno::IO);
+            }
+            view.learn(conflict);
+        }
+    }
+}
+
+/// What an application is told when the store fails; the operator gets the log line.
+pub fn errno_of(what: &'static str, error: &StoreError) -> Errno {
+    error!(operation = what, "{error}");
+    match error {
+        StoreError::Full(_) => Errno::NOSPC,
+        StoreError::ReadOnly(_) => Errno::ROFS,
+        StoreError::Damaged(_) | StoreError::Failed(_) => Errno::IO,
+    }
+}

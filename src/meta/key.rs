@@ -1,0 +1,131 @@
+//! The names of keys (metadata §2). Nothing else in the program spells one.
+
+use crate::meta::store::Key;
+use crate::types::{Ino, Name, SliceId};
+use bytes::Bytes;
+
+macro_rules! fixed {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        $($(#[$doc])* pub const $name: Key = Bytes::from_static($text.as_bytes());)*
+    };
+}
+
+fixed! {
+    /// The volume format document.
+    SETTING = "setting",
+    /// Highest inode number handed out.
+    NEXT_INODE = "nextinode",
+    /// Highest slice id handed out.
+    NEXT_CHUNK = "nextchunk",
+    /// Highest session id used.
+    NEXT_SESSION = "nextsession",
+    /// Bytes used, 4 KiB-rounded per inode.
+    USED_SPACE = "usedSpace",
+    /// Inodes used.
+    TOTAL_INODES = "totalInodes",
+    /// Sorted set: session id → expiry.
+    ALL_SESSIONS = "allSessions",
+    /// Hash: session id → session document.
+    SESSION_INFOS = "sessionInfos",
+    /// Sorted set of deleted files.
+    DELFILES = "delfiles",
+    /// Hash of slices whose deletion is delayed.
+    DEL_SLICES = "delSlices",
+    /// Hash: `k{id}_{size}` → references − 1.
+    SLICE_REF = "sliceRef",
+    /// Hash: directory → bytes of its direct children.
+    DIR_DATA_LENGTH = "dirDataLength",
+    /// Hash: directory → space of its direct children.
+    DIR_USED_SPACE = "dirUsedSpace",
+    /// Hash: directory → number of its direct children.
+    DIR_USED_INODES = "dirUsedInodes",
+    /// Hash: directory → quota.
+    DIR_QUOTA = "dirQuota",
+    /// Hash: directory → space under it.
+    DIR_QUOTA_USED_SPACE = "dirQuotaUsedSpace",
+    /// Hash: directory → inodes under it.
+    DIR_QUOTA_USED_INODES = "dirQuotaUsedInodes",
+    /// Last run of the stale-session job, unix seconds.
+    LAST_CLEANUP_SESSIONS = "lastCleanupSessions",
+    /// Last run of the deleted-files job.
+    LAST_CLEANUP_FILES = "lastCleanupFiles",
+    /// Last run of the slice job.
+    NEXT_CLEANUP_SLICES = "nextCleanupSlices",
+    /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
+    FRAMES = "_pando:f",
+}
+
+/// Attribute record of an inode.
+pub fn inode(ino: Ino) -> Key {
+    format!("i{ino}").into()
+}
+
+/// Entries of a directory.
+pub fn dir(ino: Ino) -> Key {
+    format!("d{ino}").into()
+}
+
+/// Link parents of an inode with several.
+pub fn parents(ino: Ino) -> Key {
+    format!("p{ino}").into()
+}
+
+/// Slice list of a chunk.
+pub fn chunk(ino: Ino, index: u32) -> Key {
+    format!("c{ino}_{index}").into()
+}
+
+/// Target of a symlink.
+pub fn symlink(ino: Ino) -> Key {
+    format!("s{ino}").into()
+}
+
+/// Extended attributes.
+pub fn xattr(ino: Ino) -> Key {
+    format!("x{ino}").into()
+}
+
+/// BSD locks.
+pub fn flock(ino: Ino) -> Key {
+    format!("lockf{ino}").into()
+}
+
+/// POSIX locks.
+pub fn plock(ino: Ino) -> Key {
+    format!("lockp{ino}").into()
+}
+
+/// Keys of the lock hashes in which a session holds something.
+pub fn locked(sid: u64) -> Key {
+    format!("locked{sid}").into()
+}
+
+/// Inodes a session keeps although their last link is gone.
+pub fn sustained(sid: u64) -> Key {
+    format!("session{sid}").into()
+}
+
+/// Field of a lock hash: session and owner (metadata §7).
+pub fn lock_field(sid: u64, owner: u64) -> Bytes {
+    format!("{sid}_{owner:016X}").into()
+}
+
+/// Field of `sliceRef`.
+pub fn slice_ref(id: SliceId, size: u32) -> Bytes {
+    format!("k{id}_{size}").into()
+}
+
+/// Member of `delfiles`.
+pub fn delfile(ino: Ino, length: u64) -> Bytes {
+    format!("{ino}:{length}").into()
+}
+
+/// A number as field, member or counter text.
+pub fn decimal(n: impl std::fmt::Display) -> Bytes {
+    n.to_string().into()
+}
+
+/// A name as a field of a directory.
+pub fn name(name: &Name) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}

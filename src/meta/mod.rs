@@ -1,0 +1,12 @@
+//! The metadata: typed keys, transactions, one file per operation, the stores. Knows no file bytes.
+
+pub mod codec;
+pub mod driver;
+pub mod key;
+pub mod ops;
+pub mod setting;
+pub mod store;
+pub mod view;
+
+mod client;
+pub use client::{AtimeMode, Cx, Meta, MetaConfig};

@@ -1,0 +1,223 @@
+//! What an operation knows of the store, and what it wants to do: `View`, `Stop`, `Plan`.
+
+use crate::meta::codec::{self, Record};
+use crate::meta::key;
+use crate::meta::store::{Guard, Key, Query, Value, Write};
+use crate::types::{Errno, Ino, Kind, Name, SliceRecord};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// The values known so far in one run of an operation. Reading a value that is not known stops the step with what it needs; every value
+/// that was looked at is remembered, so that a failure can be confirmed by guarding exactly what it was decided on.
+#[derive(Default)]
+pub struct View {
+    facts: HashMap<Query, (Value, u32)>,
+    batch: u32,
+    used: RefCell<Vec<Query>>,
+}
+
+/// Why a step did not yield a plan.
+#[derive(Debug)]
+pub enum Stop {
+    /// These values are missing.
+    Need(Vec<Query>),
+    /// The operation fails with this errno, on the ground of the values it looked at.
+    Fail(Errno),
+}
+
+impl From<Errno> for Stop {
+    fn from(errno: Errno) -> Stop {
+        Stop::Fail(errno)
+    }
+}
+
+/// A directory entry and the record it names; the record is `None` if the inode is missing.
+pub type Found = (Kind, Ino, Option<Record>);
+
+impl View {
+    /// Takes in the answers of one read, or the values of a conflict: they describe one state.
+    pub fn learn(&mut self, answers: impl IntoIterator<Item = (Query, Value)>) {
+        self.batch += 1;
+        for (query, value) in answers {
+            match (query, value) {
+                (Query::Entry { dir, name }, Value::Entry(found)) => {
+                    let (entry, record) = found.unzip();
+                    if let Some(entry) = &entry
+                        && let Some((_, ino)) = codec::decode_entry(entry)
+                    {
+                        self.insert(Query::Get(key::inode(ino)), Value::Bytes(record.flatten()));
+                    }
+                    self.insert(Query::HGet(dir, name), Value::Bytes(entry));
+                }
+                (query, value) => self.insert(query, value),
+            }
+        }
+    }
+
+    fn insert(&mut self, query: Query, value: Value) {
+        self.facts.insert(query, (value, self.batch));
+    }
+
+    /// Forgets what was looked at; called before each step.
+    pub fn begin(&self) {
+        self.used.borrow_mut().clear();
+    }
+
+    /// Stops the step unless all of these are known: asks for several values in one trip.
+    pub fn want(&self, queries: impl IntoIterator<Item = Query>) -> Result<(), Stop> {
+        let missing: Vec<_> = queries.into_iter().filter(|query| !self.knows(query)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(Stop::Need(missing)) }
+    }
+
+    fn knows(&self, query: &Query) -> bool {
+        match query {
+            Query::Entry { dir, name } => self.facts.contains_key(&Query::HGet(dir.clone(), name.clone())),
+            query => self.facts.contains_key(query),
+        }
+    }
+
+    fn fact(&self, query: Query) -> Result<&Value, Stop> {
+        match self.facts.get(&query) {
+            None => Err(Stop::Need(vec![query])),
+            Some((value, _)) => {
+                let mut used = self.used.borrow_mut();
+                if !used.contains(&query) {
+                    used.push(query);
+                }
+                Ok(value)
+            }
+        }
+    }
+
+    /// A string.
+    pub fn string(&self, key: &Key) -> Result<Option<Bytes>, Stop> {
+        match self.fact(Query::Get(key.clone()))? {
+            Value::Bytes(value) => Ok(value.clone()),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
+    /// A field of a hash.
+    pub fn field(&self, key: &Key, field: Bytes) -> Result<Option<Bytes>, Stop> {
+        match self.fact(Query::HGet(key.clone(), field))? {
+            Value::Bytes(value) => Ok(value.clone()),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
+    /// All fields of a small hash.
+    pub fn fields(&self, key: &Key) -> Result<&[(Bytes, Bytes)], Stop> {
+        match self.fact(Query::HGetAll(key.clone()))? {
+            Value::Pairs(pairs) => Ok(pairs),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
+    /// Whether a hash has no field.
+    pub fn hash_is_empty(&self, key: &Key) -> Result<bool, Stop> {
+        match self.fact(Query::HLen { key: key.clone(), limit: 1 })? {
+            Value::Int(count) => Ok(*count == 0),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
+    /// The elements of a list, as stored.
+    pub fn list(&self, key: &Key) -> Result<&[Bytes], Stop> {
+        match self.fact(Query::List(key.clone()))? {
+            Value::List(elements) => Ok(elements),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
+    /// The score of a member.
+    pub fn score(&self, key: &Key, member: Bytes) -> Result<Option<i64>, Stop> {
+        match self.fact(Query::ZScore(key.clone(), member))? {
+            Value::Score(score) => Ok(*score),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
+    /// The slice list of a chunk. A damaged element makes the chunk unreadable: EIO.
+    pub fn slices(&self, ino: Ino, chunk: u32) -> Result<Vec<SliceRecord>, Stop> {
+        let elements = self.list(&key::chunk(ino, chunk))?;
+        let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
+        records.ok_or(Stop::Fail(Errno::IO))
+    }
+
+    /// The record of an inode, `None` if it does not exist. A damaged record is EIO.
+    pub fn record(&self, ino: Ino) -> Result<Option<Record>, Stop> {
+        match self.string(&key::inode(ino))? {
+            None => Ok(None),
+            Some(bytes) => Record::decode(bytes).map(Some).ok_or(Stop::Fail(Errno::IO)),
+        }
+    }
+
+    /// The entry of a directory and the record it names, in one trip if nothing is known.
+    pub fn entry(&self, dir: Ino, name: &Name) -> Result<Option<Found>, Stop> {
+        let dir_key = key::dir(dir);
+        let query = Query::Entry { dir: dir_key.clone(), name: key::name(name) };
+        self.want([query])?;
+        match self.field(&dir_key, key::name(name))? {
+            None => Ok(None),
+            Some(value) => {
+                let (kind, ino) = codec::decode_entry(&value).ok_or(Stop::Fail(Errno::IO))?;
+                Ok(Some((kind, ino, self.record(ino)?)))
+            }
+        }
+    }
+
+    /// Guards of everything the last step looked at; `None` if it all came from one answer of the store, which is a state that existed.
+    pub fn confirmation(&self) -> Option<Vec<Guard>> {
+        let used = self.used.borrow();
+        let facts: Vec<_> = used.iter().filter_map(|query| self.facts.get(query).map(|fact| (query, fact))).collect();
+        let mut batches = facts.iter().map(|(_, (_, batch))| batch);
+        let first = batches.next()?;
+        if batches.all(|batch| batch == first) {
+            return None;
+        }
+        Some(facts.into_iter().filter_map(|(query, (value, _))| guard_of(query, value)).collect())
+    }
+}
+
+fn guard_of(query: &Query, value: &Value) -> Option<Guard> {
+    Some(match (query.clone(), value.clone()) {
+        (Query::Get(key), Value::Bytes(value)) => Guard::Value(key, value),
+        (Query::HGet(key, field), Value::Bytes(value)) => Guard::Field(key, field, value),
+        (Query::HGetAll(key), Value::Pairs(pairs)) => Guard::Fields(key, pairs),
+        (Query::HLen { key, .. }, Value::Int(0)) => Guard::HashEmpty(key),
+        (Query::HLen { key, .. }, Value::Int(_)) => Guard::HashNotEmpty(key),
+        (Query::List(key), Value::List(elements)) => Guard::ListIs(key, elements),
+        (Query::ZScore(key, member), Value::Score(score)) => Guard::Score(key, member, score),
+        _ => return None,
+    })
+}
+
+/// What an operation wants to do, and what it will answer.
+pub struct Plan<T> {
+    /// All must hold.
+    pub guards: Vec<Guard>,
+    /// All happen, in order; commutative counters last.
+    pub writes: Vec<Write>,
+    /// Answered after the writes, in the same step.
+    pub reads: Vec<Query>,
+    /// The plan is right only while this process has no open handle of this inode: the driver keeps opens out until it is committed.
+    pub while_closed: Option<Ino>,
+    /// Replies of the writes and values of the reads → the result. Pure.
+    pub finish: Finish<T>,
+}
+
+/// The last part of a plan.
+pub type Finish<T> = Box<dyn FnOnce(&[Value], &[Value]) -> Result<T, Errno> + Send>;
+
+impl<T: Send + 'static> Plan<T> {
+    /// A plan that answers `result` once it is committed.
+    pub fn new(guards: Vec<Guard>, writes: Vec<Write>, result: T) -> Plan<T> {
+        Plan { guards, writes, reads: Vec::new(), while_closed: None, finish: Box::new(|_, _| Ok(result)) }
+    }
+
+    /// Nothing to write: the answer is what was read.
+    pub fn answer(result: T) -> Plan<T> {
+        Plan::new(Vec::new(), Vec::new(), result)
+    }
+}

@@ -1,0 +1,24 @@
+//! The nouns of the program: plain data and pure arithmetic, importing nothing.
+
+mod attr;
+mod caller;
+mod duty;
+mod errno;
+mod frame;
+mod name;
+mod overlay;
+mod slice;
+mod time;
+
+pub use attr::{Attr, Flags, Ino, Kind};
+pub use caller::{Caller, Cancel};
+pub use duty::Duty;
+pub use errno::Errno;
+pub use frame::FrameSource;
+pub use name::Name;
+pub use overlay::{Extent, flatten};
+pub use slice::{BlockId, CHUNK_BYTES, ChunkPart, SliceId, SliceRecord, block_count, chunk_parts};
+pub use time::Time;
+
+/// A boxed future, as the narrow traits of the lower layers return it.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
