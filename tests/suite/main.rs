@@ -1,0 +1,11 @@
+//! Behaviour on real mounts. Every test starts what it needs and leaves nothing behind.
+
+mod crash;
+mod differential;
+mod faults;
+mod files;
+mod locks;
+mod posix;
+mod programs;
+mod support;
+mod two_mounts;

@@ -1,0 +1,70 @@
+//! POSIX by the two suites everybody trusts: pjdfstest and fsx.
+
+use crate::support::{Dice, Volume, run, seed, size, text, tool};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Cases that do not apply, one a line with the reason; each fails or is skipped on ext4 as well.
+const NOT_APPLICABLE: &str = include_str!("../pjdfstest-not-applicable.txt");
+
+#[test]
+fn pjdfstest() {
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let expected: Vec<String> = NOT_APPLICABLE
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|line| !line.is_empty())
+        .map(|case| format!("  {case:?},\n"))
+        .collect();
+    let config = volume.temp.path().join("pjdfstest.toml");
+    let group = if Path::new("/etc/debian_version").exists() { "nogroup" } else { "nobody" };
+    let text_of_config = format!(
+        "[features]\nposix_fallocate = {{}}\nrename_ctime = {{}}\nutimensat = {{}}\nutime_now = {{}}\n\
+         [settings]\nnaptime = 0.01\nallow_remount = false\nexpected_failures = [\n{}]\n\
+         [dummy_auth]\nentries = [ [\"nobody\", \"{group}\"], [\"tests\", \"tests\"] ]\n",
+        expected.concat()
+    );
+    fs::write(&config, text_of_config).expect("written");
+    let output = run(Command::new(tool("pjdfstest")).arg("-c").arg(&config).arg("-p").arg(&mount.path).arg("-s").arg(volume.temp.path()));
+    let report = text(&output);
+    let summary = report.lines().rev().find(|line| line.contains("total")).unwrap_or_default().to_string();
+    println!("pjdfstest: {summary}");
+    let bad: Vec<&str> = report.lines().filter(|line| !line.ends_with("ok\u{1b}[0m") && !line.ends_with("ok")).collect();
+    assert!(output.status.success(), "pjdfstest failed:\n{}", bad.join("\n"));
+    mount.unmount();
+    volume.assert_clean();
+}
+
+#[test]
+fn fsx() {
+    let operations = size(10_000, 1_000_000);
+    let mut dice = Dice::new(seed("fsx"));
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let config = volume.temp.path().join("fsx.toml");
+    // Sizes around the block size of small files and the frame bound; long enough files that several blocks take part.
+    fs::write(
+        &config,
+        "flen = 1048576\n[opsize]\nmax = 131072\nmin = 1\n[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 5\nmapwrite = 5\nread = 10\n\
+         write = 10\ntruncate = 3\nfsync = 0.3\nfdatasync = 0.3\nposix_fallocate = 1\npunch_hole = 2\nsendfile = 1\ncopy_file_range = 2\n",
+    )
+    .expect("written");
+    for round in 0..3 {
+        let seed = dice.next() >> 32;
+        let artifacts = volume.temp.path().join("artifacts");
+        fs::create_dir_all(&artifacts).expect("created");
+        let started = std::time::Instant::now();
+        let output = run(Command::new(tool("fsx"))
+            .arg("-f")
+            .arg(&config)
+            .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-P"])
+            .arg(&artifacts)
+            .arg(mount.join(format!("fsx-{round}"))));
+        assert!(output.status.success(), "fsx -S {seed} failed:\n{}", text(&output));
+        println!("fsx: {operations} operations, seed {seed}, {:.1} s: ok", started.elapsed().as_secs_f64());
+    }
+    mount.unmount();
+    volume.assert_clean();
+}
