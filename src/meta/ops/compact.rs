@@ -59,6 +59,9 @@ fn trimmed(records: &[SliceRecord]) -> Option<(Extent, u32)> {
     }
 }
 
+/// Slices (id, size) that no record names any more.
+pub type Dead = Vec<(SliceId, u32)>;
+
 impl Meta {
     /// Replaces `taken[skipped..]`, the oldest records of a chunk after the skipped ones, by the slice `new`. `None`: the list does not begin
     /// with `taken` any more, and `new` is unused. Otherwise the slices that no record names any more; their frames are gone, their objects
@@ -70,7 +73,7 @@ impl Meta {
         taken: &[SliceRecord],
         skipped: usize,
         new: NewSlice,
-    ) -> Result<Option<Vec<(SliceId, u32)>>, Errno> {
+    ) -> Result<Option<Dead>, Errno> {
         self.run("compact", &Caller::root(), |view, cx| step(view, cx, ino, chunk, taken, skipped, &new)).await
     }
 }
@@ -83,7 +86,7 @@ pub(crate) fn step(
     taken: &[SliceRecord],
     skipped: usize,
     new: &NewSlice,
-) -> Result<Plan<Option<Vec<(SliceId, u32)>>>, Stop> {
+) -> Result<Plan<Option<Dead>>, Stop> {
     let (kept, replaced) = taken.split_at_checked(skipped).filter(|(_, replaced)| !replaced.is_empty()).ok_or(Errno::INVAL)?;
     let list = key::chunk(ino, chunk);
     let expected: Vec<_> = taken.iter().map(codec::encode_slice).collect();

@@ -5,7 +5,7 @@
 use crate::meta::client::Cx;
 use crate::meta::codec::{self, Record};
 use crate::meta::ops::stats;
-use crate::meta::store::{Guard, Query, Value, Write};
+use crate::meta::store::{Guard, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, CHUNK_BYTES, Caller, Duty, Errno, Ino, Kind, SliceId, SliceRecord, Time};
@@ -223,28 +223,19 @@ fn parents(view: &View, cx: &Cx, ino: Ino, attr: &Attr, guards: &mut Vec<Guard>)
     Ok(links)
 }
 
-/// Whether a file may have this length: the format's limit, and for growth the volume's capacity. The latter is soft: nothing guards the
-/// counter, or every commit of every client would wait for every other.
+/// Whether a file may have this length: the format's limit, and for growth the volume's.
 fn check_length(view: &View, cx: &Cx, attr: &Attr, length: u64) -> Result<(), Stop> {
     if length >= FILE_BYTES_MAX {
         return Err(Errno::FBIG.into());
     }
-    let growth = Attr::space_of(length) - attr.space();
-    let capacity = cx.setting.capacity();
-    if length > attr.length && growth > 0 && capacity > 0 {
-        view.want([Query::Get(key::USED_SPACE)])?;
-        let used = codec::decode_decimal(view.string(&key::USED_SPACE)?.as_deref()).ok_or(Errno::IO)?;
-        if used.saturating_add(growth) > i64::try_from(capacity).unwrap_or(i64::MAX) {
-            return Err(Errno::NOSPC.into());
-        }
-    }
-    Ok(())
+    stats::check_room(view, cx, Attr::space_of(length) - attr.space(), 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::meta::ops::chunk::testing::{World, ready, slice};
+    use crate::meta::store::Query;
     use crate::types::Flags;
     use std::time::Duration;
 
