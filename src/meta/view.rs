@@ -130,6 +130,14 @@ impl View {
         }
     }
 
+    /// The members of a set, as stored.
+    pub fn members(&self, key: &Key) -> Result<&[Bytes], Stop> {
+        match self.fact(Query::SMembers(key.clone()))? {
+            Value::List(members) => Ok(members),
+            _ => Err(Errno::IO.into()),
+        }
+    }
+
     /// The score of a member.
     pub fn score(&self, key: &Key, member: Bytes) -> Result<Option<i64>, Stop> {
         match self.fact(Query::ZScore(key.clone(), member))? {

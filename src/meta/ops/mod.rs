@@ -1,1 +1,39 @@
-//! One file per operation.
+//! One file per operation: each a pure step from what is known to a plan, and the method of `Meta` that runs it.
+//!
+//! A step reads through a `View`, decides, and yields guards and writes; `Meta::run` carries them to the store. Writes stand in the
+//! order of metadata §6, commutative counters last.
+
+pub mod chunk;
+pub mod compact;
+pub mod copy;
+pub mod create;
+pub mod delete;
+pub mod fallocate;
+pub mod link;
+pub mod lock;
+pub mod lookup;
+pub mod open;
+mod parent;
+pub mod readdir;
+pub mod readlink;
+pub mod rename;
+pub mod rmdir;
+pub mod session;
+pub mod setattr;
+pub mod statfs;
+pub mod stats;
+pub mod truncate;
+pub mod unlink;
+pub mod write;
+pub mod xattr;
+
+#[cfg(test)]
+mod names_test;
+
+pub use create::NewNode;
+pub use open::{OpenMode, Opened};
+pub use readdir::{DirEntry, DirPage};
+pub use rename::RenameFlags;
+pub use setattr::{SetAttr, SetTime};
+pub use statfs::StatFs;
+pub use xattr::XattrMode;

@@ -1,0 +1,51 @@
+//! Listing a directory (metadata §6.15).
+
+use crate::meta::Meta;
+use crate::meta::codec::{self, Record};
+use crate::meta::driver::errno_of;
+use crate::meta::key;
+use crate::meta::store::{Cursor, ScanItem, ScanRange};
+use crate::types::{Attr, Errno, Ino, Kind};
+use bytes::Bytes;
+use tracing::error;
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its name.
+    pub name: Bytes,
+    /// What it names.
+    pub ino: Ino,
+    /// Type of that.
+    pub kind: Kind,
+    /// Attributes, `None` if the record is missing.
+    pub attr: Option<Attr>,
+}
+
+/// Some entries, and where the next ones are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirPage {
+    /// In the store's order; `.` and `..` are not among them.
+    pub entries: Vec<DirEntry>,
+    /// `None` at the end.
+    pub next: Option<Cursor>,
+}
+
+/// A damaged entry hides nothing but itself: the rest of the directory stays readable, the operator is told.
+fn entry(dir: Ino, item: ScanItem) -> Option<DirEntry> {
+    let Some((kind, ino)) = codec::decode_entry(&item.value) else {
+        error!(%dir, name = %String::from_utf8_lossy(&item.name), "damaged directory entry left out of a listing");
+        return None;
+    };
+    let attr = if item.record.is_empty() { None } else { Record::decode(item.record).map(|record| record.attr) };
+    (!item.name.is_empty()).then_some(DirEntry { name: item.name, ino, kind, attr })
+}
+
+impl Meta {
+    /// A page of at most `limit` entries from `cursor` on, with attributes. What stays during the whole listing is seen.
+    pub async fn readdir(&self, ino: Ino, cursor: Cursor, limit: u32) -> Result<DirPage, Errno> {
+        let range = ScanRange::Dir(key::dir(ino));
+        let page = self.store().scan(&range, cursor, limit.max(1)).await.map_err(|e| errno_of("readdir", &e))?;
+        Ok(DirPage { entries: page.items.into_iter().filter_map(|item| entry(ino, item)).collect(), next: page.next })
+    }
+}

@@ -1,0 +1,289 @@
+//! Renaming, replacing and exchanging (metadata §6.10).
+//!
+//! Where several directories move at once a cycle can arise although every single move was fine. So a directory that changes its
+//! parent guards the parent of every directory above its new place: of two moves that would close a cycle the second one fails its
+//! guards and is decided anew.
+
+use crate::meta::codec::{self, CTIME_AT, PARENT_AT, Record};
+use crate::meta::key;
+use crate::meta::ops::lookup::DEPTH_MAX;
+use crate::meta::ops::rmdir::{removable, remove_dir};
+use crate::meta::ops::unlink::drop_link;
+use crate::meta::ops::{parent, stats};
+use crate::meta::store::{BytesRange, Guard, Query, Write};
+use crate::meta::view::{Plan, Stop, View};
+use crate::meta::{Cx, Meta};
+use crate::types::{Attr, Caller, Duty, Errno, Flags, Ino, Kind, Name};
+use bytes::Bytes;
+
+/// How an existing target is treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// EEXIST if the target exists.
+    pub noreplace: bool,
+    /// Source and target change places; both must exist.
+    pub exchange: bool,
+}
+
+/// First byte after the parent inode of a record.
+const PARENT_END: u32 = PARENT_AT + 8;
+
+/// One end of a rename: a directory, a name in it, and what is there.
+struct End<'a> {
+    dir: Ino,
+    name: &'a Name,
+    record: Record,
+}
+
+/// What an entry names.
+struct Node {
+    value: Bytes,
+    kind: Kind,
+    ino: Ino,
+    record: Option<Record>,
+}
+
+/// The plan as it grows; put together at the end in the order of metadata §6.10.
+#[derive(Default)]
+struct Draft {
+    guards: Vec<Guard>,
+    counters: Vec<Write>,
+    deleted: Option<(Ino, u64)>,
+    while_closed: Option<Ino>,
+}
+
+fn node(view: &View, dir: Ino, name: &Name) -> Result<Option<Node>, Stop> {
+    let value = view.field(&key::dir(dir), key::name(name))?;
+    let found = view.entry(dir, name)?;
+    Ok(found.zip(value).map(|((kind, ino, record), value)| Node { value, kind, ino, record }))
+}
+
+/// EINVAL if `moved` is `into` or above it; else guards that this stays so. The first directory's parent is guarded by the caller.
+fn check_no_cycle(view: &View, moved: Ino, into: Ino, guards: &mut Vec<Guard>) -> Result<(), Stop> {
+    let mut at = into;
+    for _ in 0..DEPTH_MAX {
+        if at == moved {
+            return Err(Errno::INVAL.into());
+        }
+        if at == Ino::ROOT {
+            return Ok(());
+        }
+        // A directory above that vanishes while we look was empty, so the one we came from is gone, too.
+        let record = view.record(at)?.ok_or(Errno::NOENT)?;
+        let range = BytesRange { from: PARENT_AT, to: Some(PARENT_END) };
+        let end = record.bytes.len().min(PARENT_END as usize);
+        guards.push(Guard::Bytes(key::inode(at), vec![(range, record.bytes.slice(PARENT_AT as usize..end))]));
+        at = record.attr.parent;
+    }
+    Err(Errno::LOOP.into())
+}
+
+/// The inode at its new place `to`, coming from `from`. A directory is patched, so that it can be moved while others create in it.
+fn relocate(cx: &Cx, ino: Ino, record: &Record, from: Ino, to: Ino) -> (Guard, Vec<Write>) {
+    let old = &record.attr;
+    let moves = from != to;
+    if old.is_dir() && record.bytes.len() >= PARENT_END as usize {
+        let key = key::inode(ino);
+        let ctime = codec::encode_touch(cx.now).slice(..12);
+        let mut writes = vec![Write::Patch { key: key.clone(), offset: CTIME_AT, bytes: ctime }];
+        if moves {
+            writes.push(Write::Patch { key, offset: PARENT_AT, bytes: Bytes::copy_from_slice(&to.0.to_be_bytes()) });
+        }
+        return (parent::identity(ino, record), writes);
+    }
+    let has_one_parent = old.is_dir() || old.parent.0 != 0;
+    let parent = if moves && has_one_parent { to } else { old.parent };
+    let mut writes = Vec::new();
+    if moves && !has_one_parent {
+        writes.push(Write::HIncrBy(key::parents(ino), key::decimal(to), 1));
+        writes.push(Write::HIncrBy(key::parents(ino), key::decimal(from), -1));
+    }
+    writes.push(Write::Set(key::inode(ino), record.rewrite(&Attr { ctime: cx.now, parent, ..old.clone() })));
+    (Guard::Value(key::inode(ino), Some(record.bytes.clone())), writes)
+}
+
+/// The errnos that depend on both ends and flags alone.
+fn check(cx: &Cx, from: &End, to: &End, src: &Node, src_record: &Record, dst: Option<&Node>) -> Result<(), Stop> {
+    let fixed = Flags::IMMUTABLE | Flags::APPEND;
+    if from.record.attr.flags.any(fixed) || to.record.attr.flags.any(Flags::IMMUTABLE) || src_record.attr.flags.any(fixed) {
+        return Err(Errno::PERM.into());
+    }
+    let uid = cx.caller.uid;
+    let owns_source = uid == 0 || uid == src_record.attr.uid;
+    // Moving somebody else's directory out of a sticky one rewrites its `..`: the owner of the sticky directory may not do that either.
+    let sticky = u32::from(from.record.attr.mode) & libc::S_ISVTX != 0;
+    if from.dir != to.dir && sticky && !owns_source && (uid != from.record.attr.uid || src.kind == Kind::Dir) {
+        return Err(Errno::ACCES.into());
+    }
+    if let Some(record) = dst.and_then(|dst| dst.record.as_ref()) {
+        if record.attr.flags.any(fixed) {
+            return Err(Errno::PERM.into());
+        }
+        parent::check_sticky(cx, &to.record, record)?;
+    }
+    parent::check_sticky(cx, &from.record, src_record)
+}
+
+pub(crate) fn step(
+    view: &View,
+    cx: &Cx,
+    from: (Ino, &Name),
+    to: (Ino, &Name),
+    flags: RenameFlags,
+) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
+    if flags.noreplace && flags.exchange {
+        return Err(Errno::INVAL.into());
+    }
+    parent::check_place(from.0, from.1)?;
+    parent::check_place(to.0, to.1)?;
+    view.want([
+        Query::Get(key::inode(from.0)),
+        Query::Get(key::inode(to.0)),
+        Query::Entry { dir: key::dir(from.0), name: key::name(from.1) },
+        Query::Entry { dir: key::dir(to.0), name: key::name(to.1) },
+    ])?;
+    let from = End { dir: from.0, name: from.1, record: parent::directory(view, from.0)? };
+    let to = End { dir: to.0, name: to.1, record: parent::directory(view, to.0)? };
+    if to.record.attr.parent.is_trash() {
+        return Err(Errno::NOENT.into());
+    }
+    let src = node(view, from.dir, from.name)?.ok_or(Errno::NOENT)?;
+    let dst = node(view, to.dir, to.name)?;
+    if flags.noreplace && dst.is_some() {
+        return Err(Errno::EXIST.into());
+    }
+    if flags.exchange && dst.is_none() {
+        return Err(Errno::NOENT.into());
+    }
+    let nothing_to_do = dst.as_ref().is_some_and(|dst| dst.ino == src.ino);
+    if nothing_to_do {
+        // Two links of one inode, or one entry under its own name.
+        return Ok(Plan::answer(None));
+    }
+    let src_record = src.record.clone().ok_or(Errno::NOENT)?;
+    check(cx, &from, &to, &src, &src_record, dst.as_ref())?;
+
+    let mut draft = Draft::default();
+    draft.guards.push(parent::identity(from.dir, &from.record));
+    if from.dir != to.dir {
+        draft.guards.push(parent::identity(to.dir, &to.record));
+        if src.kind == Kind::Dir {
+            check_no_cycle(view, src.ino, to.dir, &mut draft.guards)?;
+        }
+    }
+    draft.guards.push(Guard::Field(key::dir(from.dir), key::name(from.name), Some(src.value.clone())));
+    draft.guards.push(Guard::Field(key::dir(to.dir), key::name(to.name), dst.as_ref().map(|dst| dst.value.clone())));
+    match (dst, flags.exchange) {
+        (Some(dst), true) => exchange(view, cx, &from, &to, (&src, &src_record), &dst, draft),
+        (dst, _) => replace(view, cx, &from, &to, (&src, &src_record), dst.as_ref(), draft),
+    }
+}
+
+fn finish(draft: Draft, mut writes: Vec<Write>) -> Plan<Option<(Ino, u64)>> {
+    writes.extend(draft.counters);
+    let mut plan = Plan::new(draft.guards, writes, draft.deleted);
+    plan.while_closed = draft.while_closed;
+    plan
+}
+
+fn exchange(
+    view: &View,
+    cx: &Cx,
+    from: &End,
+    to: &End,
+    (src, src_record): (&Node, &Record),
+    dst: &Node,
+    mut draft: Draft,
+) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
+    let dst_record = dst.record.as_ref().ok_or(Errno::NOENT)?;
+    let same_dir = from.dir == to.dir;
+    if !same_dir && dst.kind == Kind::Dir {
+        check_no_cycle(view, dst.ino, from.dir, &mut draft.guards)?;
+    }
+    let (dst_guard, dst_writes) = relocate(cx, dst.ino, dst_record, to.dir, from.dir);
+    let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
+    draft.guards.extend([dst_guard, src_guard]);
+    let subdirs = i32::from(dst.kind == Kind::Dir) - i32::from(src.kind == Kind::Dir);
+
+    let mut writes = dst_writes;
+    writes.push(Write::HSet(key::dir(from.dir), key::name(from.name), dst.value.clone()));
+    if !same_dir {
+        writes.extend(parent::touch(cx, from.dir, &from.record, subdirs));
+    }
+    writes.extend(src_writes);
+    writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
+    writes.extend(parent::touch(cx, to.dir, &to.record, if same_dir { 0 } else { -subdirs }));
+    if !same_dir {
+        move_usage(cx, from.dir, to.dir, src_record, &mut draft);
+        move_usage(cx, to.dir, from.dir, dst_record, &mut draft);
+    }
+    Ok(finish(draft, writes))
+}
+
+fn replace(
+    view: &View,
+    cx: &Cx,
+    from: &End,
+    to: &End,
+    (src, src_record): (&Node, &Record),
+    dst: Option<&Node>,
+    mut draft: Draft,
+) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
+    let same_dir = from.dir == to.dir;
+    let mut writes = vec![Write::HDel(key::dir(from.dir), key::name(from.name))];
+    // Subdirectories that `from` and `to` gain.
+    let (mut from_subdirs, mut to_subdirs) = (0, 0);
+    if let Some(dst) = dst {
+        match (src.kind == Kind::Dir, dst.kind == Kind::Dir) {
+            (true, false) => return Err(Errno::NOTDIR.into()),
+            (false, true) => return Err(Errno::ISDIR.into()),
+            (true, true) => {
+                if !view.hash_is_empty(&key::dir(dst.ino))? {
+                    return Err(Errno::NOTEMPTY.into());
+                }
+                draft.guards.extend(removable(dst.ino, dst.record.as_ref()));
+                let (removal, counters) = remove_dir(cx, to.dir, dst.ino, dst.record.as_ref());
+                writes.extend(removal);
+                draft.counters.extend(counters);
+                to_subdirs -= 1;
+            }
+            (false, false) => {
+                let dropped = drop_link(cx, to.dir, dst.ino, dst.record.as_ref());
+                draft.guards.push(dropped.guard);
+                writes.extend(dropped.writes);
+                draft.counters.extend(dropped.counters);
+                draft.deleted = dropped.deleted;
+                draft.while_closed = dropped.while_closed;
+            }
+        }
+    }
+    if !same_dir && src.kind == Kind::Dir {
+        from_subdirs -= 1;
+        to_subdirs += 1;
+    }
+    let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
+    draft.guards.push(src_guard);
+    if !same_dir {
+        writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
+        move_usage(cx, from.dir, to.dir, src_record, &mut draft);
+    }
+    writes.extend(src_writes);
+    writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
+    writes.extend(parent::touch(cx, to.dir, &to.record, to_subdirs));
+    Ok(finish(draft, writes))
+}
+
+fn move_usage(cx: &Cx, from: Ino, to: Ino, record: &Record, draft: &mut Draft) {
+    draft.counters.extend(stats::child(cx, from, &record.attr, -1));
+    draft.counters.extend(stats::child(cx, to, &record.attr, 1));
+}
+
+impl Meta {
+    /// Gives an entry another name and place. What has that name is replaced, kept (EEXIST), or takes the old place, as `flags` say.
+    pub async fn rename(&self, caller: &Caller, from: Ino, name: &Name, to: Ino, new_name: &Name, flags: RenameFlags) -> Result<(), Errno> {
+        if let Some((ino, length)) = self.run("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags)).await? {
+            self.ask(Duty::DeleteFile { ino, length });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! Size and use of the volume (metadata §6.18).
+
+use crate::meta::Meta;
+use crate::meta::ops::stats;
+use crate::meta::setting::Setting;
+use crate::meta::view::Plan;
+use crate::types::{Caller, Errno};
+
+/// What a volume without a limit shows at first; doubled when most of it is used.
+const SPACE_SHOWN: u64 = 1 << 50;
+/// The same for free inodes.
+const INODES_SHOWN: u64 = 10 << 20;
+
+/// Size and use of a volume, in bytes and inodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatFs {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that may still be used.
+    pub available: u64,
+    /// Bytes in use.
+    pub used: u64,
+    /// Inodes in all.
+    pub inodes: u64,
+    /// Inodes that may still be created.
+    pub inodes_available: u64,
+    /// Inodes in use.
+    pub inodes_used: u64,
+}
+
+fn stat(setting: &Setting, used: u64, inodes_used: u64) -> StatFs {
+    let total = match setting.capacity() {
+        0 => {
+            let mut total = SPACE_SHOWN;
+            // Four fifths used: show twice as much.
+            while total / 10 * 8 < used && total < 1 << 62 {
+                total *= 2;
+            }
+            total
+        }
+        capacity => capacity.max(used),
+    };
+    let inodes_available = match setting.inodes() {
+        0 => {
+            let mut available = INODES_SHOWN;
+            while inodes_used / 4 > available && available < 1 << 62 {
+                available *= 2;
+            }
+            available
+        }
+        limit => limit.saturating_sub(inodes_used),
+    };
+    StatFs {
+        total,
+        available: total.saturating_sub(used),
+        used,
+        inodes: inodes_used.saturating_add(inodes_available),
+        inodes_available,
+        inodes_used,
+    }
+}
+
+impl Meta {
+    /// Size and use of the volume.
+    pub async fn statfs(&self) -> Result<StatFs, Errno> {
+        self.run("statfs", &Caller::root(), |view, cx| {
+            let (used, inodes_used) = stats::used(view)?;
+            Ok(Plan::answer(stat(cx.setting, used, inodes_used)))
+        })
+        .await
+    }
+}
