@@ -54,6 +54,8 @@ pub struct Meta {
     slices: tokio::sync::Mutex<std::ops::Range<u64>>,
     /// Owners of POSIX and BSD locks held through this process, so that closing can skip what was never locked.
     pub(crate) locked: Mutex<std::collections::HashSet<Ino>>,
+    /// What `new_session` has registered; a heartbeat that finds it gone puts it back.
+    pub(crate) session_document: Mutex<Bytes>,
 }
 
 /// What every step knows beside the store: who asks, what time it is, what this process has open.
@@ -82,6 +84,7 @@ impl Meta {
             inodes: Default::default(),
             slices: Default::default(),
             locked: Default::default(),
+            session_document: Default::default(),
         }
     }
 

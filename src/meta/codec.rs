@@ -9,6 +9,8 @@ pub const MTIME_AT: u32 = 23;
 pub const CTIME_AT: u32 = 35;
 /// First byte of nlink.
 pub const NLINK_AT: u32 = 47;
+/// First byte of the length.
+pub const LENGTH_AT: u32 = 51;
 /// First byte of the parent inode; what follows it belongs to the identity of a directory, too.
 pub const PARENT_AT: u32 = 63;
 /// First byte after type, mode, uid and gid.

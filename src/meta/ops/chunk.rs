@@ -1,0 +1,129 @@
+//! Reading the slice list of a chunk, and which chunks of a file have one.
+
+use crate::meta::codec::{self, Record};
+use crate::meta::driver::errno_of;
+use crate::meta::store::{Query, ScanRange, Value};
+use crate::meta::{Meta, key};
+use crate::types::{Attr, Errno, Extent, Ino, SliceRecord, flatten};
+use std::ops::Range;
+
+/// Keys asked for at once when the chunk lists of a file are looked for: an answer of some 100 KiB.
+const SCAN_KEYS: u32 = 4096;
+
+/// What one read tells of a chunk; all of it describes one state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkView {
+    /// The slice list, oldest first; empty = zeros.
+    pub records: Vec<SliceRecord>,
+    /// The inode, `None` if its record is gone.
+    pub attr: Option<Attr>,
+    /// When a file of this length was deleted under this number, in unix seconds, while its data is not reclaimed.
+    pub deleted_at: Option<i64>,
+}
+
+impl Meta {
+    /// The list of a chunk, the inode's attributes, and whether the file of `length` bytes was deleted: one trip, one state. Only so can a
+    /// reader tell an empty list (zeros) from one that was reclaimed (no answer at all).
+    pub async fn chunk(&self, ino: Ino, index: u32, length: u64) -> Result<ChunkView, Errno> {
+        let queries =
+            [Query::List(key::chunk(ino, index)), Query::Get(key::inode(ino)), Query::ZScore(key::DELFILES, key::delfile(ino, length))];
+        let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("read a chunk", &e))?;
+        let [Value::List(elements), Value::Bytes(record), Value::Score(deleted_at)] = &values[..] else { return Err(Errno::IO) };
+        let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
+        let attr = match record {
+            None => None,
+            Some(bytes) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
+        };
+        Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, deleted_at: *deleted_at })
+    }
+
+    /// Which chunks of `range` have a list, ascending. A chunk that gets its first list meanwhile may be missed.
+    pub async fn chunks_present(&self, ino: Ino, range: Range<u32>) -> Result<Vec<u32>, Errno> {
+        // `c{ino}_0` without its last character.
+        let first = key::chunk(ino, 0);
+        let prefix = first.slice(..first.len() - 1);
+        let scan = ScanRange::Keys(prefix.clone());
+        let mut present = Vec::new();
+        let mut cursor = Some(Default::default());
+        while let Some(from) = cursor {
+            let page = self.driver.store.scan(&scan, from, SCAN_KEYS).await.map_err(|e| errno_of("list chunks", &e))?;
+            let indexes =
+                page.items.iter().filter_map(|item| std::str::from_utf8(item.name.get(prefix.len()..)?).ok()?.parse::<u32>().ok());
+            present.extend(indexes.filter(|index| range.contains(index)));
+            cursor = page.next;
+        }
+        present.sort_unstable();
+        // A scan may see a key twice.
+        present.dedup();
+        Ok(present)
+    }
+}
+
+/// What a reader sees in `range` of a chunk: pieces in order that cover all of it; what no record covers is a hole.
+pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut at = range.start;
+    for extent in flatten(records) {
+        let (start, end) = (extent.pos.max(range.start), (extent.pos + extent.len).min(range.end));
+        if start < end {
+            extents.push(Extent { pos: start, off: extent.off + (start - extent.pos), len: end - start, ..extent });
+            at = end;
+        }
+    }
+    if at < range.end {
+        extents.push(Extent { pos: at, id: 0, size: 0, off: 0, len: range.end - at });
+    }
+    extents
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{World, ready};
+    use super::*;
+
+    #[test]
+    fn one_read_tells_list_attributes_and_deletion() {
+        let world = World::new();
+        let ino = world.file(0);
+        world.write(ino, 0, 7, 100);
+        let view = ready(world.meta.chunk(ino, 0, 100)).unwrap();
+        assert_eq!(view.records, [SliceRecord { pos: 0, id: 7, size: 100, off: 0, len: 100 }]);
+        assert_eq!((view.attr.unwrap().length, view.deleted_at), (100, None));
+        world.unlink(ino);
+        let view = ready(world.meta.chunk(ino, 0, 100)).unwrap();
+        assert_eq!((view.attr, view.deleted_at), (None, Some(world.now().sec)));
+        assert_eq!(view.records.len(), 1, "the data stays until it is reclaimed");
+        assert_eq!(ready(world.meta.chunk(ino, 0, 99)).unwrap().deleted_at, None);
+    }
+
+    #[test]
+    fn damage_is_an_error_and_never_zeros() {
+        let world = World::new();
+        let ino = world.file(0);
+        world.store.put(crate::meta::store::Write::RPush(key::chunk(ino, 0), vec![bytes::Bytes::from_static(b"short")]));
+        assert_eq!(ready(world.meta.chunk(ino, 0, 0)), Err(Errno::IO));
+    }
+
+    #[test]
+    fn present_chunks_are_those_of_this_inode_in_order() {
+        let world = World::new();
+        let (ino, other) = (world.file(0), world.file(0));
+        for chunk in [10, 2, 0] {
+            world.write_at(ino, chunk, 0, 1 + u64::from(chunk), 5);
+        }
+        world.write_at(other, 3, 0, 100, 5);
+        assert_eq!(ready(world.meta.chunks_present(ino, 0..u32::MAX)).unwrap(), [0, 2, 10]);
+        assert_eq!(ready(world.meta.chunks_present(ino, 1..10)).unwrap(), [2]);
+    }
+
+    #[test]
+    fn visible_covers_the_range_exactly() {
+        let record = |pos, id, len| SliceRecord { pos, id, size: len, off: 0, len };
+        let seen: Vec<_> = visible(&[record(10, 1, 30), record(20, 2, 5)], 5..60).iter().map(|e| (e.pos, e.id, e.off, e.len)).collect();
+        assert_eq!(seen, [(5, 0, 5, 5), (10, 1, 0, 10), (20, 2, 0, 5), (25, 1, 15, 15), (40, 0, 0, 20)]);
+        assert_eq!(visible(&[], 3..9), [Extent { pos: 3, id: 0, size: 0, off: 0, len: 6 }]);
+    }
+}

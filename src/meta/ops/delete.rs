@@ -1,0 +1,175 @@
+//! Deleting the data of files that are gone, and forgetting slices whose objects are gone (metadata §8.4, §8.5).
+//!
+//! A file's inode is removed first, by the operation that takes its last link, which leaves a member in `delfiles`. Then its chunk lists go,
+//! each in one step with the references it held. A slice whose count fell below zero stays in `sliceRef` until its objects are deleted, so a
+//! crash anywhere loses no work.
+
+use crate::meta::client::Cx;
+use crate::meta::codec;
+use crate::meta::driver::errno_of;
+use crate::meta::store::{Commit, Guard, Key, Query, ScanRange, Value, Write};
+use crate::meta::view::{Plan, Stop, View};
+use crate::meta::{Meta, key};
+use crate::types::{Caller, Errno, Ino, SliceId, SliceRecord};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use tracing::warn;
+
+/// Chunk lists removed in one commit: some milliseconds of a local transaction.
+const LISTS_MAX: usize = 100;
+/// Fields of `sliceRef` read at once: an answer of some 100 KiB.
+const SCAN_FIELDS: u32 = 4096;
+/// Slices forgotten in one commit.
+const FORGET_MAX: usize = 1000;
+
+/// One chunk list of a deleted file, or its end.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    List { ino: Ino, chunk: u32 },
+    End { ino: Ino, length: u64 },
+}
+
+impl Meta {
+    /// Removes the chunk lists of a deleted file and its `delfiles` member. Answers the slices that no record names any more, as
+    /// `compact_commit` does.
+    pub async fn delete_file(&self, ino: Ino, length: u64) -> Result<Vec<(SliceId, u32)>, Errno> {
+        self.delete_files(&[(ino, length)]).await
+    }
+
+    /// The same for several files, with few commits. A file whose inode exists is left alone.
+    pub async fn delete_files(&self, files: &[(Ino, u64)]) -> Result<Vec<(SliceId, u32)>, Errno> {
+        let mut parts = Vec::new();
+        for &(ino, length) in files {
+            // Also beyond the length: a file that was truncated before it was deleted has lists there.
+            let chunks = self.chunks_present(ino, 0..u32::MAX).await?;
+            parts.extend(chunks.into_iter().map(|chunk| Part::List { ino, chunk }));
+            parts.push(Part::End { ino, length });
+        }
+        let mut dead = Vec::new();
+        for group in parts.chunks(LISTS_MAX) {
+            dead.extend(self.run("delete file data", &Caller::root(), |view, cx| step(view, cx, group)).await?);
+        }
+        Ok(dead)
+    }
+
+    /// Removes the counts of slices whose objects are deleted.
+    pub async fn forget_slices(&self, slices: &[(SliceId, u32)]) -> Result<(), Errno> {
+        for group in slices.chunks(FORGET_MAX) {
+            let writes: Vec<_> = group.iter().map(|&(id, size)| Write::HDel(key::SLICE_REF, key::slice_ref(id, size))).collect();
+            let commit = self.driver.store.commit(&[], &writes, &[]).await.map_err(|e| errno_of("forget slices", &e))?;
+            if !matches!(commit, Commit::Done { .. }) {
+                return Err(Errno::IO);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deleted files whose data waits to be removed, deleted at or before `older_than` (unix seconds), oldest first.
+    pub async fn pending_files(&self, older_than: i64, limit: u32) -> Result<Vec<(Ino, u64)>, Errno> {
+        let query = [Query::ZRange { key: key::DELFILES, max: older_than, limit }];
+        let values = self.driver.store.read(&query).await.map_err(|e| errno_of("list deleted files", &e))?;
+        let [Value::Scored(members)] = &values[..] else { return Err(Errno::IO) };
+        Ok(members.iter().filter_map(|(member, _)| parse_delfile(member)).collect())
+    }
+
+    /// Slices that no record names and whose objects are not known to be deleted.
+    pub async fn pending_slices(&self, limit: u32) -> Result<Vec<(SliceId, u32)>, Errno> {
+        let scan = ScanRange::Hash(key::SLICE_REF);
+        // A scan may see a field twice.
+        let mut pending = BTreeSet::new();
+        let mut cursor = Some(Default::default());
+        while let Some(from) = cursor {
+            let page = self.driver.store.scan(&scan, from, SCAN_FIELDS).await.map_err(|e| errno_of("list slices", &e))?;
+            for item in &page.items {
+                if codec::decode_decimal(Some(&item.value)).is_some_and(|count| count < 0)
+                    && let Some(slice) = parse_slice_ref(&item.name)
+                {
+                    pending.insert(slice);
+                    if pending.len() >= limit as usize {
+                        return Ok(pending.into_iter().collect());
+                    }
+                }
+            }
+            cursor = page.next;
+        }
+        Ok(pending.into_iter().collect())
+    }
+}
+
+fn parse_delfile(member: &[u8]) -> Option<(Ino, u64)> {
+    let (ino, length) = std::str::from_utf8(member).ok()?.split_once(':')?;
+    Some((Ino(ino.parse().ok()?), length.parse().ok()?))
+}
+
+fn parse_slice_ref(field: &[u8]) -> Option<(SliceId, u32)> {
+    let (id, size) = std::str::from_utf8(field).ok()?.strip_prefix('k')?.split_once('_')?;
+    Some((id.parse().ok()?, size.parse().ok()?))
+}
+
+fn step(view: &View, _cx: &Cx, parts: &[Part]) -> Result<Plan<Vec<(SliceId, u32)>>, Stop> {
+    view.want(parts.iter().map(|part| match *part {
+        Part::List { ino, chunk } => Query::List(key::chunk(ino, chunk)),
+        Part::End { ino, .. } => Query::Get(key::inode(ino)),
+    }))?;
+    let (mut guards, mut writes, mut records) = (Vec::new(), Vec::new(), Vec::new());
+    let mut gone = BTreeSet::new();
+    for part in parts {
+        let (Part::List { ino, .. } | Part::End { ino, .. }) = *part;
+        // No inode number is used twice, so this is damage, a restore or a member of another client's making: keep the data.
+        if view.string(&key::inode(ino))?.is_some() {
+            warn!(%ino, "listed as deleted but its inode exists; its data is kept");
+            continue;
+        }
+        if gone.insert(ino) {
+            guards.push(Guard::Value(key::inode(ino), None));
+        }
+        match *part {
+            Part::List { chunk, .. } => {
+                let list = key::chunk(ino, chunk);
+                let elements = view.list(&list)?.to_vec();
+                // A damaged element names no slice that could be counted; if there was one, gc finds its objects.
+                records.extend(elements.iter().filter_map(|element| codec::decode_slice(element)));
+                guards.push(Guard::ListIs(list.clone(), elements));
+                writes.push(Write::Del(list));
+            }
+            Part::End { length, .. } => writes.push(Write::ZRem(key::DELFILES, key::delfile(ino, length))),
+        }
+    }
+    let dropped = drop_references(view, &records)?;
+    guards.extend(dropped.guards);
+    writes.extend(dropped.writes);
+    Ok(Plan::new(guards, writes, dropped.dead))
+}
+
+/// What it takes to drop references.
+pub(crate) struct Dropped {
+    pub guards: Vec<Guard>,
+    pub writes: Vec<Write>,
+    /// Slices without a reference afterwards, by id.
+    pub dead: Vec<(SliceId, u32)>,
+}
+
+/// Takes one reference per record. The counts are guarded, so that it is known which slices die and their frames leave in the same commit
+/// as the last record that names them.
+pub(crate) fn drop_references(view: &View, records: &[SliceRecord]) -> Result<Dropped, Stop> {
+    let mut counts: BTreeMap<(SliceId, u32), i64> = BTreeMap::new();
+    for record in records.iter().filter(|record| record.id != 0) {
+        *counts.entry((record.id, record.size)).or_default() += 1;
+    }
+    let field_of = |&(id, size): &(SliceId, u32)| -> (Key, Bytes) { (key::SLICE_REF, key::slice_ref(id, size)) };
+    view.want(counts.keys().map(field_of).map(|(hash, field)| Query::HGet(hash, field)))?;
+    let mut dropped = Dropped { guards: Vec::new(), writes: Vec::new(), dead: Vec::new() };
+    for (slice, count) in counts {
+        let (hash, field) = field_of(&slice);
+        let stored = view.field(&hash, field.clone())?;
+        // Stored is references − 1; absent means one.
+        let left = codec::decode_decimal(stored.as_deref()).ok_or(Errno::IO)? - count;
+        dropped.guards.push(Guard::Field(hash.clone(), field.clone(), stored));
+        dropped.writes.push(Write::HIncrBy(hash, field, -count));
+        if left < 0 {
+            dropped.writes.push(Write::DelFrame(slice.0));
+            dropped.dead.push(slice);
+        }
+    }
+    Ok(dropped)
+}

@@ -1,0 +1,267 @@
+//! Sessions: the lease under which a client holds locks and unlinked open files, and the cleaning up after those that ended (metadata §5).
+
+use crate::meta::client::Cx;
+use crate::meta::driver::errno_of;
+use crate::meta::ops::lock::is_of_session;
+use crate::meta::ops::stats;
+use crate::meta::store::{Guard, Key, Query, Value, Write};
+use crate::meta::view::{Plan, Stop, View};
+use crate::meta::{Meta, key};
+use crate::types::{Caller, Duty, Errno, Ino, Kind, Time};
+use bytes::Bytes;
+use serde_json::{Map, json};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+/// Parsed as a semantic version by peers: the format's client we stand for, and ourselves as build metadata.
+const VERSION: &str = concat!("1.4.1+pando.", env!("CARGO_PKG_VERSION"));
+/// How often `heartbeat` is to be called.
+pub const HEARTBEAT: Duration = Duration::from_secs(12);
+/// A session without a heartbeat for this long is over (metadata §5.1).
+pub const SESSION_TTL: Duration = Duration::from_secs(5 * HEARTBEAT.as_secs());
+/// Sessions looked at in one round of cleaning.
+const SESSIONS_MAX: u32 = 1000;
+/// Session numbers tried before giving up; one is in use only if the counter was set back.
+const CLAIMS_MAX: u32 = 16;
+
+/// A session as `status` shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionEntry {
+    /// Its number.
+    pub sid: u64,
+    /// Unix seconds after which it is stale.
+    pub expiry: i64,
+    /// Its document; empty if it is missing or damaged.
+    pub document: Map<String, serde_json::Value>,
+}
+
+impl Meta {
+    /// Begins this process's session and answers its number.
+    pub async fn new_session(&self, mountpoint: &str) -> Result<u64, Errno> {
+        let sid = self.claim_session().await?;
+        let now = self.driver.clock.now();
+        let document = Bytes::from(document(mountpoint, now, &host_name()));
+        // The claim comes first: a session that is listed and not claimed would be cleaned at once by a neighbour.
+        self.apply(
+            "begin session",
+            &[
+                Write::ZAdd(key::ALL_SESSIONS, expiry(now), key::decimal(sid)),
+                Write::HSet(key::SESSION_INFOS, key::decimal(sid), document.clone()),
+            ],
+        )
+        .await?;
+        *self.session_document.lock().expect("never poisoned: no code under it panics") = document;
+        self.sid.store(sid, Ordering::Relaxed);
+        Ok(sid)
+    }
+
+    async fn claim_session(&self) -> Result<u64, Errno> {
+        for _ in 0..CLAIMS_MAX {
+            let replies = self.apply("begin session", &[Write::IncrBy(key::NEXT_SESSION, 1)]).await?;
+            let [Value::Int(sid)] = replies[..] else { return Err(Errno::IO) };
+            let sid = u64::try_from(sid).map_err(|_| Errno::IO)?;
+            if self.driver.store.claim_session(sid).map_err(|e| errno_of("claim session", &e))? {
+                return Ok(sid);
+            }
+        }
+        error!("no session number is free: is the counter nextsession damaged?");
+        Err(Errno::IO)
+    }
+
+    /// Prolongs this process's session.
+    pub async fn heartbeat(&self) -> Result<(), Errno> {
+        let document = self.session_document.lock().expect("never poisoned: no code under it panics").clone();
+        let lapsed = self.run("heartbeat", &Caller::root(), |view, cx| heartbeat_step(view, cx, &document)).await?;
+        if lapsed {
+            error!("the session was ended by another client; locks and the data of unlinked open files may be lost");
+        }
+        Ok(())
+    }
+
+    /// Ends this process's session: its locks go, and the files it kept although they were unlinked.
+    pub async fn close_session(&self) -> Result<(), Errno> {
+        let sid = self.sid.load(Ordering::Relaxed);
+        if sid == 0 {
+            return Ok(());
+        }
+        self.clean_session(sid).await?;
+        self.sid.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Cleans up after sessions that ended without doing so. Answers how many.
+    pub async fn clean_stale_sessions(&self) -> Result<usize, Errno> {
+        let now = self.driver.clock.now().sec;
+        let own = self.sid.load(Ordering::Relaxed);
+        let mut cleaned = 0;
+        for (sid, expiry) in self.session_expiries().await? {
+            // Where the store knows whether the process lives, its clock may be as wrong as it likes.
+            let is_stale = match self.driver.store.session_alive(sid) {
+                Some(alive) => !alive,
+                None => expiry <= now,
+            };
+            if sid == own || !is_stale {
+                continue;
+            }
+            info!(sid, "cleaning up after a session that ended");
+            match self.clean_session(sid).await {
+                Ok(()) => cleaned += 1,
+                // The others shall not wait for this one; it is tried again next time.
+                Err(errno) => warn!(sid, %errno, "a stale session could not be cleaned"),
+            }
+        }
+        Ok(cleaned)
+    }
+
+    /// The sessions of the volume, by number; stale ones are among them until they are cleaned.
+    pub async fn sessions(&self) -> Result<Vec<SessionEntry>, Errno> {
+        let queries = [Query::HGetAll(key::SESSION_INFOS)];
+        let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("list sessions", &e))?;
+        let [Value::Pairs(documents)] = &values[..] else { return Err(Errno::IO) };
+        let entry = |(sid, expiry): (u64, i64)| {
+            let stored = documents.iter().find(|(field, _)| *field == key::decimal(sid));
+            let document = stored.and_then(|(_, text)| serde_json::from_slice(text).ok()).unwrap_or_default();
+            SessionEntry { sid, expiry, document }
+        };
+        let mut sessions: Vec<_> = self.session_expiries().await?.into_iter().map(entry).collect();
+        sessions.sort_by_key(|session| session.sid);
+        Ok(sessions)
+    }
+
+    async fn session_expiries(&self) -> Result<Vec<(u64, i64)>, Errno> {
+        let query = [Query::ZRange { key: key::ALL_SESSIONS, max: i64::MAX, limit: SESSIONS_MAX }];
+        let values = self.driver.store.read(&query).await.map_err(|e| errno_of("list sessions", &e))?;
+        let [Value::Scored(members)] = &values[..] else { return Err(Errno::IO) };
+        Ok(members.iter().filter_map(|(sid, expiry)| Some((number(sid)?, *expiry))).collect())
+    }
+
+    /// Locks first, then kept files, the session itself last: whoever finds it again after a crash repeats all of it. Two cleaners do no harm.
+    async fn clean_session(&self, sid: u64) -> Result<(), Errno> {
+        for hash in self.members(&key::locked(sid)).await? {
+            self.run("clean locks", &Caller::root(), |view, cx| drop_locks_step(view, cx, sid, &hash)).await?;
+        }
+        for member in self.members(&key::sustained(sid)).await? {
+            let Some(ino) = number(&member).map(Ino) else {
+                warn!(sid, "a session keeps something that is no inode number: {:?}", member);
+                continue;
+            };
+            let deleted = self.run("clean kept file", &Caller::root(), |view, cx| drop_sustained_step(view, cx, sid, ino)).await?;
+            if let Some(length) = deleted {
+                self.ask(Duty::DeleteFile { ino, length });
+            }
+        }
+        self.apply("end session", &[Write::HDel(key::SESSION_INFOS, key::decimal(sid)), Write::ZRem(key::ALL_SESSIONS, key::decimal(sid))])
+            .await?;
+        Ok(())
+    }
+
+    async fn members(&self, set: &Key) -> Result<Vec<Bytes>, Errno> {
+        let values = self.driver.store.read(&[Query::SMembers(set.clone())]).await.map_err(|e| errno_of("read a set", &e))?;
+        match values.into_iter().next() {
+            Some(Value::List(members)) => Ok(members),
+            _ => Err(Errno::IO),
+        }
+    }
+
+    async fn apply(&self, what: &'static str, writes: &[Write]) -> Result<Vec<Value>, Errno> {
+        let writes = writes.to_vec();
+        let step = |_: &View, _: &Cx| -> Result<Plan<Vec<Value>>, Stop> {
+            let mut plan = Plan::new(Vec::new(), writes.clone(), Vec::new());
+            plan.finish = Box::new(|replies, _| Ok(replies.to_vec()));
+            Ok(plan)
+        };
+        self.run(what, &Caller::root(), step).await
+    }
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn expiry(now: Time) -> i64 {
+    now.sec + SESSION_TTL.as_secs() as i64
+}
+
+/// True if the session had been removed meanwhile.
+fn heartbeat_step(view: &View, cx: &Cx, document: &Bytes) -> Result<Plan<bool>, Stop> {
+    if cx.sid == 0 {
+        return Ok(Plan::answer(false));
+    }
+    let sid = key::decimal(cx.sid);
+    let stored = view.field(&key::SESSION_INFOS, sid.clone())?;
+    let mut writes = vec![Write::ZAdd(key::ALL_SESSIONS, expiry(cx.now), sid.clone())];
+    let lapsed = stored.is_none();
+    if lapsed {
+        writes.push(Write::HSet(key::SESSION_INFOS, sid.clone(), document.clone()));
+    }
+    Ok(Plan::new(vec![Guard::Field(key::SESSION_INFOS, sid, stored)], writes, lapsed))
+}
+
+/// Removes what a session holds in one lock hash.
+fn drop_locks_step(view: &View, _cx: &Cx, sid: u64, hash: &Key) -> Result<Plan<()>, Stop> {
+    let unlist = Write::SRem(key::locked(sid), hash.clone());
+    // Whatever else stands in the list is not ours to touch.
+    if !hash.starts_with(b"lockf") && !hash.starts_with(b"lockp") {
+        return Ok(Plan::new(Vec::new(), vec![unlist], ()));
+    }
+    let fields = view.fields(hash)?;
+    let held = fields.iter().filter(|(field, _)| is_of_session(field, sid));
+    let mut writes: Vec<_> = held.map(|(field, _)| Write::HDel(hash.clone(), field.clone())).collect();
+    writes.push(unlist);
+    Ok(Plan::new(vec![Guard::Fields(hash.clone(), fields.to_vec())], writes, ()))
+}
+
+/// Deletes an inode a session kept although it was unlinked (metadata §6.16), unless it has a name again. Answers its length if its data is
+/// to be deleted.
+fn drop_sustained_step(view: &View, cx: &Cx, sid: u64, ino: Ino) -> Result<Plan<Option<u64>>, Stop> {
+    let unlist = Write::SRem(key::sustained(sid), key::decimal(ino));
+    let record_key = key::inode(ino);
+    let record = view.record(ino)?;
+    let guard = Guard::Value(record_key.clone(), record.as_ref().map(|record| record.bytes.clone()));
+    let Some(attr) = record.map(|record| record.attr).filter(|attr| attr.nlink == 0) else {
+        return Ok(Plan::new(vec![guard], vec![unlist], None));
+    };
+    let mut writes = vec![unlist, Write::Del(record_key), Write::Del(key::xattr(ino))];
+    let is_file = attr.kind == Kind::File;
+    if is_file {
+        writes.push(Write::ZAdd(key::DELFILES, cx.now.sec, key::delfile(ino, attr.length)));
+    }
+    writes.extend(stats::volume(-attr.space(), -1));
+    Ok(Plan::new(vec![guard], writes, is_file.then_some(attr.length)))
+}
+
+/// The session document: one line (metadata §5.2).
+fn document(mountpoint: &str, now: Time, host: &str) -> String {
+    json!({
+        "Version": VERSION,
+        "HostName": host,
+        "MountPoint": mountpoint,
+        "MountTime": rfc3339(now),
+        "ProcessID": std::process::id(),
+    })
+    .to_string()
+}
+
+fn host_name() -> String {
+    match std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        Ok(name) => name.trim_end().to_owned(),
+        // Only shown to people.
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
+/// `2026-08-21T10:00:00.123456789Z`.
+fn rfc3339(time: Time) -> String {
+    let (days, second) = (time.sec.div_euclid(86_400), time.sec.rem_euclid(86_400));
+    // Days are counted from 0000-03-01, so that the leap day ends a year; a year is then cut out of its 400-year era.
+    let days = days + 719_468;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let (day, month) = (day_of_year - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", time.nsec)
+}
