@@ -1,1 +1,5 @@
-//! (purpose)
+//! What is kept of the bucket on this host: the memory tier.
+
+mod memory;
+
+pub use memory::MemoryCache;

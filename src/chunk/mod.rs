@@ -1,1 +1,30 @@
-//! (purpose)
+//! Where metadata and blocks meet: reading a chunk, compacting it, deleting what nothing names any more.
+
+mod compact;
+mod delete;
+mod join;
+mod read;
+
+use crate::block::BlockStore;
+use crate::meta::Meta;
+use crate::types::Ino;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+/// The chunks of one volume.
+pub struct Chunks {
+    meta: Arc<Meta>,
+    blocks: Arc<BlockStore>,
+    /// Being compacted by this process.
+    compacting: Mutex<HashSet<(Ino, u32)>>,
+}
+
+impl Chunks {
+    /// Over this metadata and these blocks.
+    pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>) -> Arc<Chunks> {
+        Arc::new(Chunks { meta, blocks, compacting: Mutex::default() })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;

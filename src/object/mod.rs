@@ -1,8 +1,14 @@
 //! `ObjectStore`: put, get, head, delete, list of immutable objects by key. Knows no blocks.
 
+#[doc(hidden)]
+pub mod conformance;
+mod dirsync;
+#[doc(hidden)]
 pub mod fault;
 pub mod file;
 pub mod memory;
+#[doc(hidden)]
+pub mod powercut;
 
 use crate::types::BoxFuture;
 use bytes::Bytes;

@@ -1,0 +1,50 @@
+//! Trying an object request again while that may help.
+
+use crate::env::{Random, SystemRandom};
+use crate::object::ObjectError;
+use std::time::Duration;
+use tracing::debug;
+
+/// Pauses before the second, third, … attempt. Short ones first, because a busy disk is back at once; 21 s in all, so that a caller
+/// hears of a store that is really gone within half a minute.
+const PAUSES_MS: [u64; 10] = [50, 100, 250, 500, 1000, 2000, 3000, 4500, 5000, 5000];
+
+/// Runs `request` until it succeeds, fails for good, or the pauses are used up.
+pub(super) async fn retrying<T, F>(what: &'static str, key: &str, mut request: impl FnMut() -> F) -> Result<T, ObjectError>
+where
+    F: Future<Output = Result<T, ObjectError>>,
+{
+    for pause in PAUSES_MS {
+        match request().await {
+            Err(ObjectError::Retry(why)) => debug!(what, key, why, "trying again"),
+            result => return result,
+        }
+        // Half to all of the pause: many requests that failed together do not come back together.
+        let jitter = SystemRandom.u64() % (pause / 2);
+        tokio::time::sleep(Duration::from_millis(pause - jitter)).await;
+    }
+    request().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_may_help_is_tried_again() {
+        let mut calls = 0;
+        let result = retrying("test", "k", || {
+            calls += 1;
+            let answer = if calls < 3 { Err(ObjectError::Retry("busy".into())) } else { Ok(calls) };
+            async move { answer }
+        });
+        assert_eq!(result.await, Ok(3));
+        let mut calls = 0;
+        let result: Result<(), _> = retrying("test", "k", || {
+            calls += 1;
+            async { Err(ObjectError::Full("disk".into())) }
+        })
+        .await;
+        assert_eq!((result, calls), (Err(ObjectError::Full("disk".into())), 1));
+    }
+}

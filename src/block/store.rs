@@ -1,0 +1,367 @@
+//! `BlockStore`: the blocks of a volume, through the cache, the frames beside the metadata, and the object store.
+
+use crate::block::BlockError;
+use crate::block::flight::Flights;
+use crate::block::retry::retrying;
+use crate::cache::MemoryCache;
+use crate::object::{ObjectError, ObjectStore};
+use crate::types::{BlockId, FrameSource, SliceId, block_count};
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tracing::error;
+
+/// A slice that is one block of at most this size is kept beside the metadata (design §4): larger ones are better off as objects.
+pub const FRAME_BYTES_MAX: u32 = 64 << 10;
+/// A range of at most this part of a block that does not begin the block is fetched alone: such a read jumps about, and the rest of the
+/// block may never be asked for.
+const RANGE_PART_MAX: u32 = 4;
+
+/// What a `BlockStore` is made of.
+pub struct BlockConfig {
+    /// The bucket.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The volume's name: the first part of every key.
+    pub prefix: String,
+    /// How keys are spread (data §1.3).
+    pub hash_prefix: bool,
+    /// Size of a full block.
+    pub block_bytes: u32,
+    /// Decoded blocks.
+    pub cache: MemoryCache,
+    /// Where small blocks are.
+    pub frames: Arc<dyn FrameSource>,
+    /// Uploads at once.
+    pub uploads_max: usize,
+    /// Downloads at once.
+    pub downloads_max: usize,
+}
+
+/// The blocks of one volume.
+pub struct BlockStore {
+    config: BlockConfig,
+    uploads: Semaphore,
+    downloads: Semaphore,
+    flights: Flights,
+}
+
+impl BlockStore {
+    /// Over this bucket.
+    pub fn new(config: BlockConfig) -> Arc<BlockStore> {
+        let (uploads, downloads) = (Semaphore::new(config.uploads_max.max(1)), Semaphore::new(config.downloads_max.max(1)));
+        Arc::new(BlockStore { config, uploads, downloads, flights: Flights::default() })
+    }
+
+    /// Size of a full block.
+    pub fn block_bytes(&self) -> u32 {
+        self.config.block_bytes
+    }
+
+    /// The frame of a block: the bytes of its object. Without compression and encryption they are the block itself.
+    pub fn encode(&self, data: &Bytes) -> Bytes {
+        data.clone()
+    }
+
+    /// Stores a block, durable when it returns. `data` is exactly the block.
+    pub async fn upload(&self, block: BlockId, data: Bytes) -> Result<(), BlockError> {
+        let key = self.key(&block);
+        if data.len() as u64 != u64::from(block.len) {
+            return Err(self.damaged(key, format!("{} bytes were to be stored", data.len())));
+        }
+        let _permit = self.uploads.acquire().await.expect("never closed");
+        let frame = self.encode(&data);
+        match retrying("upload", &key, || self.config.objects.put(&key, frame.clone())).await {
+            Ok(()) => {
+                self.config.cache.insert(block, data);
+                Ok(())
+            }
+            Err(e) => Err(self.failed("upload", key, e)),
+        }
+    }
+
+    /// Remembers a small block whose frame has just been committed.
+    pub fn note_frame(&self, slice: SliceId, data: Bytes) {
+        if let Ok(len) = u32::try_from(data.len()) {
+            self.config.cache.insert(BlockId { slice, index: 0, len }, data);
+        }
+    }
+
+    /// The block, if it is in memory.
+    pub fn cached(&self, block: &BlockId) -> Option<Bytes> {
+        self.config.cache.get(block)
+    }
+
+    /// The whole block, from memory, the frames or the bucket, whichever has it first.
+    pub async fn fetch(&self, block: BlockId) -> Result<Bytes, BlockError> {
+        if let Some(bytes) = self.near(&block).await? {
+            return Ok(bytes);
+        }
+        self.flights.join(block, self.download(block)).await
+    }
+
+    /// Bytes `range` of the block. A small part of a large block is fetched alone, unless the block is coming anyway.
+    pub async fn fetch_range(&self, block: BlockId, range: Range<u32>) -> Result<Bytes, BlockError> {
+        if range.start > range.end || range.end > block.len {
+            return Err(self.damaged(self.key(&block), format!("bytes {}..{} were asked for", range.start, range.end)));
+        }
+        let part = range.start > 0 && range.end - range.start <= block.len / RANGE_PART_MAX && block.len > FRAME_BYTES_MAX;
+        if !part || self.flights.under_way(&block) {
+            let whole = self.fetch(block).await?;
+            return Ok(whole.slice(range.start as usize..range.end as usize));
+        }
+        if let Some(whole) = self.cached(&block) {
+            return Ok(whole.slice(range.start as usize..range.end as usize));
+        }
+        let bytes = self.get(&block, Some(range.clone())).await?;
+        self.check_len(&block, bytes, range.end - range.start)
+    }
+
+    /// Removes the objects of a slice that nothing names any more, and what is cached of it.
+    pub async fn delete_slice(&self, id: SliceId, size: u32) -> Result<(), BlockError> {
+        for index in 0..block_count(size, self.config.block_bytes) {
+            let Some(block) = BlockId::of(id, size, index, self.config.block_bytes) else { break };
+            self.config.cache.remove(&block);
+            let key = self.key(&block);
+            retrying("delete", &key, || self.config.objects.delete(&key)).await.map_err(|e| self.failed("delete", key.clone(), e))?;
+        }
+        Ok(())
+    }
+
+    /// The object of a block.
+    pub fn key(&self, block: &BlockId) -> String {
+        format!("{}/{}", self.config.prefix, block.key(self.config.hash_prefix))
+    }
+
+    /// From memory or the frames. `None`: it should be in the bucket.
+    async fn near(&self, block: &BlockId) -> Result<Option<Bytes>, BlockError> {
+        if let Some(bytes) = self.cached(block) {
+            return Ok(Some(bytes));
+        }
+        // Only blocks that make up a slice have frames; the first block of a longer one is merely not found there.
+        if block.index > 0 || block.len > FRAME_BYTES_MAX {
+            return Ok(None);
+        }
+        let Some(frame) = self.config.frames.frame(block.slice).await.map_err(BlockError::Frames)? else { return Ok(None) };
+        let bytes = self.check_len(block, frame, block.len)?;
+        self.config.cache.insert(*block, bytes.clone());
+        Ok(Some(bytes))
+    }
+
+    async fn download(&self, block: BlockId) -> Result<Bytes, BlockError> {
+        // A flight for the same block may have landed between the look into the cache and the start of this one.
+        if let Some(bytes) = self.cached(&block) {
+            return Ok(bytes);
+        }
+        let bytes = self.check_len(&block, self.get(&block, None).await?, block.len)?;
+        self.config.cache.insert(block, bytes.clone());
+        Ok(bytes)
+    }
+
+    async fn get(&self, block: &BlockId, range: Option<Range<u32>>) -> Result<Bytes, BlockError> {
+        let key = self.key(block);
+        let range = range.map(|range| u64::from(range.start)..u64::from(range.end));
+        let _permit = self.downloads.acquire().await.expect("never closed");
+        match retrying("fetch", &key, || self.config.objects.get(&key, range.clone())).await {
+            Ok(bytes) => Ok(bytes),
+            Err(ObjectError::Missing) => Err(BlockError::Missing { key }),
+            // The range lies within the block, so an object without it is too short.
+            Err(ObjectError::Invalid(why)) if range.is_some() => Err(self.damaged(key, why)),
+            Err(e) => Err(self.failed("fetch", key, e)),
+        }
+    }
+
+    fn check_len(&self, block: &BlockId, bytes: Bytes, expected: u32) -> Result<Bytes, BlockError> {
+        if bytes.len() as u64 == u64::from(expected) {
+            return Ok(bytes);
+        }
+        Err(self.damaged(self.key(block), format!("{} bytes instead of {expected}", bytes.len())))
+    }
+
+    fn damaged(&self, key: String, why: String) -> BlockError {
+        error!(key, why, "a block is damaged");
+        BlockError::Damaged { key, why }
+    }
+
+    fn failed(&self, what: &'static str, key: String, error: ObjectError) -> BlockError {
+        error!(what, key, "{error}");
+        BlockError::Store(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::fault::{Fault, FaultStore, Request};
+    use crate::object::memory::MemoryStore;
+    use crate::types::{BoxFuture, Errno};
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+
+    const BLOCK_BYTES: u32 = 256 << 10;
+
+    #[derive(Default)]
+    struct Frames(Mutex<HashMap<SliceId, Bytes>>);
+
+    impl FrameSource for Frames {
+        fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, Errno>> {
+            let frame = self.0.lock().unwrap().get(&id).cloned();
+            Box::pin(async move { Ok(frame) })
+        }
+    }
+
+    struct Bench {
+        blocks: Arc<BlockStore>,
+        faults: Arc<FaultStore>,
+        memory: Arc<MemoryStore>,
+        frames: Arc<Frames>,
+    }
+
+    fn bench(cache_bytes: u64) -> Bench {
+        let memory = Arc::new(MemoryStore::new());
+        let faults = Arc::new(FaultStore::new(memory.clone()));
+        let frames = Arc::new(Frames::default());
+        let blocks = BlockStore::new(BlockConfig {
+            objects: faults.clone(),
+            prefix: "vol".into(),
+            hash_prefix: false,
+            block_bytes: BLOCK_BYTES,
+            cache: MemoryCache::new(cache_bytes),
+            frames: frames.clone(),
+            uploads_max: 2,
+            downloads_max: 2,
+        });
+        Bench { blocks, faults, memory, frames }
+    }
+
+    fn pattern(len: u32) -> Bytes {
+        (0..len).map(|n| (n % 251) as u8).collect()
+    }
+
+    fn block(slice: SliceId, len: u32) -> BlockId {
+        BlockId { slice, index: 0, len }
+    }
+
+    #[tokio::test]
+    async fn what_is_uploaded_comes_back() {
+        for cache_bytes in [0, 64 << 20] {
+            let Bench { blocks, faults, memory, .. } = bench(cache_bytes);
+            let (id, data) = (block(1_234_567, BLOCK_BYTES), pattern(BLOCK_BYTES));
+            blocks.upload(id, data.clone()).await.unwrap();
+            assert_eq!(memory.objects().keys().collect::<Vec<_>>(), ["vol/chunks/1/1234/1234567_0_262144"]);
+            assert_eq!(blocks.fetch(id).await, Ok(data.clone()));
+            assert_eq!(blocks.fetch_range(id, 1000..3000).await, Ok(data.slice(1000..3000)));
+            assert_eq!(blocks.fetch_range(id, 0..BLOCK_BYTES).await, Ok(data));
+            assert_eq!(faults.calls(Request::Get), if cache_bytes == 0 { 3 } else { 0 });
+            assert!(matches!(blocks.fetch_range(id, 5..BLOCK_BYTES + 1).await, Err(BlockError::Damaged { .. })));
+            assert!(blocks.upload(id, pattern(3)).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn small_blocks_come_from_frames_first() {
+        let Bench { blocks, faults, frames, .. } = bench(1 << 20);
+        let data = pattern(FRAME_BYTES_MAX);
+        frames.0.lock().unwrap().insert(7, data.clone());
+        assert_eq!(blocks.fetch(block(7, FRAME_BYTES_MAX)).await, Ok(data.clone()));
+        assert_eq!(blocks.fetch_range(block(7, FRAME_BYTES_MAX), 9..12).await, Ok(data.slice(9..12)));
+        blocks.note_frame(8, pattern(10));
+        assert_eq!(blocks.fetch(block(8, 10)).await, Ok(pattern(10)));
+        assert_eq!(faults.calls(Request::Get), 0);
+        frames.0.lock().unwrap().insert(9, pattern(3));
+        assert!(matches!(blocks.fetch(block(9, 4)).await, Err(BlockError::Damaged { .. })), "a frame of another length");
+        assert_eq!(blocks.fetch(block(10, 4)).await, Err(BlockError::Missing { key: "vol/chunks/0/0/10_0_4".into() }));
+    }
+
+    #[tokio::test]
+    async fn damage_is_found_and_not_cached() {
+        let Bench { blocks, faults, memory, .. } = bench(1 << 20);
+        let id = block(1, BLOCK_BYTES);
+        memory.put(&blocks.key(&id), pattern(BLOCK_BYTES)).await.unwrap();
+        faults.inject(Request::Get, 0, 1, Fault::Short(100));
+        assert!(matches!(blocks.fetch(id).await, Err(BlockError::Damaged { .. })), "short");
+        assert_eq!(blocks.fetch(id).await, Ok(pattern(BLOCK_BYTES)), "found whole the next time");
+        let id = block(2, BLOCK_BYTES);
+        memory.put(&blocks.key(&id), pattern(BLOCK_BYTES + 1)).await.unwrap();
+        assert!(matches!(blocks.fetch(id).await, Err(BlockError::Damaged { .. })), "long");
+        memory.put(&blocks.key(&id), pattern(1000)).await.unwrap();
+        for range in [900..1100, 2000..2100] {
+            assert!(matches!(blocks.fetch_range(id, range).await, Err(BlockError::Damaged { .. })), "a range of a short object");
+        }
+    }
+
+    #[tokio::test]
+    async fn errors_keep_their_meaning() {
+        let Bench { blocks, faults, .. } = bench(0);
+        let id = block(1, 8);
+        faults.inject(Request::Put, 0, 2, Fault::Fail(ObjectError::Retry("busy".into())));
+        faults.inject(Request::Put, 2, 1, Fault::FailAfter(ObjectError::Retry("lost answer".into())));
+        assert_eq!(blocks.upload(id, pattern(8)).await, Ok(()));
+        assert_eq!(faults.calls(Request::Put), 4);
+        faults.inject(Request::Get, 0, 1, Fault::Fail(ObjectError::Retry("busy".into())));
+        assert_eq!(blocks.fetch(id).await, Ok(pattern(8)));
+        faults.inject(Request::Put, 0, 1, Fault::Fail(ObjectError::Full("disk".into())));
+        assert_eq!(blocks.upload(id, pattern(8)).await.map_err(|e| e.errno()), Err(Errno::NOSPC));
+        faults.inject(Request::Put, 0, 1, Fault::Fail(ObjectError::Denied("read-only".into())));
+        assert_eq!(blocks.upload(id, pattern(8)).await.map_err(|e| e.errno()), Err(Errno::IO));
+    }
+
+    #[tokio::test]
+    async fn readers_of_one_block_share_a_fetch() {
+        let Bench { blocks, faults, memory, .. } = bench(64 << 20);
+        let id = block(1, BLOCK_BYTES);
+        memory.put(&blocks.key(&id), pattern(BLOCK_BYTES)).await.unwrap();
+        let gate = Arc::new(Semaphore::new(0));
+        faults.always(Request::Get, Fault::Hold(Arc::clone(&gate)));
+        let mut readers = Vec::new();
+        for n in 0..8u32 {
+            let blocks = Arc::clone(&blocks);
+            readers.push(tokio::spawn(async move { blocks.fetch_range(id, n..n + BLOCK_BYTES / 2).await }));
+        }
+        while faults.calls(Request::Get) == 0 {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(1);
+        for (n, reader) in readers.into_iter().enumerate() {
+            assert_eq!(reader.await.unwrap().unwrap(), pattern(BLOCK_BYTES).slice(n..n + BLOCK_BYTES as usize / 2));
+        }
+        assert_eq!(faults.calls(Request::Get), 1);
+    }
+
+    #[tokio::test]
+    async fn uploads_are_bounded() {
+        let Bench { blocks, faults, .. } = bench(0);
+        let gate = Arc::new(Semaphore::new(0));
+        faults.always(Request::Put, Fault::Hold(Arc::clone(&gate)));
+        let uploads: Vec<_> = (1..=5)
+            .map(|n| {
+                let blocks = Arc::clone(&blocks);
+                tokio::spawn(async move { blocks.upload(block(n, 8), pattern(8)).await })
+            })
+            .collect();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(faults.calls(Request::Put), 2);
+        gate.add_permits(5);
+        for upload in uploads {
+            assert_eq!(upload.await.unwrap(), Ok(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn deleting_a_slice_removes_every_block() {
+        let Bench { blocks, memory, .. } = bench(64 << 20);
+        let size = 2 * BLOCK_BYTES + 5;
+        for index in 0..3 {
+            let id = BlockId::of(3, size, index, BLOCK_BYTES).unwrap();
+            blocks.upload(id, pattern(id.len)).await.unwrap();
+        }
+        assert_eq!(memory.objects().len(), 3);
+        blocks.delete_slice(3, size).await.unwrap();
+        assert_eq!(memory.objects().len(), 0);
+        let first = BlockId::of(3, size, 0, BLOCK_BYTES).unwrap();
+        assert!(matches!(blocks.fetch(first).await, Err(BlockError::Missing { .. })), "nor is it cached");
+        blocks.delete_slice(3, size).await.unwrap();
+    }
+}
