@@ -145,7 +145,7 @@ impl Volume {
             prefix: setting.name().into(),
             hash_prefix: setting.hash_prefix(),
             block_bytes: setting.block_bytes(),
-            cache: MemoryCache::new(cache_bytes),
+            cache: MemoryCache::new(cache_bytes as u64),
             frames,
             uploads_max: options.uploads_max,
             downloads_max: options.downloads_max,
@@ -163,7 +163,8 @@ impl Volume {
                 Err(error) => warn!("cannot clean up after stale sessions: {error}"),
             }
             info!(sid, "volume {} is open", setting.name());
-            jobs = Some(jobs::start(JobsConfig { meta: meta.clone(), chunks: chunks.clone(), duties, heartbeat: options.heartbeat }));
+            let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            jobs = Some(jobs::start(config));
         }
         Ok(Volume { meta, blocks, chunks, writers, jobs, read_only: options.read_only })
     }
