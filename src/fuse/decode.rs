@@ -29,45 +29,154 @@ pub(crate) type Text = Box<[u8]>;
 /// What is asked for, with its arguments. `fh` is a handle that an OPEN or OPENDIR was answered with.
 #[derive(Debug)]
 pub(crate) enum Operation {
-    Lookup { name: Text },
-    Getattr { fh: Option<u64> },
-    Setattr { change: SetAttrRequest },
+    Lookup {
+        name: Text,
+    },
+    Getattr {
+        fh: Option<u64>,
+    },
+    Setattr {
+        change: SetAttrRequest,
+    },
     Readlink,
-    Symlink { name: Text, target: Text },
-    Mknod { name: Text, mode: u32, umask: u32, rdev: u32 },
-    Mkdir { name: Text, mode: u32, umask: u32 },
-    Unlink { name: Text },
-    Rmdir { name: Text },
-    Rename { name: Text, new_parent: Ino, new_name: Text, flags: u32 },
-    Link { ino: Ino, new_name: Text },
-    Open { flags: u32 },
-    Create { name: Text, mode: u32, umask: u32, flags: u32 },
-    Tmpfile { mode: u32, umask: u32, flags: u32 },
-    Read { fh: u64, offset: u64, size: u32 },
-    Write { fh: u64, offset: u64, flags: u32, data: Bytes },
-    Flush { fh: u64, lock_owner: u64 },
+    Symlink {
+        name: Text,
+        target: Text,
+    },
+    Mknod {
+        name: Text,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+    },
+    Mkdir {
+        name: Text,
+        mode: u32,
+        umask: u32,
+    },
+    Unlink {
+        name: Text,
+    },
+    Rmdir {
+        name: Text,
+    },
+    Rename {
+        name: Text,
+        new_parent: Ino,
+        new_name: Text,
+        flags: u32,
+    },
+    Link {
+        ino: Ino,
+        new_name: Text,
+    },
+    Open {
+        flags: u32,
+    },
+    Create {
+        name: Text,
+        mode: u32,
+        umask: u32,
+        flags: u32,
+    },
+    Tmpfile {
+        mode: u32,
+        umask: u32,
+        flags: u32,
+    },
+    Read {
+        fh: u64,
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        fh: u64,
+        offset: u64,
+        flags: u32,
+        data: Bytes,
+    },
+    Flush {
+        fh: u64,
+        lock_owner: u64,
+    },
     /// `flock_owner` if the handle's flock is to be dropped.
-    Release { fh: u64, flock_owner: Option<u64> },
-    Fsync { fh: u64, datasync: bool },
+    Release {
+        fh: u64,
+        flock_owner: Option<u64>,
+    },
+    Fsync {
+        fh: u64,
+        datasync: bool,
+    },
     Opendir,
-    Readdir { fh: u64, offset: u64, size: u32, plus: bool },
-    Releasedir { fh: u64 },
-    Fsyncdir { fh: u64 },
+    Readdir {
+        fh: u64,
+        offset: u64,
+        size: u32,
+        plus: bool,
+    },
+    Releasedir {
+        fh: u64,
+    },
+    Fsyncdir {
+        fh: u64,
+    },
     Statfs,
     Syncfs,
-    Setxattr { name: Text, value: Bytes, flags: u32 },
+    Setxattr {
+        name: Text,
+        value: Bytes,
+        flags: u32,
+    },
     /// Size 0 asks for the length.
-    Getxattr { name: Text, size: u32 },
+    Getxattr {
+        name: Text,
+        size: u32,
+    },
     /// Size 0 asks for the length.
-    Listxattr { size: u32 },
-    Removexattr { name: Text },
-    Getlk { fh: u64, owner: u64, lock: Lock },
-    Setlk { fh: u64, owner: u64, lock: Lock, flock: bool, wait: bool },
-    Fallocate { fh: u64, offset: u64, length: u64, mode: u32 },
-    Lseek { fh: u64, offset: u64, whence: u32 },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: Text,
+    },
+    Getlk {
+        fh: u64,
+        owner: u64,
+        lock: Lock,
+    },
+    Setlk {
+        fh: u64,
+        owner: u64,
+        lock: Lock,
+        flock: bool,
+        wait: bool,
+    },
+    Fallocate {
+        fh: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    },
+    Lseek {
+        fh: u64,
+        offset: u64,
+        whence: u32,
+    },
     /// `wide`: the answer has 64 bits.
-    CopyFileRange { fh: u64, offset: u64, out: Ino, out_fh: u64, out_offset: u64, len: u64, flags: u64, wide: bool },
-    Interrupt { unique: u64 },
+    CopyFileRange {
+        fh: u64,
+        offset: u64,
+        out: Ino,
+        out_fh: u64,
+        out_offset: u64,
+        len: u64,
+        flags: u64,
+        wide: bool,
+    },
+    Interrupt {
+        unique: u64,
+    },
     Destroy,
     /// No answer is wanted, nothing is to be done: FORGET, BATCH_FORGET, NOTIFY_REPLY.
     Ignored,
@@ -103,11 +212,8 @@ pub(crate) fn decode(buffer: &mut RequestBuffer) -> Result<Request, Damaged> {
     // Extensions (security context, supplementary group) follow the arguments. None is negotiated; what comes anyway is left out.
     let extensions = usize::from(header.total_extlen) * 8;
     let end = arguments.len().checked_sub(extensions).ok_or(damaged)?;
-    let operation = if header.opcode == opcode::WRITE {
-        write(buffer)
-    } else {
-        operation(header.opcode, &mut Arguments(&arguments[..end]))
-    };
+    let operation =
+        if header.opcode == opcode::WRITE { write(buffer) } else { operation(header.opcode, &mut Arguments(&arguments[..end])) };
     let operation = operation.map_err(|Malformed| damaged)?;
     Ok(Request { unique: header.unique, node: Ino(header.nodeid), uid: header.uid, gid: header.gid, pid: header.pid, operation })
 }
@@ -292,5 +398,237 @@ impl<'a> Arguments<'a> {
         let text = self.bytes(end)?.into();
         self.bytes(1)?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::abi::bytes_of;
+    use proptest::prelude::*;
+
+    fn framed(code: u32, arguments: &[u8]) -> Vec<u8> {
+        let len = (size_of::<InHeader>() + arguments.len()) as u32;
+        let header = InHeader { len, opcode: code, unique: 8, nodeid: 5, uid: 1, gid: 2, pid: 3, ..InHeader::default() };
+        [bytes_of(&header), arguments].concat()
+    }
+
+    fn decoded(bytes: &[u8]) -> Result<Request, Damaged> {
+        decode(&mut RequestBuffer::holding(bytes))
+    }
+
+    fn join(parts: &[&[u8]]) -> Vec<u8> {
+        parts.concat()
+    }
+
+    /// Opcode, arguments as the kernel lays them out, what is made of them.
+    fn table() -> Vec<(u32, Vec<u8>, &'static str)> {
+        let lk = |kind, flags| {
+            let lk = abi::FileLock { start: 1, end: 9, kind, pid: 4 };
+            bytes_of(&abi::LkIn { fh: 7, owner: 6, lk, lk_flags: flags, padding: 0 }).to_vec()
+        };
+        let release = |flags| bytes_of(&abi::ReleaseIn { fh: 7, flags: 2, release_flags: flags, lock_owner: 6 }).to_vec();
+        let copy = abi::CopyFileRangeIn { fh_in: 1, off_in: 2, nodeid_out: 3, fh_out: 4, off_out: 5, len: 6, flags: 0 };
+        let read =
+            bytes_of(&abi::ReadIn { fh: 7, offset: 1 << 40, size: 4096, read_flags: 2, lock_owner: 9, flags: 0, padding: 0 }).to_vec();
+        let set = |valid| {
+            let times = abi::SetattrIn { atime: -2, atimensec: 5, mtime: 3, mtimensec: 4, ..abi::SetattrIn::default() };
+            bytes_of(&abi::SetattrIn { valid, fh: 7, size: 10, mode: 0o644, uid: 1, gid: 2, ..times }).to_vec()
+        };
+        vec![
+            (opcode::LOOKUP, b"name\0".to_vec(), "Lookup { name: [110, 97, 109, 101] }"),
+            (opcode::GETATTR, join(&[bytes_of(&abi::GetattrIn { getattr_flags: 0, dummy: 0, fh: 7 })]), "Getattr { fh: None }"),
+            (opcode::GETATTR, join(&[bytes_of(&abi::GetattrIn { getattr_flags: 1, dummy: 0, fh: 7 })]), "Getattr { fh: Some(7) }"),
+            (
+                opcode::SETATTR,
+                // Every field with a meaning, and CTIME, LOCKOWNER and KILL_SUIDGID, which have none here.
+                set(0b1110_0111_1111),
+                "Setattr { change: SetAttrRequest { mode: Some(420), uid: Some(1), gid: Some(2), size: Some(10), atime: Some(At(Time { sec: -2, nsec: 5 })), mtime: Some(At(Time { sec: 3, nsec: 4 })), fh: Some(7) } }",
+            ),
+            (
+                opcode::SETATTR,
+                set(fattr::ATIME | fattr::ATIME_NOW | fattr::MTIME_NOW),
+                "Setattr { change: SetAttrRequest { mode: None, uid: None, gid: None, size: None, atime: Some(Now), mtime: Some(Now), fh: None } }",
+            ),
+            (opcode::READLINK, vec![], "Readlink"),
+            (opcode::SYMLINK, b"n\0t\0".to_vec(), "Symlink { name: [110], target: [116] }"),
+            (
+                opcode::MKNOD,
+                join(&[bytes_of(&abi::MknodIn { mode: 1, rdev: 2, umask: 3, padding: 0 }), b"n\0"]),
+                "Mknod { name: [110], mode: 1, umask: 3, rdev: 2 }",
+            ),
+            (opcode::MKDIR, join(&[bytes_of(&abi::MkdirIn { mode: 1, umask: 3 }), b"n\0"]), "Mkdir { name: [110], mode: 1, umask: 3 }"),
+            (opcode::UNLINK, b"n\0".to_vec(), "Unlink { name: [110] }"),
+            (opcode::RMDIR, b"n\0".to_vec(), "Rmdir { name: [110] }"),
+            (
+                opcode::RENAME,
+                join(&[bytes_of(&abi::RenameIn { newdir: 9 }), b"a\0b\0"]),
+                "Rename { name: [97], new_parent: 9, new_name: [98], flags: 0 }",
+            ),
+            (
+                opcode::RENAME2,
+                join(&[bytes_of(&abi::Rename2In { newdir: 9, flags: 2, padding: 0 }), b"a\0b\0"]),
+                "Rename { name: [97], new_parent: 9, new_name: [98], flags: 2 }",
+            ),
+            (opcode::LINK, join(&[bytes_of(&abi::LinkIn { oldnodeid: 9 }), b"n\0"]), "Link { ino: 9, new_name: [110] }"),
+            (opcode::OPEN, join(&[bytes_of(&abi::OpenIn { flags: 2, open_flags: 0 })]), "Open { flags: 2 }"),
+            (
+                opcode::CREATE,
+                join(&[bytes_of(&abi::CreateIn { flags: 1, mode: 2, umask: 3, open_flags: 0 }), b"n\0"]),
+                "Create { name: [110], mode: 2, umask: 3, flags: 1 }",
+            ),
+            (
+                opcode::TMPFILE,
+                join(&[bytes_of(&abi::CreateIn { flags: 1, mode: 2, umask: 3, open_flags: 0 })]),
+                "Tmpfile { mode: 2, umask: 3, flags: 1 }",
+            ),
+            (opcode::READ, read.clone(), "Read { fh: 7, offset: 1099511627776, size: 4096 }"),
+            (
+                opcode::WRITE,
+                join(&[
+                    bytes_of(&abi::WriteIn { fh: 7, offset: 3, size: 2, write_flags: 3, lock_owner: 9, flags: 1024, padding: 0 }),
+                    b"xy",
+                ]),
+                "Write { fh: 7, offset: 3, flags: 1024, data: b\"xy\" }",
+            ),
+            (
+                opcode::FLUSH,
+                join(&[bytes_of(&abi::FlushIn { fh: 7, unused: 0, padding: 0, lock_owner: 6 })]),
+                "Flush { fh: 7, lock_owner: 6 }",
+            ),
+            (opcode::RELEASE, release(0), "Release { fh: 7, flock_owner: None }"),
+            (opcode::RELEASE, release(abi::RELEASE_FLOCK_UNLOCK), "Release { fh: 7, flock_owner: Some(6) }"),
+            (opcode::FSYNC, join(&[bytes_of(&abi::FsyncIn { fh: 7, fsync_flags: 1, padding: 0 })]), "Fsync { fh: 7, datasync: true }"),
+            (opcode::OPENDIR, join(&[bytes_of(&abi::OpenIn { flags: 0, open_flags: 0 })]), "Opendir"),
+            (opcode::READDIR, read.clone(), "Readdir { fh: 7, offset: 1099511627776, size: 4096, plus: false }"),
+            (opcode::READDIRPLUS, read, "Readdir { fh: 7, offset: 1099511627776, size: 4096, plus: true }"),
+            (opcode::RELEASEDIR, release(0), "Releasedir { fh: 7 }"),
+            (opcode::FSYNCDIR, join(&[bytes_of(&abi::FsyncIn { fh: 7, fsync_flags: 0, padding: 0 })]), "Fsyncdir { fh: 7 }"),
+            (opcode::STATFS, vec![], "Statfs"),
+            (opcode::SYNCFS, vec![0; 8], "Syncfs"),
+            (
+                opcode::SETXATTR,
+                join(&[bytes_of(&abi::SetxattrIn { size: 3, flags: 1 }), b"user.n\0v\0v"]),
+                "Setxattr { name: [117, 115, 101, 114, 46, 110], value: b\"v\\0v\", flags: 1 }",
+            ),
+            (opcode::GETXATTR, join(&[bytes_of(&abi::GetxattrIn { size: 9, padding: 0 }), b"n\0"]), "Getxattr { name: [110], size: 9 }"),
+            (opcode::LISTXATTR, join(&[bytes_of(&abi::GetxattrIn { size: 9, padding: 0 })]), "Listxattr { size: 9 }"),
+            (opcode::REMOVEXATTR, b"n\0".to_vec(), "Removexattr { name: [110] }"),
+            (opcode::GETLK, lk(0, 0), "Getlk { fh: 7, owner: 6, lock: Lock { start: 1, end: 9, kind: Shared, pid: 4 } }"),
+            (
+                opcode::SETLK,
+                lk(1, 1),
+                "Setlk { fh: 7, owner: 6, lock: Lock { start: 1, end: 9, kind: Exclusive, pid: 4 }, flock: true, wait: false }",
+            ),
+            (
+                opcode::SETLKW,
+                lk(2, 0),
+                "Setlk { fh: 7, owner: 6, lock: Lock { start: 1, end: 9, kind: Unlock, pid: 4 }, flock: false, wait: true }",
+            ),
+            (
+                opcode::FALLOCATE,
+                join(&[bytes_of(&abi::FallocateIn { fh: 7, offset: 1, length: 2, mode: 3, padding: 0 })]),
+                "Fallocate { fh: 7, offset: 1, length: 2, mode: 3 }",
+            ),
+            (
+                opcode::LSEEK,
+                join(&[bytes_of(&abi::LseekIn { fh: 7, offset: 1, whence: 3, padding: 0 })]),
+                "Lseek { fh: 7, offset: 1, whence: 3 }",
+            ),
+            (
+                opcode::COPY_FILE_RANGE,
+                join(&[bytes_of(&copy)]),
+                "CopyFileRange { fh: 1, offset: 2, out: 3, out_fh: 4, out_offset: 5, len: 6, flags: 0, wide: false }",
+            ),
+            (
+                opcode::COPY_FILE_RANGE_64,
+                join(&[bytes_of(&copy)]),
+                "CopyFileRange { fh: 1, offset: 2, out: 3, out_fh: 4, out_offset: 5, len: 6, flags: 0, wide: true }",
+            ),
+            (opcode::INTERRUPT, join(&[bytes_of(&abi::InterruptIn { unique: 6 })]), "Interrupt { unique: 6 }"),
+            (opcode::DESTROY, vec![], "Destroy"),
+        ]
+    }
+
+    #[test]
+    fn requests_decode_and_no_shortened_one_does() {
+        for (code, arguments, want) in table() {
+            let request = decoded(&framed(code, &arguments)).unwrap_or_else(|damaged| panic!("{want}: {damaged:?}"));
+            assert_eq!(format!("{:?}", request.operation), want);
+            assert_eq!((request.unique, request.node, request.uid, request.gid, request.pid), (8, Ino(5), 1, 2, 3));
+            if want == "Syncfs" {
+                continue;
+            }
+            for len in 0..arguments.len() {
+                let refused = decoded(&framed(code, &arguments[..len])).err();
+                assert_eq!(refused, Some(Damaged::Arguments { unique: Some(8), opcode: code }), "{want} cut to {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused_by_name() {
+        const ACCESS: u32 = 34;
+        const STATX: u32 = 52;
+        for (code, want) in [
+            (opcode::IOCTL, "Refused(ENOTTY)"),
+            (ACCESS, "Refused(ENOSYS)"),
+            (STATX, "Refused(ENOSYS)"),
+            (4711, "Refused(ENOSYS)"),
+            (opcode::INIT, "Refused(EIO)"),
+            (opcode::FORGET, "Ignored"),
+            (opcode::BATCH_FORGET, "Ignored"),
+        ] {
+            assert_eq!(format!("{:?}", decoded(&framed(code, &[])).unwrap().operation), want);
+        }
+    }
+
+    #[test]
+    fn damaged_requests_are_errors() {
+        let arguments = |unique, opcode| Damaged::Arguments { unique, opcode };
+        assert_eq!(decoded(&[]).err(), Some(Damaged::Header));
+        assert_eq!(decoded(&[0; 39]).err(), Some(Damaged::Header));
+        // A header whose length is not that of the message.
+        let mut lying = framed(opcode::LOOKUP, b"n\0");
+        lying[0] += 1;
+        assert_eq!(decoded(&lying).err(), Some(arguments(Some(8), opcode::LOOKUP)));
+        // FORGET has no answer, whatever is wrong with it.
+        let mut forget = framed(opcode::FORGET, &[]);
+        forget[0] += 1;
+        assert_eq!(decoded(&forget).err(), Some(arguments(None, opcode::FORGET)));
+        // Extensions are longer than the request, or are left out.
+        let mut extended = framed(opcode::LOOKUP, b"n\0extended");
+        extended[36] = 1;
+        assert_eq!(format!("{:?}", decoded(&extended).unwrap().operation), "Lookup { name: [110] }");
+        extended[36] = 2;
+        assert!(decoded(&extended).is_err());
+        // Values that no kernel sends.
+        let nsec = abi::SetattrIn { valid: fattr::ATIME, atimensec: 1_000_000_000, ..abi::SetattrIn::default() };
+        assert!(decoded(&framed(opcode::SETATTR, bytes_of(&nsec))).is_err());
+        let lock = abi::LkIn { lk: abi::FileLock { kind: 3, ..abi::FileLock::default() }, ..abi::LkIn::default() };
+        assert!(decoded(&framed(opcode::SETLK, bytes_of(&lock))).is_err());
+    }
+
+    #[test]
+    fn large_data_is_handed_over_and_small_data_copied() {
+        for (size, copied) in [(100, true), (3000, false)] {
+            let data: Vec<u8> = (0..size).map(|i| i as u8).collect();
+            let head = abi::WriteIn { size: size as u32, ..abi::WriteIn::default() };
+            let mut buffer = RequestBuffer::holding(&framed(opcode::WRITE, &[bytes_of(&head), &data].concat()));
+            let Operation::Write { data: got, .. } = decode(&mut buffer).unwrap().operation else { panic!("a write") };
+            assert_eq!(got, data);
+            assert_eq!(!buffer.bytes().is_empty(), copied);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(code in 0u32..60, fits in any::<bool>(), ext in 0u16..3, body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = framed(code, &body);
+            bytes[36] = ext as u8;
+            bytes[0] ^= u8::from(!fits);
+            let _ = decoded(&bytes);
+            let _ = decoded(&body);
+        }
     }
 }

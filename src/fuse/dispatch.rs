@@ -2,7 +2,7 @@
 
 use crate::fuse::decode::{Operation, Request};
 use crate::fuse::reply::{Listing, Reply};
-use crate::types::{Cancel, Caller, Errno, Ino};
+use crate::types::{Caller, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,9 +70,7 @@ pub(crate) fn dispatch(vfs: Arc<Vfs>, xattr: bool, request: Request, cancel: Can
         Op::Statfs => serve!(statfs <- vfs.statfs(&caller)),
         Op::Syncfs => serve!(empty <- vfs.fsyncdir(&caller, Ino::ROOT, 0)),
 
-        Op::Setxattr { .. } | Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Removexattr { .. } if !xattr => {
-            refuse(reply, Errno::NOSYS)
-        }
+        Op::Setxattr { .. } | Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Removexattr { .. } if !xattr => refuse(reply, Errno::NOSYS),
         Op::Setxattr { name, value, flags } => serve!(empty <- vfs.setxattr(&caller, node, &name, value, flags)),
         Op::Getxattr { name, size } => serve!(xattr(size) <- vfs.getxattr(&caller, node, &name)),
         Op::Listxattr { size } => serve!(xattr(size) <- vfs.listxattr(&caller, node)),

@@ -163,7 +163,8 @@ impl Shared {
             Ok(()) => {}
             // ENOENT: not cached. ENOTEMPTY: a directory that is in use. ENODEV, ENOTCONN: unmounted.
             Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTEMPTY | libc::ENODEV | libc::ENOTCONN | libc::ENOTDIR)) => {}
+                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTEMPTY | libc::ENODEV | libc::ENOTCONN | libc::ENOTDIR)) => {
+            }
             Err(error) => tracing::debug!(code, %error, "the kernel did not take a notification"),
         }
     }

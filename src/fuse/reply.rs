@@ -289,3 +289,71 @@ impl DirSink for Listing {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::abi::{OutHeader, split};
+    use crate::types::{Ino, Kind};
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    /// The bytes that one reply writes.
+    fn written(answer: impl FnOnce(Reply)) -> (OutHeader, Vec<u8>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = OwnedFd::from(ours);
+        let requests = Arc::new(Requests::default());
+        let (reply, _) = Reply::new(Arc::new(Device::duplicate(&ours).unwrap()), requests.clone(), 42);
+        drop(ours);
+        answer(reply);
+        assert_eq!(requests.drain(Duration::ZERO), 0, "an answered request is no longer waited for");
+        let mut bytes = Vec::new();
+        theirs.read_to_end(&mut bytes).unwrap();
+        let (header, rest) = split::<OutHeader>(&bytes).unwrap();
+        assert_eq!((header.len as usize, header.unique), (bytes.len(), 42), "one message and its length");
+        (header, rest.to_vec())
+    }
+
+    #[test]
+    fn every_request_is_answered_once() {
+        let pieces = |n: usize| (0..n).map(|_| Bytes::from_static(b"ab")).collect::<Vec<_>>();
+        type Answer = Box<dyn FnOnce(Reply)>;
+        let table: Vec<(Answer, i32, usize)> = vec![
+            (Box::new(|r| r.empty(Ok(()))), 0, 0),
+            (Box::new(|r| r.error(Errno::NOENT)), -libc::ENOENT, 0),
+            // The kernel refuses numbers outside 1..=511.
+            (Box::new(|r| r.error(Errno(100_000))), -libc::EIO, 0),
+            (Box::new(|r| r.error(Errno(0))), -libc::EIO, 0),
+            (Box::new(drop), -libc::EIO, 0),
+            (Box::new(move |r| r.data(6, Ok(pieces(3)))), 0, 6),
+            (Box::new(move |r| r.data(5, Ok(pieces(3)))), -libc::EIO, 0),
+            (Box::new(move |r| r.data(4000, Ok(pieces(2000)))), 0, 4000),
+            (Box::new(|r| r.xattr(0, Ok(Bytes::from_static(b"abc")))), 0, 8),
+            (Box::new(|r| r.xattr(2, Ok(Bytes::from_static(b"abc")))), -libc::ERANGE, 0),
+            (Box::new(|r| r.xattr(3, Ok(Bytes::from_static(b"abc")))), 0, 3),
+            (Box::new(|r| r.lock(Ok(None))), 0, 24),
+        ];
+        for (i, (answer, error, len)) in table.into_iter().enumerate() {
+            let (header, rest) = written(answer);
+            assert_eq!((header.error, rest.len()), (error, len), "row {i}");
+        }
+    }
+
+    #[test]
+    fn a_listing_takes_what_fits_and_pads_it() {
+        let item = |name: &'static [u8], cookie| DirItem { ino: Ino(3), kind: Kind::Dir, name, cookie, entry: None };
+        // 24 bytes and the name, rounded up to 8: 32 each.
+        let mut listing = Listing::new(64, false);
+        assert!(listing.add(&item(b"a", 1)) && listing.add(&item(b"12345678", 2)));
+        assert!(!listing.add(&item(b"c", 3)));
+        let (dirent, rest) = split::<abi::Dirent>(&listing.bytes).unwrap();
+        assert_eq!(dirent, abi::Dirent { ino: 3, off: 1, namelen: 1, kind: u32::from(libc::DT_DIR) });
+        assert_eq!(rest[..8], *b"a\0\0\0\0\0\0\0");
+        assert_eq!(listing.bytes.len(), 64);
+        let mut plus = Listing::new(4096, true);
+        assert!(plus.add(&item(b".", 1)));
+        let (entry, _) = split::<abi::Direntplus>(&plus.bytes).unwrap();
+        assert_eq!((entry.entry.nodeid, entry.dirent.namelen, plus.bytes.len()), (0, 1, 160));
+    }
+}
