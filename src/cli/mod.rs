@@ -1,4 +1,232 @@
-//! (purpose)
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: arguments, output, exit codes. One file per command.
+
+mod accepted;
+mod args;
+mod format;
+mod fsck;
+mod info;
+mod mount;
+mod status;
+mod umount;
+mod values;
+
+use crate::telemetry::{self, LogConfig};
+use crate::volume::{CLIENT_LEVEL, MetaUrl};
+use anyhow::{Context, anyhow};
+use args::{Normal, Stop};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+use tracing::{Level, warn};
+
+/// Exit code for a command that does not exist; scripts tell old versions by it.
+const NO_COMMAND: u8 = 3;
+
+/// One POSIX tree for a fleet of agents.
+#[derive(Debug, Parser)]
+#[command(name = "pando", disable_help_subcommand = true, disable_version_flag = true, infer_long_args = false)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+struct LogArgs {
+    /// Write DEBUG lines too.
+    #[arg(long, short, alias = "debug", global = true, action = ArgAction::SetTrue)]
+    verbose: bool,
+    /// Write only warnings and errors.
+    #[arg(long, short, global = true, action = ArgAction::SetTrue)]
+    quiet: bool,
+    /// Write everything.
+    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    trace: bool,
+    /// Level of the log: trace, debug, info, warn, error; wins over the three above.
+    #[arg(long, global = true, hide = true)]
+    log_level: Option<String>,
+    /// Every line of the log begins with this; `random` makes a fresh one.
+    #[arg(long, global = true, value_name = "ID")]
+    log_id: Option<String>,
+    /// No colours.
+    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    no_color: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a volume; a directory that is missing or empty becomes a new one.
+    Mount(Box<mount::Args>),
+    /// Unmount and wait until all data is written.
+    Umount(umount::Args),
+    /// Make a volume, or change the setting of one.
+    Format(format::Args),
+    /// Show the setting, the sessions and the usage of a volume as JSON.
+    Status(status::Args),
+    /// Show inode, usage, path and blocks of files.
+    Info(info::Args),
+    /// Check that a volume is consistent and complete; changes nothing.
+    Fsck(fsck::Args),
+    /// Show the version.
+    Version,
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let line: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    match args::normalise(&Cli::command(), &line) {
+        Ok(normal) => execute(normal),
+        Err(stop) => ExitCode::from(end(stop)),
+    }
+}
+
+fn execute(normal: Normal) -> ExitCode {
+    let cli = match Cli::try_parse_from(&normal.args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // The normal form leaves clap little to object to; its first line says it.
+            let text = error.to_string();
+            return fail(text.lines().next().unwrap_or("wrong arguments").trim_start_matches("error: "));
+        }
+    };
+    let log = match cli.log.config() {
+        Ok(log) => log,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let logging = || {
+        telemetry::init(&log);
+        for warning in &normal.warnings {
+            warn!("{warning}");
+        }
+    };
+    let outcome = match cli.command {
+        // It starts the log itself: in the background that is another file, of another process.
+        Command::Mount(args) => mount::run(&args, logging),
+        Command::Umount(args) => {
+            logging();
+            umount::run(&args)
+        }
+        Command::Format(args) => {
+            logging();
+            format::run(&args)
+        }
+        Command::Status(args) => {
+            logging();
+            status::run(&args)
+        }
+        Command::Info(args) => {
+            logging();
+            info::run(&args)
+        }
+        Command::Fsck(args) => {
+            logging();
+            fsck::run(&args)
+        }
+        Command::Version => {
+            println!("{}", version_line());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    telemetry::fatal(message);
+    ExitCode::FAILURE
+}
+
+/// What a command line asks for that is no command, or is wrong. Returns the exit code.
+fn end(stop: Stop) -> u8 {
+    match stop {
+        Stop::Help(command) => {
+            println!("{}", help(command.as_deref()));
+            0
+        }
+        Stop::Version => {
+            println!("{}", version_line());
+            0
+        }
+        Stop::NoCommand(name) => {
+            eprintln!("No help topic for '{name}'");
+            NO_COMMAND
+        }
+        Stop::Wrong(message) => {
+            telemetry::fatal(&message);
+            1
+        }
+        Stop::NoValue { option, command } => {
+            println!("Incorrect Usage: flag needs an argument: {option}\n\n{}", help(Some(&command)));
+            telemetry::fatal(&format!("flag needs an argument: {option}"));
+            1
+        }
+        Stop::Count { message, command } => {
+            println!("ERROR: {message}\nUSAGE:\n   {}", synopsis(&command));
+            1
+        }
+    }
+}
+
+fn help(command: Option<&str>) -> String {
+    let mut program = Cli::command();
+    program.build();
+    let found = command.and_then(|name| program.find_subcommand_mut(name)).map(|command| command.render_long_help());
+    found.unwrap_or_else(|| Cli::command().render_long_help()).to_string()
+}
+
+fn synopsis(command: &str) -> String {
+    let mut program = Cli::command();
+    program.build();
+    let usage = program.find_subcommand_mut(command).map(|command| command.render_usage().to_string()).unwrap_or_default();
+    usage.trim_start_matches("Usage: ").to_string()
+}
+
+/// The version other clients of a volume see: the feature level, and as build metadata what this program is.
+fn version_line() -> String {
+    format!("pando version {CLIENT_LEVEL}+pando.{}", env!("CARGO_PKG_VERSION"))
+}
+
+impl LogArgs {
+    fn config(&self) -> anyhow::Result<LogConfig> {
+        let level = match self.log_level.as_deref() {
+            Some("trace") => Level::TRACE,
+            Some("debug") => Level::DEBUG,
+            Some("info") => Level::INFO,
+            Some("warn" | "warning") => Level::WARN,
+            Some("error" | "fatal" | "panic") => Level::ERROR,
+            Some(other) => return Err(invalid(other, "log-level", "trace, debug, info, warn and error are levels")),
+            None if self.trace => Level::TRACE,
+            None if self.verbose => Level::DEBUG,
+            None if self.quiet => Level::WARN,
+            None => Level::INFO,
+        };
+        let id = match self.log_id.as_deref() {
+            Some("random") => Some(crate::env::uuid_v4(&crate::env::SystemRandom)),
+            other => other.map(String::from),
+        };
+        Ok(LogConfig { level, id, color: !self.no_color })
+    }
+}
+
+fn invalid(text: &str, option: &str, why: &str) -> anyhow::Error {
+    anyhow!("Invalid value {text:?} for {option:?}: {why}")
+}
+
+/// Reads the value of an option, or takes the default.
+fn value<T>(option: &str, text: Option<&String>, default: T, read: impl Fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
+    match text {
+        None => Ok(default),
+        Some(text) => read(text).map_err(|why| invalid(text, option, &why)),
+    }
+}
+
+fn volume_of(text: &str) -> anyhow::Result<MetaUrl> {
+    MetaUrl::parse(text).map_err(|why| anyhow!(why))
+}
+
+/// A runtime for commands that do one thing after another.
+fn small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
 }

@@ -1,1 +1,102 @@
-//! (purpose)
+//! The life of a mount: getting ready, going to the background, serving, ending.
+//!
+//! Nothing here opens a runtime, a database or a thread before the fork of `background`: neither survives it.
+
+mod background;
+mod mountpoint;
+mod record;
+mod serve;
+mod umount;
+
+pub use mountpoint::{MountEntry, MountpointError, entries, prepare};
+pub use record::Record;
+pub use umount::{Unmount, UnmountError, umount};
+
+use crate::volume::{MetaUrl, MountOptions, NewVolume, VolumeError, VolumeOptions};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Type under which mounts appear in `/proc/mounts`, after `fuse.`.
+pub const SUBTYPE: &str = "pando";
+
+/// Everything a mount needs to know, decided before any process is started.
+#[derive(Clone, Debug)]
+pub struct MountPlan {
+    /// The volume.
+    pub url: MetaUrl,
+    /// What it becomes if its directory is empty.
+    pub fresh: NewVolume,
+    /// Where it appears; absolute.
+    pub mountpoint: PathBuf,
+    /// How the volume is used.
+    pub volume: VolumeOptions,
+    /// What is shown of it.
+    pub view: MountOptions,
+    /// Whether other users may use the mount.
+    pub allow_other: bool,
+    /// Whether the kernel checks permissions.
+    pub default_permissions: bool,
+    /// Further options for the kernel.
+    pub options: Vec<String>,
+    /// Largest request in bytes.
+    pub request_bytes: u32,
+    /// Where a background process writes its log; `None` stays in the foreground.
+    pub log: Option<PathBuf>,
+}
+
+/// Why a mount did not come about or did not end well.
+#[derive(Debug)]
+pub enum MountError {
+    /// The volume cannot be used.
+    Volume(VolumeError),
+    /// Something of the system failed.
+    System(String, io::Error),
+    /// The background process told this.
+    Background(String),
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MountError::Volume(error) => write!(f, "{error}"),
+            MountError::System(what, error) => write!(f, "{what}: {error}"),
+            MountError::Background(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for MountError {}
+
+impl From<VolumeError> for MountError {
+    fn from(error: VolumeError) -> MountError {
+        MountError::Volume(error)
+    }
+}
+
+/// Mounts and serves. In the foreground it returns when the mount has ended; with a log file, in the launching process, as soon as it is
+/// ready. `ready` is called with the line for the terminal.
+pub fn run(plan: &MountPlan, started: impl FnOnce(), ready: impl FnOnce(&str)) -> Result<(), MountError> {
+    match &plan.log {
+        None => {
+            started();
+            serve::serve(plan, ready)
+        }
+        Some(log) => background::run(plan, log, started, ready),
+    }
+}
+
+/// The line that says a mount is ready.
+fn ready_line(plan: &MountPlan, name: &str) -> String {
+    let place = plan.mountpoint.display();
+    format!("pando: {name} is ready at {place} (stop with: pando umount {place})")
+}
+
+fn last_error() -> io::Error {
+    io::Error::last_os_error()
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> MountError {
+    let what = what.into();
+    move |error| MountError::System(what, error)
+}

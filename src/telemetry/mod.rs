@@ -1,1 +1,126 @@
-//! (purpose)
+//! Log lines: their form, where they go, and which are written.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Environment variable with a filter in the syntax of `tracing`; wins over every flag.
+pub const FILTER_VARIABLE: &str = "PANDO_LOG";
+
+/// What the log looks like.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// Least important level written.
+    pub level: Level,
+    /// Stands in front of every line, in brackets.
+    pub id: Option<String>,
+    /// Whether levels may be coloured; they are if standard error is a terminal.
+    pub color: bool,
+}
+
+/// Sends the log to standard error (the log file of a background process). The first call wins, later ones do nothing.
+pub fn init(config: &LogConfig) {
+    // Other crates' debugging is of no use to who runs a mount: the level asked for is ours, theirs stays at warnings.
+    let filter = match std::env::var(FILTER_VARIABLE) {
+        Ok(text) if !text.is_empty() => EnvFilter::new(text),
+        _ => EnvFilter::new(format!("warn,pando={}", config.level.as_str().to_lowercase())),
+    };
+    let lines = Lines { id: config.id.clone(), color: config.color && std::io::stderr().is_terminal() };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines).finish();
+    // Only a second initialisation fails, and the first is as good.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Writes the line a failing command ends with, in the form of the log. It is written whatever the level.
+pub fn fatal(message: &str) {
+    eprintln!("{} pando[{}] <FATAL>: {message}", local_time(SystemTime::now()), std::process::id());
+}
+
+/// `YYYY/MM/DD HH:MM:SS.uuuuuu pando[PID] <LEVEL>: message key=value…`, in local time.
+struct Lines {
+    id: Option<String>,
+    color: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if let Some(id) = &self.id {
+            write!(writer, "[{id}] ")?;
+        }
+        let (name, color) = match *event.metadata().level() {
+            Level::ERROR => ("ERROR", 31),
+            Level::WARN => ("WARNING", 33),
+            Level::INFO => ("INFO", 34),
+            Level::DEBUG => ("DEBUG", 37),
+            Level::TRACE => ("TRACE", 37),
+        };
+        write!(writer, "{} pando[{}] ", local_time(SystemTime::now()), std::process::id())?;
+        if self.color {
+            write!(writer, "<\x1b[1;{color}m{name}\x1b[0m>: ")?;
+        } else {
+            write!(writer, "<{name}>: ")?;
+        }
+        writeln!(writer, "{}{}", fields.message, fields.others)
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: String,
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        use fmt::Write;
+        let written = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.others, " {name}={value:?}"),
+        };
+        written.expect("writing to a string never fails");
+    }
+}
+
+fn local_time(now: SystemTime) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = libc::time_t::try_from(since.as_secs()).unwrap_or(libc::time_t::MAX);
+    // SAFETY: `tm` is plain old data, for which all zeros are a valid value.
+    let mut tm: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live locals; localtime_r keeps neither.
+    unsafe { libc::localtime_r(&seconds, &mut tm) };
+    let micros = since.subsec_micros();
+    format!(
+        "{:04}/{:02}/{:02} {:02}:{:02}:{:02}.{micros:06}",
+        tm.tm_year + 1900,
+        tm.tm_mon + 1,
+        tm.tm_mday,
+        tm.tm_hour,
+        tm.tm_min,
+        tm.tm_sec
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_have_the_shape_scripts_cut() {
+        let text = local_time(UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_042));
+        assert_eq!(text.len(), "2023/11/14 22:13:20.000042".len());
+        assert!(text.starts_with("2023/11/1") && text.ends_with(".000042"), "{text}");
+    }
+}

@@ -1,1 +1,251 @@
-//! (purpose)
+//! `Volume`: one volume, opened and composed. The only place that names concrete stores.
+//!
+//! A volume is opened once per process; mounts are views of it. Opening is also the moment when this process becomes visible to others:
+//! the order in `Volume::open` matters.
+
+mod create;
+mod fsck;
+mod gate;
+mod info;
+mod status;
+mod stores;
+mod url;
+
+pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
+pub use fsck::{Finding, FsckSummary, fsck};
+pub use gate::CLIENT_LEVEL;
+pub use info::{ChunkLine, Description, ObjectLine, describe};
+pub use status::{session, status};
+pub use stores::Stores;
+pub use url::MetaUrl;
+
+use crate::block::{BlockConfig, BlockStore};
+use crate::cache::MemoryCache;
+use crate::chunk::Chunks;
+use crate::env::{Clock, SystemClock};
+use crate::jobs::{self, JobsConfig, JobsHandle};
+use crate::meta::store::{Store, StoreError};
+use crate::meta::{AtimeMode, Meta, MetaConfig};
+use crate::types::{Caller, Duty, Errno, FrameSource, Ino, Kind, Name};
+use crate::vfs::writer::{Writers, WritersConfig};
+use crate::vfs::{Vfs, VfsConfig};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+/// Longest time for which a kernel may believe what a process that has a volume for itself told it. A process that joins waits this long
+/// before it changes anything, so it is also the delay of a second mount; the usual timeout of the command line.
+pub const KERNEL_TTL_MAX: Duration = Duration::from_secs(1);
+/// Added to that wait: the timeout is counted from the kernel's receipt of an answer that the other process may just be writing.
+const KERNEL_TTL_SLACK: Duration = Duration::from_millis(100);
+/// Background work waiting. More is found again by the periodic scans; one entry is 24 bytes.
+const DUTIES_QUEUED_MAX: usize = 16 * 1024;
+/// Share of the buffer budget that caches decoded blocks in memory; the rest is for data being written and read.
+const CACHE_SHARE: usize = 4;
+
+/// Why a volume cannot be used.
+#[derive(Debug)]
+pub enum VolumeError {
+    /// There is no volume in this directory.
+    NotFormatted(PathBuf),
+    /// It is there, but must not or cannot be used this way; says what to do.
+    Refused(String),
+    /// Something outside failed.
+    Failed(String),
+}
+
+impl fmt::Display for VolumeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VolumeError::NotFormatted(dir) => {
+                write!(f, "database is not formatted: {} holds no volume; `pando format {0} NAME` makes one", dir.display())
+            }
+            VolumeError::Refused(why) | VolumeError::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for VolumeError {}
+
+impl From<StoreError> for VolumeError {
+    fn from(error: StoreError) -> VolumeError {
+        VolumeError::Failed(error.to_string())
+    }
+}
+
+/// How a volume is used by this process.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// Nothing is changed: no session, no background work.
+    pub read_only: bool,
+    /// What others see as the place of this session.
+    pub mountpoint: String,
+    /// When access times are kept.
+    pub atime: AtimeMode,
+    /// Bytes for buffers and the memory cache together.
+    pub buffer_bytes: usize,
+    /// Most uploads at once.
+    pub uploads_max: usize,
+    /// Most downloads at once.
+    pub downloads_max: usize,
+    /// How often the session is renewed.
+    pub heartbeat: Duration,
+}
+
+/// One view of a volume.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Directory that becomes the root, `/`-separated from the root of the volume; made if it is missing.
+    pub subdir: Option<String>,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// Whether extended attributes are offered.
+    pub xattr: bool,
+    /// Kernel timeouts for attributes, names of files, names of directories; never above `KERNEL_TTL_MAX`.
+    pub attr_ttl: Duration,
+    /// See `attr_ttl`.
+    pub entry_ttl: Duration,
+    /// See `attr_ttl`.
+    pub dir_entry_ttl: Duration,
+    /// Replaces the umask of callers.
+    pub umask: Option<u16>,
+}
+
+/// A volume in use by this process.
+pub struct Volume {
+    meta: Arc<Meta>,
+    blocks: Arc<BlockStore>,
+    chunks: Arc<Chunks>,
+    writers: Arc<Writers>,
+    /// `None` on a read-only volume.
+    jobs: Option<JobsHandle>,
+    read_only: bool,
+}
+
+impl Volume {
+    /// Opens a volume, joins its other users, starts the background work.
+    pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
+        let Stores { store, setting, objects } = Stores::open(url).await?;
+        // From here on others see that they are not alone and let kernels remember nothing. What they told them before still holds for a
+        // while: a change made now would not be seen through those mounts.
+        if !options.read_only && store.shared() {
+            info!("{url} is in use by another process; waiting for its kernel timeouts to end");
+            tokio::time::sleep(KERNEL_TTL_MAX + KERNEL_TTL_SLACK).await;
+        }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let (ask, duties) = mpsc::channel::<Duty>(DUTIES_QUEUED_MAX);
+        let meta = Arc::new(Meta::new(MetaConfig { store, clock, setting: setting.clone(), duties: ask, atime: options.atime }));
+        let frames: Arc<dyn FrameSource> = meta.clone();
+        let cache_bytes = options.buffer_bytes / CACHE_SHARE;
+        let blocks = BlockStore::new(BlockConfig {
+            objects,
+            prefix: setting.name().into(),
+            hash_prefix: setting.hash_prefix(),
+            block_bytes: setting.block_bytes(),
+            cache: MemoryCache::new(cache_bytes as u64),
+            frames,
+            uploads_max: options.uploads_max,
+            downloads_max: options.downloads_max,
+        });
+        let chunks = Chunks::new(meta.clone(), blocks.clone());
+        let buffer_bytes = options.buffer_bytes - cache_bytes;
+        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes });
+        let mut jobs = None;
+        if !options.read_only {
+            let sid = meta.new_session(&options.mountpoint).await.map_err(|e| failed("cannot register the session", e))?;
+            match meta.clean_stale_sessions().await {
+                Ok(0) => {}
+                Ok(count) => info!(count, "cleaned up after sessions that ended without closing"),
+                // The periodic job tries again.
+                Err(error) => warn!("cannot clean up after stale sessions: {error}"),
+            }
+            info!(sid, "volume {} is open", setting.name());
+            let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            jobs = Some(jobs::start(config));
+        }
+        Ok(Volume { meta, blocks, chunks, writers, jobs, read_only: options.read_only })
+    }
+
+    /// Name of the volume.
+    pub fn name(&self) -> &str {
+        self.meta.setting().name()
+    }
+
+    /// The store, for those who look at it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        self.meta.store()
+    }
+
+    /// A view of the volume, and the inode that is its root.
+    pub async fn vfs(&self, options: &MountOptions) -> Result<(Arc<Vfs>, Ino), VolumeError> {
+        let root = match &options.subdir {
+            Some(path) => self.subdir(path).await?,
+            None => Ino::ROOT,
+        };
+        let config = VfsConfig {
+            root,
+            read_only: options.read_only || self.read_only,
+            xattr: options.xattr,
+            attr_ttl: options.attr_ttl.min(KERNEL_TTL_MAX),
+            entry_ttl: options.entry_ttl.min(KERNEL_TTL_MAX),
+            dir_entry_ttl: options.dir_entry_ttl.min(KERNEL_TTL_MAX),
+            umask: options.umask,
+        };
+        Ok((Vfs::new(self.meta.clone(), self.blocks.clone(), self.chunks.clone(), self.writers.clone(), config), root))
+    }
+
+    /// Walks to a directory and makes what is missing of the way, 0777 and owned by root.
+    async fn subdir(&self, path: &str) -> Result<Ino, VolumeError> {
+        let mut at = Ino::ROOT;
+        for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+            let why = |e: Errno| failed(&format!("cannot use --subdir {path}, at {part:?}"), e);
+            let name = Name::new(part.as_bytes()).map_err(|_| why(Errno::INVAL))?;
+            let root = Caller::root();
+            let found = match self.meta.lookup(&root, at, &name).await {
+                Err(Errno::NOENT) if !self.read_only => {
+                    let node = crate::meta::ops::NewNode { kind: Kind::Dir, mode: 0o777, umask: 0, rdev: 0, target: b"" };
+                    match self.meta.create(&root, at, &name, node).await {
+                        // Somebody else made it in between.
+                        Err(Errno::EXIST) => self.meta.lookup(&root, at, &name).await,
+                        made => made,
+                    }
+                }
+                Err(Errno::NOENT) => Err(Errno::ROFS),
+                found => found,
+            };
+            let (ino, attr) = found.map_err(why)?;
+            if !attr.is_dir() {
+                return Err(why(Errno::NOTDIR));
+            }
+            at = ino;
+        }
+        Ok(at)
+    }
+
+    /// Writes what is buffered, ends the background work and the session, makes all of it durable. Goes on after a failure, so that
+    /// as much as possible is saved; reports the first.
+    pub async fn close(mut self) -> Result<(), VolumeError> {
+        let mut first = None;
+        if let Err(error) = self.writers.flush_all().await {
+            first = first.or(Some(failed("some written data could not be stored", error)));
+        }
+        if let Some(jobs) = self.jobs.take() {
+            jobs.stop().await;
+            if let Err(error) = self.meta.close_session().await {
+                // The session lapses or its lock ends with this process; the next mount cleans up.
+                warn!("cannot close the session: {error}");
+            }
+        }
+        if let Err(error) = self.meta.sync().await {
+            first = first.or(Some(failed("the metadata could not be made durable", error)));
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+fn failed(what: &str, error: Errno) -> VolumeError {
+    VolumeError::Failed(format!("{what}: {error}"))
+}

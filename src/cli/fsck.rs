@@ -1,0 +1,36 @@
+//! `pando fsck DIR`
+
+use crate::cli::{small_runtime, volume_of};
+use crate::volume::{self, Stores};
+use anyhow::bail;
+use tracing::{error, info, warn};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory of the volume.
+    #[arg(value_name = "DIR|META-URL")]
+    volume: String,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let url = volume_of(&args.volume)?;
+    let (findings, summary) = small_runtime()?.block_on(async {
+        let stores = Stores::open(&url).await?;
+        if stores.store.shared() {
+            warn!("{url} is in use: what was written last may be reported wrongly; unmount it for an answer that is sure");
+        }
+        volume::fsck(&stores).await
+    })?;
+    for finding in &findings {
+        error!("{}: {}; {}", finding.subject, finding.what, finding.advice);
+    }
+    info!("Found {} blocks ({} bytes)", summary.blocks, summary.block_bytes);
+    info!("Checked {} inodes, {} entries, {} slices", summary.inodes, summary.entries, summary.slices);
+    if findings.is_empty() {
+        println!("{url}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks);
+        return Ok(());
+    }
+    let more = if summary.unlisted > 0 { format!(" and {} more", summary.unlisted) } else { String::new() };
+    bail!("{} problems found{more}, {} objects are lost or damaged; see the lines above for what to do", findings.len(), summary.lost)
+}

@@ -1,0 +1,276 @@
+//! `pando mount DIR MOUNTPOINT`
+
+use crate::cli::{invalid, value, values, volume_of};
+use crate::daemon::{self, MountPlan, prepare};
+use crate::meta::AtimeMode;
+use crate::volume::{self, KERNEL_TTL_MAX, MountOptions, NewVolume, Place, VolumeOptions, place};
+use anyhow::{Context, bail};
+use clap::ArgAction;
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing::warn;
+
+/// Least buffer: a few blocks of the largest size for writing and reading each.
+const BUFFER_BYTES_MIN: u64 = 32 << 20;
+/// Largest and smallest request of the kernel in bytes.
+const REQUEST_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 20;
+/// How often a session may be renewed.
+const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+/// Most transfers at once that can be asked for; each may hold a block of 16 MiB.
+const TRANSFERS_MAX: usize = 10_000;
+
+/// Words of `/etc/fstab` and mount(8) that mean nothing to a filesystem.
+const FSTAB_WORDS: &[&str] = &[
+    "_netdev", "nofail", "rw", "defaults", "remount", "background", "noauto", "auto", "user", "users", "owner", "group", "nouser", "nonempty",
+    "async_dio", "relatime", "norelatime",
+];
+
+const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. All other options of the reference are accepted: \
+                          docs/cli.md says which have no effect on a local volume and which are refused.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Directory of the volume.
+    #[arg(value_name = "DIR|META-URL")]
+    volume: String,
+    /// Where it appears; created if missing.
+    mountpoint: PathBuf,
+    /// Return when the mount is ready and serve from the background.
+    #[arg(long, short = 'd', action = ArgAction::SetTrue)]
+    background: bool,
+    /// Log of a background process [default: /var/log/pando.log, of others than root ~/.pando/pando.log].
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Mount this directory of the volume as its root; created if missing.
+    #[arg(long, value_name = "DIR")]
+    subdir: Option<String>,
+    /// Allow no changes.
+    #[arg(long, action = ArgAction::SetTrue)]
+    read_only: bool,
+    /// Mount options, separated by commas: ro, allow_other, default_permissions, and those of mount(8).
+    #[arg(long = "options", short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
+    options: Vec<String>,
+    /// How long the kernel remembers attributes [default: 1.0; at most 1].
+    #[arg(long, value_name = "SECONDS")]
+    attr_cache: Option<String>,
+    /// How long the kernel remembers names of files [default: 1.0; at most 1].
+    #[arg(long, value_name = "SECONDS")]
+    entry_cache: Option<String>,
+    /// How long the kernel remembers names of directories [default: 1.0; at most 1].
+    #[arg(long, value_name = "SECONDS")]
+    dir_entry_cache: Option<String>,
+    /// How long the kernel remembers that a name is missing: only 0.
+    #[arg(long, value_name = "SECONDS")]
+    negative_entry_cache: Option<String>,
+    /// Offer extended attributes.
+    #[arg(long, action = ArgAction::SetTrue)]
+    enable_xattr: bool,
+    /// When reading updates the access time: noatime, relatime or strictatime.
+    #[arg(long, value_name = "MODE")]
+    atime_mode: Option<String>,
+    /// Memory for data being read and written, in MiB [default: 300; at least 32].
+    #[arg(long, value_name = "SIZE")]
+    buffer_size: Option<String>,
+    /// Most blocks stored at once [default: 20].
+    #[arg(long, value_name = "N")]
+    max_uploads: Option<String>,
+    /// Most blocks read at once [default: 200].
+    #[arg(long, value_name = "N")]
+    max_downloads: Option<String>,
+    /// Force this umask for all new files and directories.
+    #[arg(long, value_name = "OCTAL")]
+    umask: Option<String>,
+    /// Largest request of the kernel [default: 1M, which is the most].
+    #[arg(long, value_name = "SIZE")]
+    max_fuse_io: Option<String>,
+    /// How often the session is renewed, in seconds [default: 12].
+    #[arg(long, value_name = "SECONDS")]
+    heartbeat: Option<String>,
+    /// Let nobody check permissions.
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    non_default_permission: bool,
+}
+
+/// Runs the command; `logging` starts the log of the process that serves.
+pub fn run(args: &Args, logging: impl Fn()) -> anyhow::Result<()> {
+    let (plan, warnings) = plan(args)?;
+    daemon::run(
+        &plan,
+        || {
+            logging();
+            for warning in &warnings {
+                warn!("{warning}");
+            }
+        },
+        |line| println!("{line}"),
+    )?;
+    Ok(())
+}
+
+fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
+    let mut warnings = Vec::new();
+    let url = volume_of(&args.volume)?;
+    let options = kernel_options(&args.options)?;
+    let read_only = args.read_only || options.read_only;
+    let found = place(url.dir()).with_context(|| format!("cannot look into {url}"))?;
+    match found {
+        Place::Volume => {}
+        Place::Free if read_only => bail!("database is not formatted: {url} holds no volume, and a read-only mount makes none"),
+        Place::Free => {}
+        Place::Foreign => bail!("{url} holds other files and no volume; name a directory that is empty or does not exist yet"),
+    }
+    let mut ttl = |option: &str, text: Option<&String>| -> anyhow::Result<Duration> {
+        let asked = value(option, text, KERNEL_TTL_MAX, values::duration)?;
+        if asked > KERNEL_TTL_MAX {
+            // A second process that joins waits this long before it serves.
+            warnings.push(format!("--{option} {} is more than a local volume allows; using 1 second", text.map_or("", String::as_str)));
+        }
+        Ok(asked.min(KERNEL_TTL_MAX))
+    };
+    let attr_ttl = ttl("attr-cache", args.attr_cache.as_ref())?;
+    let entry_ttl = ttl("entry-cache", args.entry_cache.as_ref())?;
+    let dir_entry_ttl = ttl("dir-entry-cache", args.dir_entry_cache.as_ref())?;
+    if value("negative-entry-cache", args.negative_entry_cache.as_ref(), Duration::ZERO, values::duration)? > Duration::ZERO {
+        bail!("--negative-entry-cache is not supported by this build; leave it out or use 0");
+    }
+    let atime = match args.atime_mode.as_deref() {
+        None | Some("noatime") => AtimeMode::Never,
+        Some("relatime") => AtimeMode::Relative,
+        Some("strictatime") => AtimeMode::Strict,
+        Some(other) => {
+            warnings.push(format!("--atime-mode {other} is unknown; using noatime"));
+            AtimeMode::Never
+        }
+    };
+    let buffer_bytes = value("buffer-size", args.buffer_size.as_ref(), 300 << 20, |text| values::size(text, 'M'))?;
+    let request_bytes = value("max-fuse-io", args.max_fuse_io.as_ref(), *REQUEST_BYTES.end(), |text| values::size(text, 'B'))?;
+    let heartbeat = value("heartbeat", args.heartbeat.as_ref(), Duration::from_secs(12), values::duration)?;
+    let umask = args.umask.as_ref().map(|text| values::octal(text).map_err(|why| invalid(text, "umask", &why))).transpose()?;
+    let log = if args.background && std::env::var_os("JFS_FOREGROUND").is_none_or(|v| v.is_empty()) {
+        Some(std::path::absolute(args.log.clone().map_or_else(default_log, Ok)?).context("cannot find the log file")?)
+    } else {
+        None
+    };
+    // Last: it makes the mount point, which should not happen for a command line that is wrong.
+    let mountpoint = prepare(&args.mountpoint, url.dir())?;
+    let plan = MountPlan {
+        fresh: NewVolume { name: volume::name_of(url.dir()), ..NewVolume::default() },
+        volume: VolumeOptions {
+            read_only,
+            mountpoint: mountpoint.to_string_lossy().into_owned(),
+            atime,
+            buffer_bytes: usize::try_from(buffer_bytes.max(BUFFER_BYTES_MIN)).context("--buffer-size is too large")?,
+            uploads_max: transfers("max-uploads", args.max_uploads.as_ref(), 20)?,
+            downloads_max: transfers("max-downloads", args.max_downloads.as_ref(), 200)?,
+            heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
+        },
+        view: MountOptions { subdir: args.subdir.clone(), read_only, xattr: args.enable_xattr, attr_ttl, entry_ttl, dir_entry_ttl, umask },
+        allow_other: options.allow_other || is_root(),
+        default_permissions: !args.non_default_permission,
+        options: options.others,
+        request_bytes: u32::try_from(request_bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end())).context("--max-fuse-io is too large")?,
+        url,
+        mountpoint,
+        log,
+    };
+    Ok((plan, warnings))
+}
+
+fn transfers(option: &str, text: Option<&String>, default: usize) -> anyhow::Result<usize> {
+    let read = |text: &str| match text.parse() {
+        Ok(n) if (1..=TRANSFERS_MAX).contains(&n) => Ok(n),
+        _ => Err(format!("a number from 1 to {TRANSFERS_MAX} is wanted")),
+    };
+    value(option, text, default, read)
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct KernelOptions {
+    read_only: bool,
+    allow_other: bool,
+    others: Vec<String>,
+}
+
+fn kernel_options(lists: &[String]) -> anyhow::Result<KernelOptions> {
+    let mut options = KernelOptions::default();
+    for word in lists.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+        match word {
+            "ro" => options.read_only = true,
+            // Both mean that not only the user who mounts may look inside.
+            "allow_other" | "allow_root" => options.allow_other = true,
+            // Always so, unless it is switched off.
+            "default_permissions" => {}
+            "writeback_cache" => {
+                bail!("-o writeback_cache is not supported: written data would be unknown to fsync and to other processes; leave it out")
+            }
+            "debug" => {}
+            word if FSTAB_WORDS.contains(&word) || word.starts_with("x-") || word.starts_with("comment=") => {}
+            other => options.others.push(other.into()),
+        }
+    }
+    Ok(options)
+}
+
+fn default_log() -> anyhow::Result<PathBuf> {
+    if is_root() {
+        return Ok("/var/log/pando.log".into());
+    }
+    let home = std::env::var_os("HOME").context("$HOME is not set; give the log file with --log")?;
+    Ok(PathBuf::from(home).join(".pando/pando.log"))
+}
+
+fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn plan_of(dir: &std::path::Path, options: &[&str]) -> anyhow::Result<(MountPlan, Vec<String>)> {
+        let vol = dir.join("vol").to_string_lossy().into_owned();
+        let mnt = dir.join("mnt").to_string_lossy().into_owned();
+        let line: Vec<String> = ["mount", &vol, &mnt].iter().chain(options).map(|word| word.to_string()).collect();
+        let normal = crate::cli::args::normalise(&<Cli as clap::CommandFactory>::command(), &line).expect("a command line");
+        match Cli::try_parse_from(normal.args).expect("parses").command {
+            Command::Mount(args) => plan(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_become_a_plan() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (plan, warnings) = plan_of(dir.path(), &[]).expect("a plan");
+        assert_eq!((plan.fresh.name.as_str(), plan.request_bytes, plan.volume.buffer_bytes), ("vol", 1 << 20, 300 << 20));
+        assert_eq!((plan.view.attr_ttl, plan.log.is_none(), warnings.len()), (Duration::from_secs(1), true, 0));
+        let options = ["--attr-cache", "60", "-o", "ro,nosuid,noauto", "--umask=022", "--buffer-size", "1", "--entry-cache", "0.2"];
+        std::fs::create_dir(dir.path().join("vol")).expect("made");
+        std::fs::write(dir.path().join("vol/pando.db"), "").expect("written");
+        let (plan, warnings) = plan_of(dir.path(), &options).expect("a plan");
+        assert!(warnings[0].contains("--attr-cache 60"), "{warnings:?}");
+        assert!(plan.volume.read_only && plan.view.read_only);
+        assert_eq!((plan.options, plan.view.umask), (vec!["nosuid".to_string()], Some(0o22)));
+        assert_eq!((plan.volume.buffer_bytes, plan.view.entry_ttl), (32 << 20, Duration::from_millis(200)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (options, what) in [
+            (&["--read-only"][..], "not formatted"),
+            (&["--negative-entry-cache", "1"], "negative-entry-cache"),
+            (&["-o", "writeback_cache"], "writeback_cache"),
+            (&["--buffer-size", "abc"], "Invalid value \"abc\" for \"buffer-size\""),
+            (&["--max-uploads", "0"], "max-uploads"),
+        ] {
+            let error = plan_of(dir.path(), options).expect_err("refused").to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        assert!(!dir.path().join("mnt").exists());
+    }
+}

@@ -1,0 +1,163 @@
+//! Mount points: what is mounted where, and whether a volume can go there.
+
+use crate::daemon::SUBTYPE;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// `major:minor`, as `st_dev` says.
+    pub device: String,
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// Type, e.g. `fuse.pando`.
+    pub kind: String,
+    /// Source, e.g. `Pando:vol`.
+    pub source: String,
+}
+
+impl MountEntry {
+    /// Whether this is a mount of ours.
+    pub fn is_ours(&self) -> bool {
+        self.kind == format!("fuse.{SUBTYPE}")
+    }
+}
+
+/// What is mounted, in order; where several are stacked the last is on top.
+pub fn entries() -> io::Result<Vec<MountEntry>> {
+    let text = fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|c| *c == b'\n').filter_map(parse_line).collect())
+}
+
+/// `36 35 98:0 /root /mnt rw - ext3 /dev/root rw`; a variable number of fields stands before the dash.
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let fields: Vec<&[u8]> = line.split(|c| *c == b' ').collect();
+    let dash = fields.iter().position(|field| *field == b"-")?;
+    let text = |at: usize| Some(String::from_utf8_lossy(&unescape(fields.get(at)?)).into_owned());
+    Some(MountEntry {
+        device: text(2)?,
+        mountpoint: PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.get(4)?))),
+        kind: text(dash + 1)?,
+        source: text(dash + 2)?,
+    })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|c| (b'0'..=b'7').contains(c)));
+        match octal {
+            Some(digits) => {
+                bytes.push(digits.iter().fold(0u8, |n, digit| n.wrapping_mul(8).wrapping_add(digit - b'0')));
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+/// Why nothing can be mounted there.
+#[derive(Debug)]
+pub enum MountpointError {
+    /// The place is wrong; says why and what to do.
+    Refused(String),
+    /// Looking at it or making it failed.
+    Failed(PathBuf, io::Error),
+}
+
+impl fmt::Display for MountpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MountpointError::Refused(why) => f.write_str(why),
+            MountpointError::Failed(path, error) => write!(f, "cannot use {} as mount point: {error}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for MountpointError {}
+
+/// Makes a mount point usable and returns its absolute path. A missing one is created, a dead mount is taken away. `volume` is the
+/// directory of an embedded volume, which must not lie under its own mount: the first read of a block would wait for itself.
+pub fn prepare(mountpoint: &Path, volume: &Path) -> Result<PathBuf, MountpointError> {
+    let failed = |error| MountpointError::Failed(mountpoint.into(), error);
+    let path = std::path::absolute(mountpoint).map_err(failed)?;
+    match fs::metadata(&path) {
+        Ok(found) if !found.is_dir() => return Err(MountpointError::Refused(format!("{} is no directory", path.display()))),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&path).map_err(failed)?,
+        // The daemon of an earlier mount has died. Its place is free once the rest of it is gone.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => super::umount::detach(&path).map_err(failed)?,
+        Err(error) => return Err(failed(error)),
+    }
+    let path = path.canonicalize().map_err(failed)?;
+    if path == Path::new("/") {
+        return Err(MountpointError::Refused("should not mount on the root directory".into()));
+    }
+    let volume = existing_part(volume);
+    if volume.starts_with(&path) || path.starts_with(&volume) {
+        return Err(MountpointError::Refused(format!(
+            "the mount point {} and the volume {} lie in each other; choose another mount point",
+            path.display(),
+            volume.display()
+        )));
+    }
+    let on_top = entries().map_err(failed)?.into_iter().rfind(|entry| entry.mountpoint == path);
+    if on_top.is_some_and(|entry| entry.is_ours()) {
+        let shown = path.display();
+        return Err(MountpointError::Refused(format!("a volume is mounted at {shown} already; stop it with: pando umount {shown}")));
+    }
+    Ok(path)
+}
+
+/// The path with its symbolic links resolved as far as it exists.
+fn existing_part(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(real) = ancestor.canonicalize()
+            && let Ok(rest) = path.strip_prefix(ancestor)
+        {
+            return if rest.as_os_str().as_bytes().is_empty() { real } else { real.join(rest) };
+        }
+    }
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo() {
+        let line = b"36 35 0:54 / /mnt/with\\040space\\134 rw,noatime master:1 shared:2 - fuse.pando Pando:vol rw";
+        let entry = parse_line(line).expect("a line");
+        assert_eq!((entry.device.as_str(), entry.mountpoint.as_path()), ("0:54", Path::new("/mnt/with space\\")));
+        assert_eq!(entry.source, "Pando:vol");
+        assert!(entry.is_ours());
+        assert_eq!(parse_line(b"36 35 98:0"), None);
+        assert!(!entries().expect("Linux has it").is_empty());
+    }
+
+    #[test]
+    fn places_that_cannot_be_mounted_on() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let volume = dir.path().join("vol");
+        let refused = |mountpoint: &Path| prepare(mountpoint, &volume).expect_err("refused").to_string();
+        assert!(refused(Path::new("/")).contains("root directory"));
+        assert!(refused(dir.path()).contains("each other"));
+        assert!(refused(&volume.join("mnt")).contains("each other"));
+        let file = dir.path().join("file");
+        fs::write(&file, "").expect("writes");
+        assert!(refused(&file).contains("no directory"));
+        let fresh = dir.path().join("a/b");
+        assert_eq!(prepare(&fresh, &volume).expect("made"), fresh.canonicalize().expect("is there"));
+    }
+}

@@ -1,0 +1,158 @@
+//! The serving process: opens the volume, mounts it, waits for the end, leaves nothing unwritten.
+
+use crate::daemon::{MountError, MountPlan, Record, SUBTYPE, entries, ready_line, system};
+use crate::fuse::{FuseConfig, FuseSession};
+use crate::volume::{self, Created, Volume, VolumeError};
+use std::io;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+/// After a signal, time for programs that still have files open on a mount that is gone. Half of the 10 s that container runtimes
+/// give before they kill; the other half is for writing what is buffered.
+const GRACE_TIME: Duration = Duration::from_secs(5);
+/// Open files wanted: each open block, connection and lock takes one.
+const OPEN_FILES: libc::rlim_t = 100_000;
+/// Threads that decode and answer requests, at most; more only contend for the device.
+const LOOP_THREADS_MAX: usize = 8;
+
+/// Serves until the mount ends. `ready` is called once it can be used.
+pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountError> {
+    raise_open_files();
+    let runtime = Builder::new_multi_thread().enable_all().thread_name("pando").build().map_err(system("cannot start threads"))?;
+    // Before the volume is opened: from then on a signal must lead through the orderly end.
+    let mut signals = Signals::listen(&runtime).map_err(system("cannot listen for signals"))?;
+    let volume = runtime.block_on(open(plan))?;
+    let served = mount_and_serve(plan, &runtime, &volume, &mut signals, ready);
+    let closed = runtime.block_on(volume.close());
+    // Requests of stragglers must not hold the process: whatever was acknowledged is stored now.
+    runtime.shutdown_background();
+    served?;
+    closed?;
+    info!("the mount at {} has ended", plan.mountpoint.display());
+    Ok(())
+}
+
+async fn open(plan: &MountPlan) -> Result<Volume, VolumeError> {
+    match Volume::open(&plan.url, plan.volume.clone()).await {
+        Err(VolumeError::NotFormatted(dir)) if !plan.volume.read_only => {
+            if let Created::New(setting) = volume::create(&plan.url, &plan.fresh).await? {
+                info!("made volume {} in {}", setting.name(), dir.display());
+            }
+            Volume::open(&plan.url, plan.volume.clone()).await
+        }
+        opened => opened,
+    }
+}
+
+fn mount_and_serve(
+    plan: &MountPlan,
+    runtime: &Runtime,
+    volume: &Volume,
+    signals: &mut Signals,
+    ready: impl FnOnce(&str),
+) -> Result<(), MountError> {
+    let (vfs, root) = runtime.block_on(volume.vfs(&plan.view))?;
+    let config = FuseConfig {
+        fs_name: format!("Pando:{}", volume.name()),
+        subtype: SUBTYPE.into(),
+        allow_other: plan.allow_other,
+        default_permissions: plan.default_permissions,
+        options: plan.options.clone(),
+        max_write: plan.request_bytes,
+        threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(LOOP_THREADS_MAX)),
+        xattr: plan.view.xattr,
+    };
+    let place = plan.mountpoint.display();
+    let session = FuseSession::mount(vfs, &plan.mountpoint, config, runtime.handle().clone())
+        .map_err(system(format!("cannot mount at {place}; is /dev/fuse there and allowed?")))?;
+    let unmounter = session.unmounter();
+    let _record = write_record(plan, root.0);
+    let (tell, mut ended) = oneshot::channel();
+    // Its own thread, so that this one can give up waiting for it.
+    std::thread::Builder::new()
+        .name("pando-fuse".into())
+        .spawn(move || {
+            // Nobody listens once the grace time is over.
+            let _ = tell.send(session.run());
+        })
+        .map_err(system("cannot start a thread"))?;
+    ready(&ready_line(plan, volume.name()));
+    info!("{} is mounted at {place}", volume.name());
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = &mut ended => outcome.unwrap_or(Ok(())),
+            name = signals.next() => {
+                info!("{name}: unmounting {place}");
+                // It may start a helper program and wait for it.
+                if let Err(error) = tokio::task::spawn_blocking(move || unmounter.unmount()).await {
+                    error!("unmounting failed: {error}");
+                }
+                tokio::select! {
+                    outcome = &mut ended => outcome.unwrap_or(Ok(())),
+                    () = tokio::time::sleep(GRACE_TIME) => {
+                        warn!("programs still use the mount {} s after it was taken away; ending without them", GRACE_TIME.as_secs());
+                        Ok(())
+                    }
+                    _ = signals.next() => Ok(()),
+                }
+            }
+        }
+    });
+    outcome.map_err(system(format!("the mount at {place} ended")))
+}
+
+/// Lets `umount` and `info` find this process. They do without if it fails.
+fn write_record(plan: &MountPlan, root: u64) -> Option<impl Drop + use<>> {
+    let write = || -> io::Result<_> {
+        let entry = entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::ErrorKind::NotFound)?;
+        Record::new(plan.url.dir(), root).write(&entry)
+    };
+    write().inspect_err(|error| warn!("`pando umount` will not wait for this process: cannot write its record: {error}")).ok()
+}
+
+/// The signals that end a mount.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen(runtime: &Runtime) -> io::Result<Signals> {
+        let _inside = runtime.enter();
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            // Without a handler a closed terminal would kill the process with data unwritten.
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+/// As many open files as we may have. A smaller limit still works, for fewer files at once.
+fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == -1 || limit.rlim_cur >= OPEN_FILES {
+        return;
+    }
+    let wanted = [OPEN_FILES.max(limit.rlim_max), limit.rlim_max];
+    for max in wanted {
+        let raised = libc::rlimit { rlim_cur: OPEN_FILES.min(max), rlim_max: max };
+        // SAFETY: `raised` is a valid limit that lives through the call.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raised) } == 0 {
+            return;
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! A new volume: its setting, its root directory, its place for objects.
+
+use crate::env::{Clock, SystemClock, SystemRandom, uuid_v4};
+use crate::meta::codec::encode_attr;
+use crate::meta::key;
+use crate::meta::setting::{BLOCK_KIB, Setting};
+use crate::meta::store::{Commit, Guard, Query, Store, Write};
+use crate::types::{Attr, Flags, Ino, Kind, Time};
+use crate::volume::stores::{DATABASE, OBJECTS, bucket_dir, load_setting, open_objects, open_store};
+use crate::volume::{MetaUrl, VolumeError, gate};
+use bytes::Bytes;
+use serde_json::json;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Block size of a volume that does not say otherwise, in KiB.
+pub const BLOCK_KIB_DEFAULT: u64 = 4096;
+/// The object that says whose blocks lie under a name (data §1.5).
+const UUID_OBJECT: &str = "juicefs_uuid";
+/// Fewest and most characters of a volume's name.
+const NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=63;
+
+/// What a new volume is to be. Of an existing one, only what is `Some` is changed.
+#[derive(Clone, Debug, Default)]
+pub struct NewVolume {
+    /// Its name, also the first part of every object's key.
+    pub name: String,
+    /// Block size in KiB.
+    pub block_kib: Option<u64>,
+    /// Bytes it may use, 0 = unlimited.
+    pub capacity: Option<u64>,
+    /// Inodes it may have, 0 = unlimited.
+    pub inodes: Option<u64>,
+    /// Objects are spread over 256 prefixes.
+    pub hash_prefix: Option<bool>,
+    /// Directory of the objects; inside the volume's own if `None`.
+    pub bucket: Option<String>,
+    /// Take a bucket with foreign objects, change what must not change.
+    pub force: bool,
+}
+
+/// What `create` found.
+#[derive(Debug)]
+pub enum Created {
+    /// Nothing was there.
+    New(Setting),
+    /// A volume was there and its setting is now this.
+    Updated(Setting),
+}
+
+/// What stands in a directory that is to be a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing: it is missing or empty.
+    Free,
+    /// A volume, possibly one whose creation was cut short.
+    Volume,
+    /// Something else.
+    Foreign,
+}
+
+/// Looks at a directory without changing it.
+pub fn place(dir: &Path) -> io::Result<Place> {
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place::Free),
+        Err(error) => Err(error),
+        Ok(mut entries) => {
+            if dir.join(DATABASE).exists() {
+                return Ok(Place::Volume);
+            }
+            // A lock file alone is what another process leaves that creates the same volume right now.
+            let foreign = entries.try_fold(false, |foreign, entry| io::Result::Ok(foreign | (entry?.file_name() != "lock")))?;
+            Ok(if foreign { Place::Foreign } else { Place::Free })
+        }
+    }
+}
+
+/// The name of a volume that nobody named: that of its directory, if it can be one.
+pub fn name_of(dir: &Path) -> String {
+    let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if check_name(&name).is_ok() { name } else { "pando".into() }
+}
+
+/// Whether a volume may have this name; the message says why not.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let ok = NAME_CHARS.contains(&bytes.len())
+        && bytes.iter().all(|c| plain(*c) || *c == b'-')
+        && bytes.first().is_some_and(|c| plain(*c))
+        && bytes.last().is_some_and(|c| plain(*c));
+    if ok {
+        return Ok(());
+    }
+    Err(format!("invalid name: {name:?}, only alphabet, number and - are allowed, and the length should be 3 to 63 characters."))
+}
+
+/// Makes a volume in the directory of `url`, or changes the setting of the one that is there.
+pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, VolumeError> {
+    check_name(&wanted.name).map_err(VolumeError::Refused)?;
+    let dir = url.dir();
+    match place(dir).map_err(|e| VolumeError::Failed(format!("cannot look into {}: {e}", dir.display())))? {
+        Place::Foreign => {
+            return Err(VolumeError::Refused(format!(
+                "{} holds other files and no volume; name a directory that is empty or does not exist yet",
+                dir.display()
+            )));
+        }
+        Place::Free | Place::Volume => make_dir(dir)?,
+    }
+    let store = open_store(dir)?;
+    match load_setting(store.as_ref()).await? {
+        Some(setting) => update(url, store, setting, wanted).await,
+        None => create_in(url, store, wanted).await,
+    }
+}
+
+async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> Result<Created, VolumeError> {
+    let bucket = wanted.bucket.clone().unwrap_or_else(|| format!("{OBJECTS}/"));
+    let root = bucket_dir(url.dir(), &bucket);
+    make_dir(&root)?;
+    let objects = open_objects(root.clone())?;
+    let prefix = format!("{}/", wanted.name);
+    let strangers = objects.list(&prefix, "", 2).await.map_err(|e| VolumeError::Failed(format!("cannot list {}: {e}", root.display())))?;
+    // What a creation that was cut short left behind is no stranger.
+    if !wanted.force && strangers.iter().any(|object| object.key != format!("{prefix}{UUID_OBJECT}")) {
+        return Err(VolumeError::Refused(format!(
+            "Storage {}/{prefix} is not empty; please clean it up or pick another volume name",
+            root.display()
+        )));
+    }
+    let uuid = uuid_v4(&SystemRandom);
+    let block_kib = wanted.block_kib.unwrap_or(BLOCK_KIB_DEFAULT);
+    assert!(BLOCK_KIB.contains(&block_kib) && block_kib.is_power_of_two(), "the command line rounds block sizes");
+    let mut setting = Setting::new(&wanted.name, &uuid, "file", &bucket, block_kib);
+    apply(&mut setting, wanted);
+    let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
+    let root_record = encode_attr(&Attr {
+        flags: Flags(0),
+        kind: Kind::Dir,
+        mode: 0o777,
+        uid: 0,
+        gid: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        nlink: 2,
+        length: 4096,
+        rdev: 0,
+        parent: Ino::ROOT,
+        access_acl: 0,
+        default_acl: 0,
+        tier: 0,
+    });
+    // One commit: there is never a volume without a root. Of two processes that create the same volume the guard lets one win.
+    let guards = [Guard::Value(key::SETTING, None)];
+    let writes = [Write::Set(key::SETTING, setting.encode().into()), Write::Set(key::inode(Ino::ROOT), root_record)];
+    match store.commit(&guards, &writes, &[] as &[Query]).await? {
+        Commit::Done { .. } => {
+            store.sync().await?;
+            let object = format!("{prefix}{UUID_OBJECT}");
+            if let Err(error) = objects.put(&object, Bytes::from(uuid)).await {
+                tracing::warn!("cannot store {object}: {error}");
+            }
+            Ok(Created::New(setting))
+        }
+        Commit::Conflict(_) => match load_setting(store.as_ref()).await? {
+            Some(setting) => update(url, store, setting, wanted).await,
+            None => Err(VolumeError::Failed("the setting of the volume was removed while it was created; try again".into())),
+        },
+    }
+}
+
+async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
+    gate::check(&old, false).map_err(VolumeError::Refused)?;
+    let refuse = |what: &str, from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| {
+        Err(VolumeError::Refused(format!("cannot update volume {what} from {from} to {to}")))
+    };
+    if old.name() != wanted.name {
+        // Objects are found by the name; even --force does not move them.
+        return refuse("name", &old.name(), &wanted.name);
+    }
+    if let Some(kib) = wanted.block_kib
+        && kib != u64::from(old.block_bytes()) / 1024
+    {
+        return refuse("block size", &(u64::from(old.block_bytes()) / 1024), &kib);
+    }
+    if let Some(hash_prefix) = wanted.hash_prefix
+        && hash_prefix != old.hash_prefix()
+    {
+        return refuse("hash prefix", &old.hash_prefix(), &hash_prefix);
+    }
+    let mut new = old.clone();
+    apply(&mut new, wanted);
+    if let Some(bucket) = &wanted.bucket {
+        let root = bucket_dir(url.dir(), bucket);
+        let known = open_objects(root.clone())?.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok();
+        if !known && !wanted.force {
+            return Err(VolumeError::Refused(format!(
+                "{} does not hold the objects of volume {}; copy them there first, or add --force",
+                root.display(),
+                old.name()
+            )));
+        }
+        new.set("Bucket", json!(bucket));
+    }
+    if new == old {
+        return Ok(Created::Updated(old));
+    }
+    let guards = [Guard::Value(key::SETTING, Some(old.encode().into()))];
+    match store.commit(&guards, &[Write::Set(key::SETTING, new.encode().into())], &[] as &[Query]).await? {
+        Commit::Done { .. } => {
+            store.sync().await?;
+            Ok(Created::Updated(new))
+        }
+        Commit::Conflict(_) => Err(VolumeError::Failed("somebody else changed the setting at the same time; try again".into())),
+    }
+}
+
+fn apply(setting: &mut Setting, wanted: &NewVolume) {
+    if let Some(capacity) = wanted.capacity {
+        setting.set("Capacity", json!(capacity));
+    }
+    if let Some(inodes) = wanted.inodes {
+        setting.set("Inodes", json!(inodes));
+    }
+    if let Some(hash_prefix) = wanted.hash_prefix.filter(|on| *on != setting.hash_prefix()) {
+        setting.set("HashPrefix", json!(hash_prefix));
+    }
+}
+
+/// Creates a directory and makes its own entry durable, or a power cut could take a new volume with all its synced files.
+fn make_dir(dir: &Path) -> Result<(), VolumeError> {
+    let failed = |e: io::Error| VolumeError::Failed(format!("cannot create the directory {}: {e}", dir.display()));
+    let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
+    fs::create_dir_all(dir).map_err(failed)?;
+    for path in missing {
+        if let Some(parent) = path.parent() {
+            fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["abc", "a-b", "0123", "vol-1"] {
+            assert_eq!(check_name(good), Ok(()));
+        }
+        for bad in ["", "ab", "A_bad", "-abc", "abc-", "a b", &"x".repeat(64)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(name_of(Path::new("/tmp/my-vol")), "my-vol");
+        assert_eq!(name_of(Path::new("/tmp/My Vol")), "pando");
+        assert_eq!(name_of(Path::new("/")), "pando");
+    }
+
+    #[test]
+    fn places() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(place(&dir.path().join("missing")).expect("looks"), Place::Free);
+        assert_eq!(place(dir.path()).expect("looks"), Place::Free);
+        fs::write(dir.path().join("letter"), "x").expect("writes");
+        assert_eq!(place(dir.path()).expect("looks"), Place::Foreign);
+        fs::write(dir.path().join(DATABASE), "").expect("writes");
+        assert_eq!(place(dir.path()).expect("looks"), Place::Volume);
+    }
+}

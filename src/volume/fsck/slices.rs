@@ -1,0 +1,181 @@
+//! Chunk lists, reference counts, blocks.
+
+use super::{COPY_OUT, Check, LOST, Pages, RECOUNT, inode_of};
+use crate::meta::codec::decode_slice;
+use crate::meta::key;
+use crate::meta::store::{Query, ScanRange, Value};
+use crate::object::ObjectError;
+use crate::types::{BlockId, Ino, Kind, SliceId, block_count};
+use crate::volume::VolumeError;
+use bytes::Bytes;
+use std::collections::HashMap;
+
+/// How often a slice is used.
+#[derive(Default)]
+struct SliceUse {
+    records: u32,
+    /// Whether `sliceRef` has a field for it.
+    counted: bool,
+}
+
+type Uses = HashMap<(SliceId, u32), SliceUse>;
+
+impl Check<'_> {
+    pub(super) async fn slices(&mut self) -> Result<(), VolumeError> {
+        let mut uses = Uses::new();
+        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"c")));
+        while let Some(items) = pages.next(self.store).await? {
+            let chunks: Vec<(Ino, u32)> = items.iter().filter_map(|item| chunk_of(&item.name)).collect();
+            let queries: Vec<Query> = chunks.iter().map(|(ino, index)| Query::List(key::chunk(*ino, *index))).collect();
+            let values = self.store.read(&queries).await?;
+            for ((ino, index), value) in chunks.into_iter().zip(values) {
+                if let Value::List(elements) = value {
+                    self.chunk(ino, index, &elements, &mut uses).await?;
+                }
+            }
+        }
+        self.delayed(&mut uses).await?;
+        self.summary.slices = uses.len() as u64;
+        self.references(&mut uses).await
+    }
+
+    async fn chunk(&mut self, ino: Ino, index: u32, elements: &[Bytes], uses: &mut Uses) -> Result<(), VolumeError> {
+        let is_file = self.nodes.get(&ino).map(|node| node.kind == Kind::File);
+        if is_file != Some(true) && !self.deleted.contains(&ino) && !elements.is_empty() {
+            let what = format!("chunk {index} belongs to an inode that is no file");
+            self.report("chunk", format!("inode {ino}"), what, "it only takes space; copy the tree to a new volume to be rid of it");
+        }
+        for element in elements {
+            let Some(record) = decode_slice(element) else {
+                self.report_at("slice", ino, format!("a slice record of chunk {index} is damaged"), COPY_OUT).await?;
+                continue;
+            };
+            if record.id == 0 {
+                continue;
+            }
+            let used = uses.entry((record.id, record.size)).or_default();
+            used.records += 1;
+            if used.records == 1 {
+                self.blocks(ino, record.id, record.size).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The blocks of a slice: each an object of the right size, or the only one a frame.
+    async fn blocks(&mut self, ino: Ino, slice: SliceId, size: u32) -> Result<(), VolumeError> {
+        let block_bytes = self.stores.setting.block_bytes();
+        for index in 0..block_count(size, block_bytes) {
+            let Some(block) = BlockId::of(slice, size, index, block_bytes) else { continue };
+            self.summary.blocks += 1;
+            self.summary.block_bytes += u64::from(block.len);
+            let key = format!("{}/{}", self.stores.setting.name(), block.key(self.stores.setting.hash_prefix()));
+            let found = match self.frame_or_object(&block, size, &key).await? {
+                // A frame may have become an object, or a slice been deleted, between two looks.
+                None => self.frame_or_object(&block, size, &key).await?,
+                found => found,
+            };
+            let what = match found {
+                Some(found) if found == u64::from(block.len) => continue,
+                Some(found) => format!("block {key} has {found} bytes instead of {}", block.len),
+                None => format!("can't find block {key}"),
+            };
+            self.summary.lost += 1;
+            self.report_at("block", ino, what, LOST).await?;
+        }
+        Ok(())
+    }
+
+    async fn frame_or_object(&self, block: &BlockId, size: u32, key: &str) -> Result<Option<u64>, VolumeError> {
+        if block.len == size
+            && let Some(frame) = self.store.frame(block.slice).await?
+        {
+            return Ok(Some(frame.len() as u64));
+        }
+        match self.stores.objects.head(key).await {
+            Ok(object) => Ok(Some(object.size)),
+            Err(ObjectError::Missing) => Ok(None),
+            Err(error) => Err(VolumeError::Failed(format!("cannot look at object {key}: {error}"))),
+        }
+    }
+
+    /// Slices whose deletion is delayed are referenced by that.
+    async fn delayed(&mut self, uses: &mut Uses) -> Result<(), VolumeError> {
+        let mut pages = Pages::new(ScanRange::Hash(key::DEL_SLICES));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items {
+                for pair in item.value.as_chunks::<12>().0 {
+                    let id = pair[..8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+                    let size = pair[8..].iter().fold(0, |n, byte| n << 8 | u32::from(*byte));
+                    uses.entry((id, size)).or_default().records += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `sliceRef` holds references − 1; absent means one.
+    async fn references(&mut self, uses: &mut Uses) -> Result<(), VolumeError> {
+        let mut pages = Pages::new(ScanRange::Hash(key::SLICE_REF));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items {
+                let stored = std::str::from_utf8(&item.value).ok().and_then(|text| text.parse::<i64>().ok());
+                let (Some(slice), Some(stored)) = (slice_of(&item.name), stored) else {
+                    let name = String::from_utf8_lossy(&item.name).into_owned();
+                    self.report("reference", format!("sliceRef {name}"), "is damaged".into(), COPY_OUT);
+                    continue;
+                };
+                let records = match uses.get_mut(&slice) {
+                    Some(used) => {
+                        used.counted = true;
+                        used.records
+                    }
+                    None => 0,
+                };
+                // Below zero: nothing refers to it and its objects wait for deletion. Zero may stand for a slice just replaced.
+                let waits = records == 0 && stored <= 0;
+                if stored + 1 != i64::from(records) && !waits {
+                    self.miscounted(slice, stored + 1, records);
+                }
+            }
+        }
+        let uncounted: Vec<_> = uses.iter().filter(|(_, used)| used.records > 1 && !used.counted).map(|(s, used)| (*s, used.records)).collect();
+        for (slice, records) in uncounted {
+            self.miscounted(slice, 1, records);
+        }
+        Ok(())
+    }
+
+    fn miscounted(&mut self, (id, size): (SliceId, u32), counted: i64, records: u32) {
+        let what = format!("counts {counted} references, there are {records}");
+        // Too few is the dangerous side: deleting one file would take the other's data.
+        let advice = if counted < i64::from(records) { "copy the files that share data to a new volume before deleting any" } else { RECOUNT };
+        self.report("reference", format!("slice {id} of {size} bytes"), what, advice);
+    }
+}
+
+fn chunk_of(key: &[u8]) -> Option<(Ino, u32)> {
+    let at = key.iter().position(|c| *c == b'_')?;
+    let index = std::str::from_utf8(&key[at + 1..]).ok()?.parse().ok()?;
+    Some((inode_of(&key[..at], "c")?, index))
+}
+
+fn slice_of(field: &[u8]) -> Option<(SliceId, u32)> {
+    let (id, size) = std::str::from_utf8(field).ok()?.strip_prefix('k')?.split_once('_')?;
+    Some((id.parse().ok()?, size.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_chunks_and_slices() {
+        assert_eq!(chunk_of(b"c12_3"), Some((Ino(12), 3)));
+        for other in [&b"c12"[..], b"c_3", b"cx_3", b"c1_x", b"counter_1"] {
+            assert_eq!(chunk_of(other), None);
+        }
+        assert_eq!(slice_of(b"k7_4096"), Some((7, 4096)));
+        assert_eq!(slice_of(b"7_4096"), None);
+    }
+}

@@ -1,0 +1,215 @@
+//! Records, entries, links and the statistics of directories.
+
+use super::{COPY_OUT, Check, Node, Pages, RECOUNT, decimal_of, dir_field, inode_of};
+use crate::meta::codec::{Record, decode_entry};
+use crate::meta::key;
+use crate::meta::store::{Query, ScanRange, Value};
+use crate::types::{Attr, Ino, Kind};
+use crate::volume::VolumeError;
+use bytes::Bytes;
+
+/// Sums over the direct children of a directory (metadata §10.2).
+#[derive(Default, PartialEq, Eq, Debug)]
+struct DirSums {
+    length: i64,
+    space: i64,
+    inodes: i64,
+}
+
+impl Check<'_> {
+    pub(super) async fn tree(&mut self) -> Result<(), VolumeError> {
+        self.expected_orphans().await?;
+        self.records().await?;
+        let dirs: Vec<Ino> = self.nodes.iter().filter(|(_, node)| node.kind == Kind::Dir).map(|(ino, _)| *ino).collect();
+        for dir in dirs {
+            self.entries(dir).await?;
+        }
+        self.links().await?;
+        for prefix in ["d", "s", "x", "p"] {
+            self.strays(prefix).await?;
+        }
+        Ok(())
+    }
+
+    /// Inodes that rightly have no entry: unlinked but open, or deleted with their data still waiting.
+    async fn expected_orphans(&mut self) -> Result<(), VolumeError> {
+        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"session")));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items.iter().filter(|item| inode_of(&item.name, "session").is_some()) {
+                let values = self.store.read(&[Query::SMembers(item.name.clone())]).await?;
+                if let Some(Value::List(members)) = values.first() {
+                    self.sustained.extend(members.iter().filter_map(|member| inode_of(member, "")));
+                }
+            }
+        }
+        let mut pages = Pages::new(ScanRange::Sorted(key::DELFILES));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items {
+                match std::str::from_utf8(&item.name).ok().and_then(|text| text.split_once(':')) {
+                    Some((ino, _)) => self.deleted.extend(ino.parse().map(Ino)),
+                    None => self.report("delfile", "delfiles".into(), format!("has a member of an old form: {:?}", item.name), COPY_OUT),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn records(&mut self) -> Result<(), VolumeError> {
+        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"i")));
+        while let Some(items) = pages.next(self.store).await? {
+            let inodes: Vec<Ino> = items.iter().filter_map(|item| inode_of(&item.name, "i")).collect();
+            let queries: Vec<Query> = inodes.iter().map(|ino| Query::Get(key::inode(*ino))).collect();
+            let values = self.store.read(&queries).await?;
+            for (ino, value) in inodes.into_iter().zip(values) {
+                // Deleted since the page was read.
+                let Value::Bytes(Some(bytes)) = value else { continue };
+                self.summary.inodes += 1;
+                match Record::decode(bytes) {
+                    Some(Record { attr, .. }) => self.record(ino, &attr).await?,
+                    None => self.report("record", format!("inode {ino}"), "its record is damaged".into(), COPY_OUT),
+                }
+            }
+        }
+        if self.nodes.get(&Ino::ROOT).is_none_or(|root| root.kind != Kind::Dir) {
+            self.report("root", "/".into(), "the root directory has no record, or is none".into(), COPY_OUT);
+        }
+        Ok(())
+    }
+
+    async fn record(&mut self, ino: Ino, attr: &Attr) -> Result<(), VolumeError> {
+        let node =
+            Node { kind: attr.kind, nlink: attr.nlink, parent: attr.parent, length: attr.length, entries: 0, subdirs: 0 };
+        self.nodes.insert(ino, node);
+        if attr.kind == Kind::Symlink {
+            let values = self.store.read(&[Query::Get(key::symlink(ino))]).await?;
+            match values.first() {
+                Some(Value::Bytes(Some(target))) if target.len() as u64 == attr.length => {}
+                Some(Value::Bytes(Some(_))) => {
+                    self.report("target", format!("inode {ino}"), "its target has another length than its record says".into(), COPY_OUT);
+                }
+                _ => self.report("target", format!("inode {ino}"), "a symbolic link without target".into(), COPY_OUT),
+            }
+        }
+        Ok(())
+    }
+
+    async fn entries(&mut self, dir: Ino) -> Result<(), VolumeError> {
+        let mut sums = DirSums::default();
+        let mut pages = Pages::new(ScanRange::Hash(key::dir(dir)));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items {
+                self.summary.entries += 1;
+                let name = String::from_utf8_lossy(&item.name).into_owned();
+                let Some((kind, ino)) = decode_entry(&item.value) else {
+                    self.report_at("entry", dir, format!("its entry {name:?} is damaged"), COPY_OUT).await?;
+                    continue;
+                };
+                let Some(child) = self.nodes.get_mut(&ino) else {
+                    let what = format!("its entry {name:?} names inode {ino}, which has no record");
+                    self.report_at("dangling", dir, what, COPY_OUT).await?;
+                    continue;
+                };
+                child.entries += 1;
+                sums.inodes += 1;
+                sums.space += child.space();
+                if child.kind == Kind::File {
+                    sums.length += i64::try_from(child.length).unwrap_or(i64::MAX);
+                }
+                let (is, parent) = (child.kind, child.parent);
+                if is != kind {
+                    self.report_at("kind", ino, format!("the entry {name:?} says {kind:?}, the record {is:?}"), COPY_OUT).await?;
+                }
+                if is == Kind::Dir
+                    && let Some(node) = self.nodes.get_mut(&dir)
+                {
+                    node.subdirs += 1;
+                }
+                // Inodes with several links keep their parents apart; `links` looks at them.
+                if parent != dir && parent != Ino(0) {
+                    let what = format!("it is in directory {dir}, its record says {parent}");
+                    self.report_at("parent", ino, what, "move it to another directory and back").await?;
+                }
+            }
+        }
+        if self.stores.setting.dir_stats() && !dir.is_trash() {
+            self.dir_stats(dir, &sums).await?;
+        }
+        Ok(())
+    }
+
+    async fn dir_stats(&mut self, dir: Ino, sums: &DirSums) -> Result<(), VolumeError> {
+        let hashes = [
+            ("dirDataLength", key::DIR_DATA_LENGTH, sums.length),
+            ("dirUsedSpace", key::DIR_USED_SPACE, sums.space),
+            ("dirUsedInodes", key::DIR_USED_INODES, sums.inodes),
+        ];
+        let queries: Vec<Query> = hashes.iter().map(|(_, hash, _)| dir_field(hash.clone(), dir)).collect();
+        let values = self.store.read(&queries).await?;
+        for (i, (name, _, counted)) in hashes.iter().enumerate() {
+            // Absent is right: such statistics are counted when they are needed.
+            if let Some(stored) = decimal_of(values.get(i))
+                && stored != Some(*counted)
+            {
+                let stored = stored.map_or("no number".into(), |n| n.to_string());
+                self.report_at("dirstat", dir, format!("its {name} says {stored}, counted {counted}"), RECOUNT).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Link counts against the entries that were seen.
+    async fn links(&mut self) -> Result<(), VolumeError> {
+        let inodes: Vec<Ino> = self.nodes.keys().copied().collect();
+        for ino in inodes {
+            let Some(node) = self.nodes.get(&ino) else { continue };
+            let (kind, nlink, parent, entries, subdirs) = (node.kind, node.nlink, node.parent, node.entries, node.subdirs);
+            if kind == Kind::Dir && nlink != 2 + subdirs {
+                let what = format!("it has {nlink} links and {subdirs} directories; {} links would be right", 2 + subdirs);
+                self.report_at("nlink", ino, what, "no data is lost; `find` may leave such directories out").await?;
+            }
+            if ino == Ino::ROOT || ino == Ino::TRASH {
+                continue;
+            }
+            match (kind, entries) {
+                (_, 0) if self.sustained.contains(&ino) => {}
+                (_, 0) => {
+                    let what = "nothing names it, and no session keeps it open".into();
+                    self.report("orphan", format!("inode {ino}"), what, "it only takes space; copy the tree to a new volume to be rid of it");
+                }
+                (Kind::Dir, 1) => {}
+                (Kind::Dir, entries) => {
+                    self.report_at("links", ino, format!("a directory with {entries} names"), COPY_OUT).await?;
+                }
+                (_, entries) if nlink != entries => {
+                    self.report_at("nlink", ino, format!("it has {nlink} links and {entries} names"), COPY_OUT).await?;
+                }
+                _ if parent == Ino(0) => {
+                    let known: i64 = self.link_parents(ino).await?.values().sum();
+                    if known != i64::from(entries) {
+                        let what = format!("its list of parents counts {known} links, there are {entries}");
+                        self.report_at("parents", ino, what, "make one more link of it and remove it").await?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys of inodes that have no record.
+    async fn strays(&mut self, prefix: &'static str) -> Result<(), VolumeError> {
+        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(prefix.as_bytes())));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items {
+                if let Some(ino) = inode_of(&item.name, prefix)
+                    && !self.nodes.contains_key(&ino)
+                    && !self.deleted.contains(&ino)
+                {
+                    let what = format!("key {prefix}{ino} belongs to an inode without record");
+                    self.report("stray", format!("inode {ino}"), what, COPY_OUT);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,209 @@
+//! What `info` shows of an inode: its totals, its paths, its slices.
+
+use crate::meta::codec::{Record, decode_decimal, decode_entry, decode_slice};
+use crate::meta::key;
+use crate::meta::store::{Cursor, Query, ScanRange, Store, Value};
+use crate::types::{Attr, BlockId, CHUNK_BYTES, Extent, Ino, Kind, SliceRecord, flatten};
+use crate::volume::stores::Stores;
+use crate::volume::VolumeError;
+use std::sync::Arc;
+
+/// Items asked for at once while listing.
+const PAGE: u32 = 1000;
+/// Deepest path followed upwards: longer ones cannot be named in a system call, so a loop is the only explanation.
+const DEPTH_MAX: usize = 4096;
+
+/// One extent of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkLine {
+    /// Index of the chunk.
+    pub chunk: u32,
+    /// The slice, 0 = zeros.
+    pub slice: u64,
+    /// Bytes of the whole slice.
+    pub size: u32,
+    /// First byte used inside the slice.
+    pub offset: u32,
+    /// Bytes used.
+    pub length: u32,
+    /// Where it stands inside the chunk.
+    pub pos: u32,
+    /// The pieces of its blocks, in order; none for zeros.
+    pub objects: Vec<ObjectLine>,
+}
+
+/// The part of an extent that lies in one block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectLine {
+    /// Name of the object. A small block gets it when it is copied to the objects; until then it lies beside the metadata.
+    pub name: String,
+    /// Bytes of the block.
+    pub size: u32,
+    /// First byte used of it.
+    pub offset: u32,
+    /// Bytes used of it.
+    pub length: u32,
+    /// Where it stands inside the chunk.
+    pub pos: u32,
+}
+
+/// What there is to tell about an inode.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// The inode.
+    pub ino: Ino,
+    /// Files under it, itself included.
+    pub files: u64,
+    /// Directories under it, itself included.
+    pub dirs: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Bytes, each inode rounded up to 4 KiB.
+    pub size: u64,
+    /// Paths from the root of the view; several for hard links, none if it cannot be reached from there.
+    pub paths: Vec<String>,
+    /// Extents of a file, in order.
+    pub chunks: Vec<ChunkLine>,
+}
+
+/// Describes an inode as far as it is committed. `recursive` counts the whole tree below a directory, otherwise only its direct children.
+/// Paths are relative to `root`.
+pub async fn describe(stores: &Stores, ino: Ino, root: Ino, recursive: bool) -> Result<Description, VolumeError> {
+    let store = &stores.store;
+    let attr = record(store, ino).await?.ok_or_else(|| VolumeError::Refused(format!("inode {ino} does not exist in this volume")))?;
+    let mut described = Description { ino, files: 0, dirs: 0, length: 0, size: 0, paths: Vec::new(), chunks: Vec::new() };
+    described.count(&attr);
+    if attr.is_dir() {
+        let mut pending = vec![ino];
+        while let Some(dir) = pending.pop() {
+            let range = ScanRange::Dir(key::dir(dir));
+            let mut cursor = Some(Cursor::new());
+            while let Some(from) = cursor {
+                let page = store.scan(&range, from, PAGE).await?;
+                for item in &page.items {
+                    let child = Record::decode(item.record.clone());
+                    if let (Some((kind, child_ino)), Some(child)) = (decode_entry(&item.value), child) {
+                        described.count(&child.attr);
+                        if recursive && kind == Kind::Dir {
+                            pending.push(child_ino);
+                        }
+                    }
+                }
+                cursor = page.next;
+            }
+        }
+    } else if attr.kind == Kind::File {
+        described.chunks = extents(stores, ino, attr.length).await?;
+    }
+    described.paths = paths(store, ino, &attr, root).await?;
+    Ok(described)
+}
+
+impl Description {
+    fn count(&mut self, attr: &Attr) {
+        if attr.is_dir() {
+            self.dirs += 1;
+        } else {
+            self.files += 1;
+        }
+        if attr.kind == Kind::File {
+            self.length += attr.length;
+        }
+        self.size += u64::try_from(attr.space()).unwrap_or(0);
+    }
+}
+
+async fn record(store: &Arc<dyn Store>, ino: Ino) -> Result<Option<Attr>, VolumeError> {
+    Ok(match store.read(&[Query::Get(key::inode(ino))]).await?.into_iter().next() {
+        Some(Value::Bytes(Some(bytes))) => Record::decode(bytes).map(|record| record.attr),
+        _ => None,
+    })
+}
+
+async fn extents(stores: &Stores, ino: Ino, length: u64) -> Result<Vec<ChunkLine>, VolumeError> {
+    let mut lines = Vec::new();
+    for index in 0..u32::try_from(length.div_ceil(CHUNK_BYTES)).unwrap_or(u32::MAX) {
+        let values = stores.store.read(&[Query::List(key::chunk(ino, index))]).await?;
+        let Some(Value::List(elements)) = values.into_iter().next() else { continue };
+        let records: Option<Vec<SliceRecord>> = elements.iter().map(|element| decode_slice(element)).collect();
+        let Some(records) = records else {
+            return Err(VolumeError::Failed(format!("the slice list of chunk {index} of inode {ino} is damaged; run `pando fsck`")));
+        };
+        for extent in flatten(&records) {
+            lines.push(line(stores, index, &extent));
+        }
+    }
+    Ok(lines)
+}
+
+fn line(stores: &Stores, chunk: u32, extent: &Extent) -> ChunkLine {
+    let block_bytes = stores.setting.block_bytes();
+    let mut objects = Vec::new();
+    // Records are checked to lie inside their slice, which is at most a chunk; the sums cannot overflow.
+    let mut at = extent.off;
+    while extent.id != 0 && at < extent.off + extent.len {
+        let Some(block) = BlockId::of(extent.id, extent.size, at / block_bytes, block_bytes) else { break };
+        let offset = at % block_bytes;
+        let length = (block.len - offset).min(extent.off + extent.len - at);
+        let name = format!("{}/{}", stores.setting.name(), block.key(stores.setting.hash_prefix()));
+        objects.push(ObjectLine { name, size: block.len, offset, length, pos: extent.pos + (at - extent.off) });
+        at += length;
+    }
+    ChunkLine { chunk, slice: extent.id, size: extent.size, offset: extent.off, length: extent.len, pos: extent.pos, objects }
+}
+
+/// All names of an inode. A file with several links has its parents in a hash of its own.
+async fn paths(store: &Arc<dyn Store>, ino: Ino, attr: &Attr, root: Ino) -> Result<Vec<String>, VolumeError> {
+    if ino == root {
+        return Ok(vec!["/".into()]);
+    }
+    let parents = match attr.parent {
+        Ino(0) => match store.read(&[Query::HGetAll(key::parents(ino))]).await?.into_iter().next() {
+            Some(Value::Pairs(pairs)) => pairs
+                .iter()
+                .filter(|(_, count)| decode_decimal(Some(count)).is_some_and(|count| count > 0))
+                .filter_map(|(parent, _)| Some(Ino(std::str::from_utf8(parent).ok()?.parse().ok()?)))
+                .collect(),
+            _ => Vec::new(),
+        },
+        parent => vec![parent],
+    };
+    let mut paths = Vec::new();
+    for parent in parents {
+        let Some(dir) = dir_path(store, parent, root).await? else { continue };
+        for name in names_in(store, parent, ino).await? {
+            paths.push(format!("{dir}/{name}"));
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Path of a directory from `root`, empty for `root` itself; `None` if it does not lie below it.
+async fn dir_path(store: &Arc<dyn Store>, dir: Ino, root: Ino) -> Result<Option<String>, VolumeError> {
+    let mut parts = Vec::new();
+    let mut at = dir;
+    while at != root {
+        if at == Ino::ROOT || parts.len() > DEPTH_MAX {
+            return Ok(None);
+        }
+        let Some(attr) = record(store, at).await? else { return Ok(None) };
+        let Some(name) = names_in(store, attr.parent, at).await?.into_iter().next() else { return Ok(None) };
+        parts.push(name);
+        at = attr.parent;
+    }
+    Ok(Some(parts.iter().rev().map(|part| format!("/{part}")).collect()))
+}
+
+async fn names_in(store: &Arc<dyn Store>, dir: Ino, ino: Ino) -> Result<Vec<String>, VolumeError> {
+    let range = ScanRange::Hash(key::dir(dir));
+    let mut names = Vec::new();
+    let mut cursor = Some(Cursor::new());
+    while let Some(from) = cursor {
+        let page = store.scan(&range, from, PAGE).await?;
+        let found = page.items.iter().filter(|item| decode_entry(&item.value).is_some_and(|(_, child)| child == ino));
+        names.extend(found.map(|item| String::from_utf8_lossy(&item.name).into_owned()));
+        cursor = page.next;
+    }
+    Ok(names)
+}
