@@ -1,6 +1,7 @@
 //! `Writers`: write buffers of all inodes. Bytes are buffered, cut into slices and blocks, uploaded, and committed in order (data §5).
 //!
-//! `machine.rs` decides, as a synchronous state machine per inode (`event.rs`: what goes in and out); `shell.rs` performs; this file is what the rest of `vfs` calls.
+//! `machine.rs` decides, as a synchronous state machine per inode (`event.rs`: what goes in and out); `shell.rs` performs; this file is
+//! what the rest of `vfs` calls.
 
 mod backend;
 mod event;
