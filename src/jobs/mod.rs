@@ -1,1 +1,234 @@
-//! (purpose)
+//! Background duties of a volume, one file each. They take what the foreground asks for, and look for the same work periodically, so that
+//! nothing is lost when a request is dropped or a process dies.
+//!
+//! Every duty works in small pieces with pauses between them: the foreground comes first. Each piece may be cut off anywhere, because what
+//! it leaves is found by the next scan.
+
+mod compact;
+mod dispatch;
+mod heartbeat;
+mod reclaim;
+mod sessions;
+mod slices;
+mod timer;
+
+use crate::chunk::Chunks;
+use crate::meta::Meta;
+use crate::meta::ops::session::HEARTBEAT;
+use crate::types::Duty;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+/// What `stop` waits for work that is under way; then it is cut off. A merge of a full chunk takes a second or two on a slow disk.
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// What the jobs work on.
+pub struct JobsConfig {
+    /// The metadata.
+    pub meta: Arc<Meta>,
+    /// The chunks.
+    pub chunks: Arc<Chunks>,
+    /// What the foreground asks for.
+    pub duties: mpsc::Receiver<Duty>,
+    /// How often the session is prolonged and stale ones are looked for.
+    pub heartbeat: Duration,
+    /// Whether anything but the heartbeat runs.
+    pub background: bool,
+}
+
+impl JobsConfig {
+    /// All jobs, with the usual heartbeat.
+    pub fn new(meta: Arc<Meta>, chunks: Arc<Chunks>, duties: mpsc::Receiver<Duty>) -> JobsConfig {
+        JobsConfig { meta, chunks, duties, heartbeat: HEARTBEAT, background: true }
+    }
+}
+
+/// The running jobs.
+pub struct JobsHandle {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Starts the jobs on the current runtime.
+pub fn start(config: JobsConfig) -> JobsHandle {
+    let (stop, stopped) = watch::channel(false);
+    let stop_of_job = || Stop(stopped.clone());
+    let JobsConfig { meta, chunks, duties, heartbeat, background } = config;
+    let mut tasks = vec![tokio::spawn(heartbeat::run(Arc::clone(&meta), heartbeat, stop_of_job()))];
+    if background {
+        let (queues, ends) = dispatch::queues();
+        tasks.push(tokio::spawn(sessions::run(Arc::clone(&meta), heartbeat, stop_of_job())));
+        tasks.push(tokio::spawn(reclaim::run(Arc::clone(&meta), Arc::clone(&chunks), ends.reclaim, stop_of_job())));
+        tasks.push(tokio::spawn(slices::run(meta, Arc::clone(&chunks), ends.slices, stop_of_job())));
+        tasks.push(tokio::spawn(compact::run(chunks, ends.compact, stop_of_job())));
+        tasks.push(tokio::spawn(dispatch::run(duties, queues, stop_of_job())));
+    }
+    JobsHandle { stop, tasks }
+}
+
+impl JobsHandle {
+    /// Begins nothing new, and returns when what was under way has ended or was cut off.
+    pub async fn stop(self) {
+        self.stop_within(STOP_TIME_MAX).await;
+    }
+
+    async fn stop_within(self, time: Duration) {
+        // Nobody listens any more if all have ended.
+        let _ = self.stop.send(true);
+        let deadline = tokio::time::Instant::now() + time;
+        for mut task in self.tasks {
+            match tokio::time::timeout_at(deadline, &mut task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!("a background job failed: {error}"),
+                Err(_) => {
+                    task.abort();
+                    // Whatever it was doing has ended when this returns: nothing runs behind the back of a closed volume.
+                    let _ = task.await;
+                }
+            }
+        }
+    }
+}
+
+/// Tells a job to end.
+#[derive(Clone)]
+pub(crate) struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// Returns once the jobs are stopped, or their handle is gone.
+    async fn stopped(&mut self) {
+        // An error means that the handle is gone.
+        let _ = self.0.wait_for(|stopped| *stopped).await;
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+
+    /// Waits; true if the jobs were stopped meanwhile.
+    async fn pause(&mut self, time: Duration) -> bool {
+        tokio::select! {
+            biased;
+            () = self.stopped() => true,
+            () = tokio::time::sleep(time) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::testing::Bench;
+    use crate::object::ObjectError;
+    use crate::object::fault::{Fault, Request};
+    use crate::types::Duty;
+    use tokio::sync::Semaphore;
+
+    struct Running {
+        bench: Bench,
+        duties: mpsc::Sender<Duty>,
+        jobs: JobsHandle,
+    }
+
+    fn running(bench: Bench) -> Running {
+        let (duties, receiver) = mpsc::channel(64);
+        let jobs = start(JobsConfig::new(bench.world.meta.clone(), bench.chunks.clone(), receiver));
+        Running { bench, duties, jobs }
+    }
+
+    /// Waits until it holds; the time is for a machine that is busy with other tests.
+    async fn until(what: &str, holds: impl Fn() -> bool) {
+        let begin = std::time::Instant::now();
+        while !holds() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "never: {what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn deleted_files_go_in_batches() {
+        let bench = Bench::new(0);
+        let mut files = Vec::new();
+        for _ in 0..40 {
+            let ino = bench.world.file(0);
+            bench.write(ino, 0, 0, 70_000).await;
+            files.push(ino);
+        }
+        let Running { bench, duties, jobs } = running(bench);
+        for ino in files {
+            bench.world.unlink(ino);
+            duties.send(Duty::DeleteFile { ino, length: 70_000 }).await.unwrap();
+        }
+        until("all objects are gone", || bench.memory.objects().is_empty()).await;
+        jobs.stop().await;
+        assert!(bench.world.meta.pending_files(i64::MAX, 100).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_left_is_found_at_the_start() {
+        let bench = Bench::new(0);
+        let ino = bench.world.file(0);
+        bench.write(ino, 0, 0, 70_000).await;
+        bench.world.unlink(ino);
+        let dead = bench.world.file(0);
+        bench.write(dead, 0, 0, 80_000).await;
+        bench.world.unlink(dead);
+        // As after a crash between the metadata commit and the deletion of the objects.
+        assert_eq!(bench.world.meta.delete_files(&[(dead, 80_000)]).await.unwrap().len(), 1);
+        let Running { bench, jobs, .. } = running(bench);
+        until("all objects are gone", || bench.memory.objects().is_empty()).await;
+        jobs.stop().await;
+        assert!(bench.world.meta.pending_slices(100).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn compaction_and_slices_on_demand() {
+        let bench = Bench::new(0);
+        let ino = bench.world.file(0);
+        for pos in 0..5 {
+            bench.write(ino, 0, pos * 1000, 70_000).await;
+        }
+        bench.store_slice(99_999, 10).await;
+        let Running { bench, duties, jobs } = running(bench);
+        for _ in 0..3 {
+            duties.send(Duty::Compact { ino, chunk: 0 }).await.unwrap();
+        }
+        duties.send(Duty::DeleteSlice { id: 99_999, size: 10 }).await.unwrap();
+        until("one record, one object", || bench.world.list(ino, 0).len() == 1 && bench.memory.objects().len() == 1).await;
+        jobs.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_failing_bucket_does_not_end_the_jobs() {
+        let bench = Bench::new(0);
+        let ino = bench.world.file(0);
+        bench.write(ino, 0, 0, 70_000).await;
+        bench.world.unlink(ino);
+        bench.faults.always(Request::Delete, Fault::Fail(ObjectError::Denied("read-only".into())));
+        let Running { bench, duties, jobs } = running(bench);
+        until("it was tried", || bench.faults.calls(Request::Delete) > 0).await;
+        bench.faults.heal();
+        let size = 70_000;
+        let pending = bench.world.meta.pending_slices(10).await.unwrap();
+        assert_eq!(pending.len(), 1);
+        duties.send(Duty::DeleteSlice { id: pending[0].0, size }).await.unwrap();
+        until("the object is gone", || bench.memory.objects().is_empty()).await;
+        jobs.stop().await;
+    }
+
+    #[tokio::test]
+    async fn stopping_does_not_wait_for_ever() {
+        let bench = Bench::new(0);
+        let ino = bench.world.file(0);
+        bench.write(ino, 0, 0, 70_000).await;
+        bench.world.unlink(ino);
+        bench.faults.always(Request::Delete, Fault::Hold(Arc::new(Semaphore::new(0))));
+        let Running { bench, jobs, .. } = running(bench);
+        until("a deletion hangs", || bench.faults.calls(Request::Delete) > 0).await;
+        jobs.stop_within(Duration::from_millis(50)).await;
+        assert_eq!(bench.memory.objects().len(), 1);
+    }
+}

@@ -1,1 +1,241 @@
-//! (purpose)
+//! The filesystem as the kernel asks for it: one method per request, in terms of metadata operations and file data.
+//!
+//! Knows no kernel structure. Each file holds the methods of one concern; `Vfs` is one mount of a volume.
+//! What the kernel is told of a file is its record overlaid with what is still buffered (`attr.rs`).
+
+pub mod reader;
+pub mod writer;
+
+mod attr;
+mod dir;
+mod file;
+mod handle;
+mod kernel;
+mod listing;
+mod lock;
+mod mount;
+mod names;
+mod range;
+mod seen;
+mod xattr;
+
+#[cfg(test)]
+mod vfs_test;
+
+pub use crate::meta::ops::lock::LockKind;
+pub use crate::meta::ops::{SetTime, StatFs};
+pub use attr::SetAttrRequest;
+pub use dir::{DirItem, DirSink};
+pub use kernel::{KernelCache, NoKernelCache};
+pub use lock::Lock;
+
+use crate::block::BlockStore;
+use crate::chunk::Chunks;
+use crate::meta::Meta;
+use crate::types::{Attr, Caller, Errno, Ino};
+use crate::vfs::handle::Handles;
+use crate::vfs::mount::Mount;
+use crate::vfs::reader::Reader;
+use crate::vfs::seen::Seen;
+use crate::vfs::writer::Writers;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tracing::error;
+
+/// What makes one mount differ from another of the same volume.
+#[derive(Clone, Debug)]
+pub struct VfsConfig {
+    /// The inode shown as the root.
+    pub root: Ino,
+    /// Every change is EROFS.
+    pub read_only: bool,
+    /// Extended attributes are offered.
+    pub xattr: bool,
+    /// How long the kernel may use attributes.
+    pub attr_ttl: Duration,
+    /// How long the kernel may use the name of anything but a directory.
+    pub entry_ttl: Duration,
+    /// How long the kernel may use the name of a directory.
+    pub dir_entry_ttl: Duration,
+    /// Replaces the umask of every caller.
+    pub umask: Option<u16>,
+}
+
+impl Default for VfsConfig {
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        VfsConfig {
+            root: Ino::ROOT,
+            read_only: false,
+            xattr: false,
+            attr_ttl: second,
+            entry_ttl: second,
+            dir_entry_ttl: second,
+            umask: None,
+        }
+    }
+}
+
+/// A name and what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The inode, as the kernel numbers it.
+    pub ino: Ino,
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long the name may be used.
+    pub entry_ttl: Duration,
+    /// How long the attributes may be used.
+    pub attr_ttl: Duration,
+}
+
+/// Attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttrReply {
+    /// The inode, as the kernel numbers it.
+    pub ino: Ino,
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long they may be used.
+    pub ttl: Duration,
+}
+
+/// A new handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenReply {
+    /// Its number.
+    pub fh: u64,
+    /// Reads and writes of this handle go around the kernel's pages.
+    pub direct_io: bool,
+    /// The kernel's pages of the inode are still right.
+    pub keep_cache: bool,
+}
+
+/// One mount of a volume.
+pub struct Vfs {
+    meta: Arc<Meta>,
+    writers: Arc<Writers>,
+    reader: Reader,
+    mount: Mount,
+    handles: Handles,
+    seen: Seen,
+    kernel: RwLock<Arc<dyn KernelCache>>,
+    /// Counts commits of buffered data that a request waited for. An answer read from the store before one and given after it may be
+    /// too old for the kernel, which knows the length it wrote.
+    flushes: AtomicU64,
+}
+
+impl Vfs {
+    /// A mount of the volume that `meta` and `blocks` hold.
+    pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>, chunks: Arc<Chunks>, writers: Arc<Writers>, config: VfsConfig) -> Arc<Vfs> {
+        Arc::new(Vfs {
+            reader: Reader::new(meta.clone(), blocks, chunks, writers.clone()),
+            meta,
+            writers,
+            mount: Mount::new(config),
+            handles: Handles::default(),
+            seen: Seen::new(),
+            kernel: RwLock::new(Arc::new(NoKernelCache)),
+            flushes: AtomicU64::new(0),
+        })
+    }
+
+    /// Tells how to reach the kernel's caches; before this nothing is forgotten.
+    pub fn set_kernel_cache(&self, kernel: Arc<dyn KernelCache>) {
+        *self.kernel.write().expect("never poisoned: no code under it panics") = kernel;
+    }
+
+    /// Space and inodes.
+    pub async fn statfs(&self, _caller: &Caller) -> Result<StatFs, Errno> {
+        self.meta.statfs().await
+    }
+
+    /// The mount ends: what is buffered is committed, and handles the kernel still had are closed.
+    pub async fn destroy(&self) {
+        if let Err(errno) = self.writers.flush_all().await {
+            error!("data written before the end of the mount could not be stored: {errno}");
+        }
+        for (fh, ino) in self.handles.files() {
+            // An error has been logged where it arose; nobody is left to be told.
+            let _ = self.close_file(ino, fh, None).await;
+        }
+    }
+
+    fn kernel(&self) -> Arc<dyn KernelCache> {
+        self.kernel.read().expect("never poisoned: no code under it panics").clone()
+    }
+
+    fn shared(&self) -> bool {
+        self.meta.store().shared()
+    }
+
+    fn entry(&self, ino: Ino, attr: Attr) -> Entry {
+        self.mount.entry(ino, attr, self.shared())
+    }
+
+    fn attr_reply(&self, ino: Ino, attr: Attr) -> AttrReply {
+        self.mount.attr(ino, attr, self.shared())
+    }
+
+    /// Commits everything written to the inode so far. A file that is gone, or was never one, is a bad handle to whoever wrote.
+    async fn flush_data(&self, ino: Ino) -> Result<(), Errno> {
+        if !self.writers.is_dirty(ino) {
+            // Errors of the past are kept there, too.
+            return self.writers.flush(ino).await.map_err(write_errno);
+        }
+        let flushed = self.writers.flush(ino).await;
+        self.count_flush();
+        flushed.map_err(write_errno)
+    }
+
+    fn count_flush(&self) {
+        self.flushes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn flush_count(&self) -> u64 {
+        self.flushes.load(Ordering::Acquire)
+    }
+}
+
+/// Errors of data commits as write(2), fsync(2) and close(2) know them.
+fn write_errno(errno: Errno) -> Errno {
+    match errno {
+        Errno::NOENT | Errno::PERM | Errno::INVAL => Errno::BADF,
+        errno => errno,
+    }
+}
+
+/// An inode the kernel names and the volume does not have: ESTALE makes the kernel look the name up again, ENOENT would reach the
+/// application although the name may stand for another inode by now.
+fn inode_errno(errno: Errno) -> Errno {
+    if errno == Errno::NOENT { Errno::STALE } else { errno }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Flags, Kind, Time};
+
+    /// Some attributes of a file.
+    pub(crate) fn attr() -> Attr {
+        let time = Time { sec: 1, nsec: 2 };
+        Attr {
+            flags: Flags(0),
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            nlink: 1,
+            length: 0,
+            rdev: 0,
+            parent: Ino::ROOT,
+            access_acl: 0,
+            default_acl: 0,
+            tier: 0,
+        }
+    }
+}

@@ -3,7 +3,11 @@
 //! Keys and values are those of metadata §2. Everything a store is asked is one of the enums below, so that one script on a server and
 //! one transaction in a local database can both answer it.
 
+#[doc(hidden)]
+pub mod conformance;
 pub mod embedded;
+#[doc(hidden)]
+pub mod powercut;
 
 use crate::types::{BoxFuture, SliceId};
 use bytes::Bytes;

@@ -1,0 +1,14 @@
+//! Prolonging this process's session.
+
+use crate::jobs::Stop;
+use crate::jobs::timer::jittered;
+use crate::meta::Meta;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) async fn run(meta: Arc<Meta>, period: Duration, mut stop: Stop) {
+    while !stop.pause(jittered(period)).await {
+        // A failure was logged where it happened; the next beat comes long before the session expires.
+        let _ = meta.heartbeat().await;
+    }
+}

@@ -1,0 +1,56 @@
+//! Deleting the data of files that are gone, oldest first, from the list the metadata keeps of them.
+
+use crate::chunk::Chunks;
+use crate::jobs::Stop;
+use crate::jobs::timer::jittered;
+use crate::meta::Meta;
+use crate::types::Ino;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Files deleted together: some milliseconds of the metadata store, and one sync.
+const FILES_MAX: u32 = 100;
+/// After the first file, others are waited for this long: `rm -r` of a small tree then costs one sync.
+const GATHER_TIME: Duration = Duration::from_millis(20);
+/// Longest pause after a batch. Usually it is as long as the batch took, so the foreground has half of the store at least.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// How often the list is looked at without being asked.
+const PERIOD: Duration = Duration::from_secs(30);
+/// While other processes use the volume, the data of a deleted file stays this long: one of them may have the file open, and reads it from
+/// its handle until then.
+const GRACE_S: i64 = 60;
+
+pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, asked: Arc<Notify>, mut stop: Stop) {
+    loop {
+        drain(&meta, &chunks, &mut stop).await;
+        tokio::select! {
+            biased;
+            () = stop.stopped() => return,
+            () = asked.notified() => {}
+            () = tokio::time::sleep(jittered(PERIOD)) => {}
+        }
+        if stop.pause(GATHER_TIME).await {
+            return;
+        }
+    }
+}
+
+/// Batch by batch until nothing is left that may go now, or something fails: then the next period tries again.
+async fn drain(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
+    let mut last: Vec<(Ino, u64)> = Vec::new();
+    while !stop.is_stopped() {
+        let begin = Instant::now();
+        // Alone, the clock does not matter: nobody is left who could have one of them open.
+        let older_than = if meta.store().shared() { meta.clock().now().sec - GRACE_S } else { i64::MAX };
+        let Ok(files) = meta.pending_files(older_than, FILES_MAX).await else { return };
+        // Entries that stay, because their inode exists, were reported where that was noticed.
+        if files.is_empty() || files == last || chunks.delete_files(&files).await.is_err() {
+            return;
+        }
+        last = files;
+        if stop.pause(begin.elapsed().min(PAUSE_MAX)).await {
+            return;
+        }
+    }
+}

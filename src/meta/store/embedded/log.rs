@@ -1,0 +1,360 @@
+//! The write-ahead log: making it durable for `sync`, and moving it into the database before it grows too long.
+//!
+//! Why one fdatasync of the -wal file covers every commit acknowledged before it: a commit has written its pages to the log when it
+//! returns. Pages leave the log only when a later transaction starts it over, which SQLite allows only once *all* of the log has been
+//! copied to the database. With synchronous=NORMAL the copying (`walCheckpoint`) syncs the log first, then copies, then syncs the
+//! database, and only then notes the log as copied. So at any moment each acknowledged page is in the log as it is now, or in
+//! the synced database.
+//!
+//! The descriptor synced is our own of the -wal file. Never open the database file beside SQLite: closing any descriptor of it drops the
+//! POSIX locks of the whole process on it. On the -wal file SQLite has none.
+
+use super::error::{Trouble, from_io};
+use crate::meta::store::StoreError;
+use rusqlite::{Connection, ffi};
+use std::ffi::{c_char, c_int, c_void};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+/// How long the log may get.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Pages at which copying begins, and pages added after which it is tried again.
+    pub(super) copy_pages: i64,
+    /// Pages at which writers are held up until the log is copied completely and can start over. Under steady load the log never rests,
+    /// so without this it would grow for ever.
+    pub(super) pages_max: i64,
+}
+
+impl Limits {
+    /// 32 MiB and 256 MiB: read back in a fraction of a second after a crash, started over a few times a second at full speed.
+    pub(super) const USUAL: Limits = Limits { copy_pages: 16_384, pages_max: 131_072 };
+}
+
+/// How long copying may hold up writers while it waits for readers of the log.
+const RESTART_WAIT: Duration = Duration::from_millis(100);
+/// Pause after a failed copy: a full or failing disk is not helped by haste.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What becomes of a log that is copied completely.
+#[derive(Clone, Copy)]
+enum Mode {
+    /// The next writer starts it over.
+    Restart,
+    /// The file is cut to nothing.
+    Truncate,
+}
+
+/// Length of the log as commits see it, and the wish to have it copied.
+struct Gauge {
+    limits: Limits,
+    pages: AtomicI64,
+    wake_at: AtomicI64,
+    wish: Mutex<Wish>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Wish {
+    copy: bool,
+    stop: bool,
+}
+
+impl Gauge {
+    fn note(&self, pages: i64) {
+        // Shorter than before: it was started over.
+        if pages < self.pages.swap(pages, Ordering::Relaxed) {
+            self.wake_at.store(self.limits.copy_pages, Ordering::Relaxed);
+        }
+        if pages >= self.wake_at.load(Ordering::Relaxed) {
+            self.wake_at.store(pages.saturating_add(self.limits.copy_pages), Ordering::Relaxed);
+            self.wish.lock().unwrap_or_else(PoisonError::into_inner).copy = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for a wish; false means stop.
+    fn wait(&self) -> bool {
+        let mut wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
+        while !wish.copy && !wish.stop {
+            wish = self.changed.wait(wish).unwrap_or_else(PoisonError::into_inner);
+        }
+        wish.copy = false;
+        !wish.stop
+    }
+
+    /// Waits out a pause; false means stop.
+    fn pause(&self) -> bool {
+        let wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
+        let (wish, _) = self.changed.wait_timeout_while(wish, RETRY_PAUSE, |wish| !wish.stop).unwrap_or_else(PoisonError::into_inner);
+        !wish.stop
+    }
+
+    fn stop(&self) {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.changed.notify_all();
+    }
+}
+
+/// Called by SQLite on the committing thread after each commit, with the length of the log.
+unsafe extern "C" fn on_commit(context: *mut c_void, _db: *mut ffi::sqlite3, _name: *const c_char, pages: c_int) -> c_int {
+    // SAFETY: the context is the `Gauge` of the `Log` that outlives the connection (see `watch`).
+    let gauge = unsafe { &*context.cast::<Gauge>() };
+    gauge.note(i64::from(pages));
+    ffi::SQLITE_OK
+}
+
+/// The two threads of a database file.
+pub(super) struct Log {
+    gauge: Arc<Gauge>,
+    copier: Option<JoinHandle<()>>,
+    syncer: Syncer,
+    /// Shared by both threads: the copier's work, and the way out after a failed sync.
+    conn: Arc<Mutex<Connection>>,
+}
+
+impl Log {
+    /// `conn` is a connection of its own, for copying only. The log exists by now, because a connection has read.
+    pub(super) fn open(path: &Path, conn: Connection, limits: Limits) -> Result<Log, StoreError> {
+        let what = path.display().to_string();
+        let file = File::open(path).map_err(|e| from_io(&what, &e))?;
+        conn.busy_timeout(RESTART_WAIT).map_err(|e| StoreError::Failed(e.to_string()))?;
+        let conn = Arc::new(Mutex::new(conn));
+        let gauge = Arc::new(Gauge {
+            limits,
+            pages: AtomicI64::new(0),
+            // The first commit tells how long the log is that others left.
+            wake_at: AtomicI64::new(limits.copy_pages),
+            wish: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let copier = {
+            let (gauge, conn) = (gauge.clone(), conn.clone());
+            spawn("pando-copy-log", move || copy_until_stopped(&gauge, &conn))?
+        };
+        let suspect = AtomicBool::new(false);
+        let sync_conn = conn.clone();
+        let syncer = Syncer::start(move || {
+            // After a failed sync the kernel calls the pages clean although they are not on the disk, and the next sync would succeed for
+            // nothing. What the log holds is then made durable by copying all of it into the database.
+            if suspect.load(Ordering::Relaxed) {
+                checkpoint(&sync_conn, Mode::Truncate)?;
+                suspect.store(false, Ordering::Relaxed);
+            }
+            sync_file(&what, &file).inspect_err(|_| suspect.store(true, Ordering::Relaxed))
+        })?;
+        Ok(Log { gauge, copier: Some(copier), syncer, conn })
+    }
+
+    /// Has the connection tell the log's length after each commit. The connection must be closed before this log is dropped.
+    pub(super) fn watch(&self, conn: &Connection) {
+        let gauge: *const Gauge = &*self.gauge;
+        // SAFETY: the handle is valid; `gauge` is owned by `self` (and never replaced), which outlives the connection; `Gauge` is Sync.
+        unsafe { ffi::sqlite3_wal_hook(conn.handle(), Some(on_commit), gauge.cast_mut().cast()) };
+    }
+
+    pub(super) fn sync(&self) -> oneshot::Receiver<Result<(), StoreError>> {
+        self.syncer.request()
+    }
+
+    /// Copies the log and cuts it to nothing, unless others use it. Nobody commits any more.
+    pub(super) fn close(&mut self, alone: bool) {
+        self.stop();
+        if alone && let Err(why) = checkpoint(&self.conn, Mode::Truncate) {
+            warn!("the log of the metadata store stays, it is read at the next start: {why}");
+        }
+    }
+
+    fn stop(&mut self) {
+        self.gauge.stop();
+        if let Some(copier) = self.copier.take() {
+            let _ = copier.join();
+        }
+        self.syncer.stop();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|e| from_io("start a thread", &e))
+}
+
+fn sync_file(what: &str, file: &File) -> Result<(), StoreError> {
+    file.sync_data().and_then(|()| file.metadata()).map_err(|e| from_io(what, &e)).and_then(|found| match found.nlink() {
+        // What was synced is not what the next start will read.
+        0 => Err(StoreError::Failed(format!("{what} was removed while in use"))),
+        _ => Ok(()),
+    })
+}
+
+fn copy_until_stopped(gauge: &Gauge, conn: &Mutex<Connection>) {
+    while gauge.wait() {
+        let mut copied = checkpoint_passive(conn);
+        if let Ok(left) = copied
+            && left >= gauge.limits.pages_max
+        {
+            // Most of it is copied and synced by now, the writers wait for the rest only.
+            copied = sync_database(conn).and_then(|()| checkpoint(conn, Mode::Restart)).map(|()| 0);
+        }
+        if let Err(why) = copied {
+            error!("copying the log of the metadata store into its database: {why}");
+            if !gauge.pause() {
+                return;
+            }
+        }
+    }
+}
+
+/// Runs a checkpoint: whether it was kept from finishing, the length of the log, and how much of it is copied.
+fn run(conn: &Mutex<Connection>, sql: &str) -> Result<(bool, i64, i64), StoreError> {
+    let conn = conn.lock().unwrap_or_else(PoisonError::into_inner);
+    let told = conn.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)? != 0, row.get(1)?, row.get(2)?)));
+    told.map_err(|e| match Trouble::from(e).explain(&conn) {
+        Trouble::Store(error) => error,
+        Trouble::Busy(why) => StoreError::Failed(why),
+    })
+}
+
+/// Copies what can be copied; the length of the log if something of it is left, else 0.
+fn checkpoint_passive(conn: &Mutex<Connection>) -> Result<i64, StoreError> {
+    let (_, pages, copied) = run(conn, "PRAGMA wal_checkpoint(PASSIVE)")?;
+    Ok(if copied < pages { pages } else { 0 })
+}
+
+/// Copies everything, holding writers up for what a passive run has left.
+fn checkpoint(conn: &Mutex<Connection>, mode: Mode) -> Result<(), StoreError> {
+    let sql = match mode {
+        Mode::Restart => "PRAGMA wal_checkpoint(RESTART)",
+        Mode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+    };
+    match run(conn, sql)? {
+        (false, ..) => Ok(()),
+        (true, pages, copied) => Err(StoreError::Failed(format!("{copied} of {pages} pages copied, the rest is in use"))),
+    }
+}
+
+/// Syncs the database file through SQLite's own descriptor, so that a restart finds little left to sync while writers wait.
+fn sync_database(conn: &Mutex<Connection>) -> Result<(), StoreError> {
+    let conn = conn.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
+    // SAFETY: the handle is valid and locked; this opcode stores the pointer of the main database's file, which lives as long as the
+    // connection; its methods are set while it is open.
+    let code = unsafe {
+        ffi::sqlite3_file_control(conn.handle(), c"main".as_ptr(), ffi::SQLITE_FCNTL_FILE_POINTER, (&raw mut file).cast());
+        match file.as_ref().and_then(|f| f.pMethods.as_ref()).and_then(|methods| methods.xSync) {
+            Some(sync) => sync(file, ffi::SQLITE_SYNC_NORMAL),
+            None => ffi::SQLITE_OK,
+        }
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(StoreError::Failed(format!("syncing the database file: code {code}"))),
+    }
+}
+
+type Waiter = oneshot::Sender<Result<(), StoreError>>;
+
+/// One thread that syncs for everybody who asked before it began.
+struct Syncer {
+    queue: Arc<(Mutex<SyncQueue>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct SyncQueue {
+    /// Bounded by the number of requests under way.
+    waiters: Vec<Waiter>,
+    stop: bool,
+}
+
+impl Syncer {
+    fn start(mut sync: impl FnMut() -> Result<(), StoreError> + Send + 'static) -> Result<Syncer, StoreError> {
+        let queue = Arc::new((Mutex::<SyncQueue>::default(), Condvar::new()));
+        let mine = queue.clone();
+        let thread = spawn("pando-sync-log", move || {
+            let (queue, changed) = &*mine;
+            loop {
+                let waiters = {
+                    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                    while queue.waiters.is_empty() && !queue.stop {
+                        queue = changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    if queue.waiters.is_empty() {
+                        return;
+                    }
+                    // Who comes from here on may have committed after the sync began, and waits for the next.
+                    std::mem::take(&mut queue.waiters)
+                };
+                let result = sync();
+                for waiter in waiters {
+                    // A waiter that has gone needs no answer.
+                    let _ = waiter.send(result.clone());
+                }
+            }
+        })?;
+        Ok(Syncer { queue, thread: Some(thread) })
+    }
+
+    fn request(&self) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (waiter, answer) = oneshot::channel();
+        let (queue, changed) = &*self.queue;
+        queue.lock().unwrap_or_else(PoisonError::into_inner).waiters.push(waiter);
+        changed.notify_one();
+        answer
+    }
+
+    /// Answers who is waiting, then ends.
+    fn stop(&mut self) {
+        let (queue, changed) = &*self.queue;
+        queue.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::mpsc;
+
+    #[test]
+    fn syncs_are_grouped_and_a_failure_reaches_every_waiter() {
+        let (go, gate) = mpsc::channel::<Result<(), StoreError>>();
+        let runs = Arc::new(AtomicU32::new(0));
+        let counted = runs.clone();
+        let mut syncer = Syncer::start(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            gate.recv().unwrap()
+        })
+        .unwrap();
+        let first = syncer.request();
+        while runs.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        // These come while the first sync runs: it may have begun before their commits.
+        let late: Vec<_> = (0..10).map(|_| syncer.request()).collect();
+        go.send(Ok(())).unwrap();
+        go.send(Err(StoreError::Failed("disk".into()))).unwrap();
+        assert_eq!(first.blocking_recv().unwrap(), Ok(()));
+        for waiter in late {
+            assert_eq!(waiter.blocking_recv().unwrap(), Err(StoreError::Failed("disk".into())));
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 2);
+        syncer.stop();
+    }
+}

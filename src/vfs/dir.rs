@@ -1,0 +1,151 @@
+//! Open directories: opendir, readdir, readdirplus, releasedir.
+//!
+//! Cookies: 1 is `.`, 2 is `..`, and the entry with ordinal n of the listing is n + 3. A cookie names the entry after which a listing goes on.
+
+use crate::meta::ops::DirEntry;
+use crate::types::{Caller, Errno, Ino, Kind, Name};
+use crate::vfs::listing::{Listing, PAGE_ENTRIES, Step};
+use crate::vfs::{Entry, OpenReply, Vfs};
+
+/// Cookie of `.`.
+const DOT: u64 = 1;
+/// Cookie of `..`.
+const DOT_DOT: u64 = 2;
+
+/// Takes the entries of a directory one by one.
+pub trait DirSink {
+    /// False if there is no room; the entry was not taken then.
+    fn add(&mut self, item: &DirItem<'_>) -> bool;
+}
+
+/// An entry of a directory.
+pub struct DirItem<'a> {
+    /// The inode, as the kernel numbers it.
+    pub ino: Ino,
+    /// Its type.
+    pub kind: Kind,
+    /// The name.
+    pub name: &'a [u8],
+    /// Where to go on after this entry.
+    pub cookie: u64,
+    /// What a lookup of the name would answer; only in a listing with attributes, and not for `.`, `..` and what has none.
+    pub entry: Option<Entry>,
+}
+
+impl Vfs {
+    /// A new handle of a directory.
+    pub async fn opendir(&self, _caller: &Caller, ino: Ino) -> Result<OpenReply, Errno> {
+        let ino = self.mount.inward(ino);
+        if !self.attr_of(ino).await?.is_dir() {
+            return Err(Errno::NOTDIR);
+        }
+        Ok(OpenReply { fh: self.handles.open_dir(ino), direct_io: false, keep_cache: false })
+    }
+
+    /// Entries after cookie `offset` until the sink is full; 0 begins afresh. `plus` adds what a lookup of each name would answer.
+    pub async fn readdir(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        fh: u64,
+        offset: u64,
+        plus: bool,
+        sink: &mut (dyn DirSink + Send),
+    ) -> Result<(), Errno> {
+        let dir = self.mount.inward(ino);
+        let handle = self.handles.dir(dir, fh)?;
+        let mut listing = handle.listing.lock().await;
+        let turn = listing.begin();
+        // As in `found`: what was read before a commit of buffered data is not what a lookup would answer after it.
+        let flushes = self.flush_count();
+        if offset == 0 {
+            listing.restart();
+            self.touch_atime(dir).await;
+        }
+        if offset < DOT && !sink.add(&dot(self.mount.outward(dir), b".", DOT)) {
+            return Ok(());
+        }
+        if offset < DOT_DOT {
+            let above = self.mount.outward(self.parent_of(dir).await?);
+            if !sink.add(&dot(above, b"..", DOT_DOT)) {
+                return Ok(());
+            }
+        }
+        let mut ordinal = offset.saturating_sub(DOT_DOT);
+        loop {
+            let (entries, read_in) = match listing.step(ordinal) {
+                Step::End => return Ok(()),
+                Step::Entries(entries, read_in) => (entries, read_in),
+                Step::Read(cursor) => {
+                    self.read_pages(dir, &mut listing, cursor).await?;
+                    continue;
+                }
+            };
+            for (at, entry) in entries {
+                let attributes = if plus {
+                    let fresh = read_in == turn && flushes == self.flush_count();
+                    self.entry_of(caller, dir, &entry, fresh).await
+                } else {
+                    None
+                };
+                let item = DirItem {
+                    ino: attributes.as_ref().map_or(self.mount.outward(entry.ino), |found| found.ino),
+                    kind: attributes.as_ref().map_or(entry.kind, |found| found.attr.kind),
+                    name: &entry.name,
+                    cookie: at.saturating_add(DOT_DOT + 1),
+                    entry: attributes,
+                };
+                if !sink.add(&item) {
+                    return Ok(());
+                }
+                ordinal = at.saturating_add(1);
+            }
+        }
+    }
+
+    async fn read_pages(&self, dir: Ino, listing: &mut Listing, cursor: crate::meta::store::Cursor) -> Result<(), Errno> {
+        let mut cursor = Some(cursor);
+        while let Some(at) = cursor {
+            let page = match self.meta.readdir(dir, at.clone(), PAGE_ENTRIES).await {
+                Ok(page) => page,
+                // Removed while it is open: an empty directory, as on a local filesystem.
+                Err(Errno::NOENT) => Default::default(),
+                Err(errno) => return Err(errno),
+            };
+            cursor = listing.learn(at, page);
+        }
+        Ok(())
+    }
+
+    /// What a lookup of the name answers now. The kernel takes it for one: it would bind the name to an inode that has another by now,
+    /// or cut a file that has grown since, if it were told what an earlier request had read.
+    async fn entry_of(&self, caller: &Caller, dir: Ino, entry: &DirEntry, fresh: bool) -> Option<Entry> {
+        match &entry.attr {
+            Some(attr) if fresh => {
+                let attr = if self.meta.open_files().is_open(entry.ino) { self.attr_of(entry.ino).await.ok()? } else { attr.clone() };
+                Some(self.entry(entry.ino, attr))
+            }
+            _ => {
+                let name = Name::new(&entry.name).ok()?;
+                let flushes = self.flush_count();
+                let (ino, attr) = self.meta.lookup(caller, dir, &name).await.ok()?;
+                Some(self.entry(ino, self.found(ino, attr, flushes).await.ok()?))
+            }
+        }
+    }
+
+    /// Closes the handle.
+    pub async fn releasedir(&self, ino: Ino, fh: u64) -> Result<(), Errno> {
+        self.handles.close_dir(self.mount.inward(ino), fh);
+        Ok(())
+    }
+
+    /// Makes the directory's entries as durable as the store's tier says.
+    pub async fn fsyncdir(&self, _caller: &Caller, _ino: Ino, _fh: u64) -> Result<(), Errno> {
+        self.meta.sync().await
+    }
+}
+
+fn dot(ino: Ino, name: &[u8], cookie: u64) -> DirItem<'_> {
+    DirItem { ino, kind: Kind::Dir, name, cookie, entry: None }
+}

@@ -1,0 +1,146 @@
+//! Locks and what they mean for caches. The order of things lives here:
+//!
+//! grant: commit → the kernel's attributes are dropped → reply, so that the holder's next read sees what the last one wrote;
+//! release: flush → commit → reply, so that what was written under the lock is there before anybody else can hold it.
+
+use crate::meta::ops::lock::LockKind;
+use crate::types::{Caller, Cancel, Errno, Ino};
+use crate::vfs::Vfs;
+use std::time::Duration;
+
+/// First and longest pause between two tries for a lock that somebody else holds: a lock held for the length of a transaction is met
+/// quickly, one held for long costs 50 reads a second.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// A byte-range lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// First byte.
+    pub start: u64,
+    /// Last byte.
+    pub end: u64,
+    /// What is held or asked for.
+    pub kind: LockKind,
+    /// The holder's process, 0 if it is on another host.
+    pub pid: u32,
+}
+
+impl Vfs {
+    /// A POSIX lock that keeps `owner` from taking `lock`.
+    pub async fn getlk(&self, _caller: &Caller, ino: Ino, fh: u64, owner: u64, lock: Lock) -> Result<Option<Lock>, Errno> {
+        let ino = self.mount.inward(ino);
+        self.handles.file(ino, fh)?;
+        let found = self.meta.get_lock(ino, owner, lock.start, lock.end, lock.kind).await?;
+        Ok(found.map(|held| Lock {
+            start: held.start,
+            end: held.end,
+            kind: if held.exclusive { LockKind::Exclusive } else { LockKind::Shared },
+            pid: held.pid,
+        }))
+    }
+
+    /// Takes, changes or releases a lock: that of the open file (`flock`), or of a range of bytes. EAGAIN if somebody else is in the
+    /// way and `wait` is not set; EINTR if waiting was called off.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn setlk(&self, caller: &Caller, ino: Ino, fh: u64, owner: u64, lock: Lock, flock: bool, wait: bool) -> Result<(), Errno> {
+        let ino = self.mount.inward(ino);
+        let handle = self.handles.file(ino, fh)?;
+        if lock.kind == LockKind::Unlock {
+            if !self.ever_locked(ino) {
+                return Ok(());
+            }
+            // Released even if the data could not be stored: for the application the lock is gone, and it is told of the data.
+            let flushed = self.flush_data(ino).await;
+            let released = self.try_lock(ino, owner, lock, flock).await;
+            return flushed.and(released);
+        }
+        // An exclusive lock may become a shared one: others may read from then on.
+        if lock.kind == LockKind::Shared && self.ever_locked(ino) {
+            self.flush_data(ino).await?;
+        }
+        if !flock {
+            // Before the lock is there, so that no release of the handle can miss it.
+            handle.add_lock_owner(owner);
+        }
+        acquire(&caller.cancel, wait, || self.try_lock(ino, owner, lock, flock)).await?;
+        self.kernel().forget_attr(self.mount.outward(ino));
+        Ok(())
+    }
+
+    async fn try_lock(&self, ino: Ino, owner: u64, lock: Lock, flock: bool) -> Result<(), Errno> {
+        if flock {
+            self.meta.flock(ino, owner, lock.kind).await
+        } else {
+            self.meta.set_lock(ino, owner, lock.pid, lock.start, lock.end, lock.kind).await
+        }
+    }
+
+    /// Whether this process ever locked the inode; most files never are, and closing them costs nothing then.
+    pub(crate) fn ever_locked(&self, ino: Ino) -> bool {
+        self.meta.may_be_locked(ino)
+    }
+}
+
+/// Tries until it succeeds, or fails for another reason than somebody else's lock. Only the pauses are called off, never a try: so a
+/// waiter that gives up has nothing committed, and one that has something committed is told.
+async fn acquire<F, T>(cancel: &Cancel, wait: bool, attempt: F) -> Result<(), Errno>
+where
+    F: Fn() -> T,
+    T: Future<Output = Result<(), Errno>>,
+{
+    let mut pause = PAUSE_MIN;
+    loop {
+        match attempt().await {
+            Err(Errno::AGAIN) if wait => {}
+            outcome => return outcome,
+        }
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Errno::INTR),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Fails with EAGAIN `busy` times, then gives `outcome`; counts the tries.
+    async fn run(cancel: Cancel, wait: bool, busy: u32, outcome: Result<(), Errno>) -> (Result<(), Errno>, u32) {
+        let tries = AtomicU32::new(0);
+        let attempt = || {
+            let n = tries.fetch_add(1, Ordering::Relaxed);
+            async move { if n < busy { Err(Errno::AGAIN) } else { outcome } }
+        };
+        let result = acquire(&cancel, wait, attempt).await;
+        (result, tries.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn without_waiting_there_is_one_try() {
+        assert_eq!(run(Cancel::default(), false, 1, Ok(())).await, (Err(Errno::AGAIN), 1));
+        assert_eq!(run(Cancel::default(), false, 0, Ok(())).await, (Ok(()), 1));
+    }
+
+    #[tokio::test]
+    async fn a_waiter_tries_until_it_is_granted_or_fails() {
+        assert_eq!(run(Cancel::default(), true, 4, Ok(())).await, (Ok(()), 5));
+        assert_eq!(run(Cancel::default(), true, 2, Err(Errno::NOLCK)).await, (Err(Errno::NOLCK), 3));
+    }
+
+    #[tokio::test]
+    async fn a_waiter_called_off_leaves_at_once() {
+        let cancel = Cancel::default();
+        let waiting = tokio::spawn(run(cancel.clone(), true, u32::MAX, Ok(())));
+        tokio::task::yield_now().await;
+        cancel.cancel();
+        let (result, _) = waiting.await.unwrap();
+        assert_eq!(result, Err(Errno::INTR));
+        // Called off before it began to wait: it still tried, and a grant is a grant.
+        assert_eq!(run(cancel.clone(), true, 0, Ok(())).await, (Ok(()), 1));
+        assert_eq!(run(cancel, true, 1, Ok(())).await, (Err(Errno::INTR), 1));
+    }
+}
