@@ -29,7 +29,7 @@ pub(super) struct Limits {
     /// Pages at which copying begins, and pages added after which it is tried again.
     pub(super) copy_pages: i64,
     /// Pages at which writers are held up until the log is copied completely and can start over. Under steady load the log never rests,
-    /// so without this it would grow for ever.
+    /// so without this it would grow for ever. At twice this length writers wait at once.
     pub(super) pages_max: i64,
 }
 
@@ -38,14 +38,16 @@ impl Limits {
     pub(super) const USUAL: Limits = Limits { copy_pages: 16_384, pages_max: 131_072 };
 }
 
-/// How long copying may hold up writers while it waits for readers of the log.
+/// How long copying may hold up writers while it waits for a writer of another process, or for readers of the log.
 const RESTART_WAIT: Duration = Duration::from_millis(100);
+/// Pause after it waited in vain, in which writers go on.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// Pause after a failed copy: a full or failing disk is not helped by haste.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What becomes of a log that is copied completely.
 #[derive(Clone, Copy)]
-enum Mode {
+enum Then {
     /// The next writer starts it over.
     Restart,
     /// The file is cut to nothing.
@@ -57,6 +59,9 @@ struct Gauge {
     limits: Limits,
     pages: AtomicI64,
     wake_at: AtomicI64,
+    /// Writers of this process are to keep away: SQLite's lock of writers is polled, and whoever commits in a loop would never let the
+    /// copier have it.
+    held: AtomicBool,
     wish: Mutex<Wish>,
     changed: Condvar,
 }
@@ -73,7 +78,12 @@ impl Gauge {
         if pages < self.pages.swap(pages, Ordering::Relaxed) {
             self.wake_at.store(self.limits.copy_pages, Ordering::Relaxed);
         }
-        if pages >= self.wake_at.load(Ordering::Relaxed) {
+        let too_long = pages >= self.limits.pages_max.saturating_mul(2);
+        if too_long {
+            // Released by the copier whatever comes of its work, so that a disk that fails slows writers down but does not stop them.
+            self.held.store(true, Ordering::Relaxed);
+        }
+        if too_long || pages >= self.wake_at.load(Ordering::Relaxed) {
             self.wake_at.store(pages.saturating_add(self.limits.copy_pages), Ordering::Relaxed);
             self.wish.lock().unwrap_or_else(PoisonError::into_inner).copy = true;
             self.changed.notify_one();
@@ -91,9 +101,9 @@ impl Gauge {
     }
 
     /// Waits out a pause; false means stop.
-    fn pause(&self) -> bool {
+    fn pause(&self, pause: Duration) -> bool {
         let wish = self.wish.lock().unwrap_or_else(PoisonError::into_inner);
-        let (wish, _) = self.changed.wait_timeout_while(wish, RETRY_PAUSE, |wish| !wish.stop).unwrap_or_else(PoisonError::into_inner);
+        let (wish, _) = self.changed.wait_timeout_while(wish, pause, |wish| !wish.stop).unwrap_or_else(PoisonError::into_inner);
         !wish.stop
     }
 
@@ -132,6 +142,7 @@ impl Log {
             pages: AtomicI64::new(0),
             // The first commit tells how long the log is that others left.
             wake_at: AtomicI64::new(limits.copy_pages),
+            held: AtomicBool::new(false),
             wish: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -145,7 +156,9 @@ impl Log {
             // After a failed sync the kernel calls the pages clean although they are not on the disk, and the next sync would succeed for
             // nothing. What the log holds is then made durable by copying all of it into the database.
             if suspect.load(Ordering::Relaxed) {
-                checkpoint(&sync_conn, Mode::Truncate)?;
+                if !copy_all(&sync_conn, Then::Truncate)? {
+                    return Err(StoreError::Failed("syncing the log failed before, and it is too busy to be copied now".into()));
+                }
                 suspect.store(false, Ordering::Relaxed);
             }
             sync_file(&what, &file).inspect_err(|_| suspect.store(true, Ordering::Relaxed))
@@ -160,6 +173,11 @@ impl Log {
         unsafe { ffi::sqlite3_wal_hook(conn.handle(), Some(on_commit), gauge.cast_mut().cast()) };
     }
 
+    /// Whether writers are to try again later.
+    pub(super) fn held(&self) -> bool {
+        self.gauge.held.load(Ordering::Relaxed)
+    }
+
     pub(super) fn sync(&self) -> oneshot::Receiver<Result<(), StoreError>> {
         self.syncer.request()
     }
@@ -167,7 +185,7 @@ impl Log {
     /// Copies the log and cuts it to nothing, unless others use it. Nobody commits any more.
     pub(super) fn close(&mut self, alone: bool) {
         self.stop();
-        if alone && let Err(why) = checkpoint(&self.conn, Mode::Truncate) {
+        if alone && let Err(why) = copy_all(&self.conn, Then::Truncate) {
             warn!("the log of the metadata store stays, it is read at the next start: {why}");
         }
     }
@@ -201,20 +219,38 @@ fn sync_file(what: &str, file: &File) -> Result<(), StoreError> {
 
 fn copy_until_stopped(gauge: &Gauge, conn: &Mutex<Connection>) {
     while gauge.wait() {
-        let mut copied = checkpoint_passive(conn);
-        if let Ok(left) = copied
-            && left >= gauge.limits.pages_max
-        {
-            // Most of it is copied and synced by now, the writers wait for the rest only.
-            copied = sync_database(conn).and_then(|()| checkpoint(conn, Mode::Restart)).map(|()| 0);
-        }
-        if let Err(why) = copied {
-            error!("copying the log of the metadata store into its database: {why}");
-            if !gauge.pause() {
-                return;
+        let copied = copy(gauge, conn);
+        gauge.held.store(false, Ordering::Relaxed);
+        let go_on = match copied {
+            Ok(true) => true,
+            Ok(false) => {
+                // The next commit asks again.
+                gauge.wake_at.store(0, Ordering::Relaxed);
+                gauge.pause(RESTART_PAUSE)
             }
+            Err(why) => {
+                error!("copying the log of the metadata store into its database: {why}");
+                gauge.wake_at.store(0, Ordering::Relaxed);
+                gauge.pause(RETRY_PAUSE)
+            }
+        };
+        if !go_on {
+            return;
         }
     }
+}
+
+/// False if the log is too long and could not be started over.
+fn copy(gauge: &Gauge, conn: &Mutex<Connection>) -> Result<bool, StoreError> {
+    let (pages, copied) = copy_some(conn)?;
+    let complete = copied == pages && !gauge.held.load(Ordering::Relaxed);
+    if complete || pages < gauge.limits.pages_max {
+        return Ok(true);
+    }
+    // Most of it is copied and synced before writers are held up; they wait for the rest only.
+    sync_database(conn)?;
+    gauge.held.store(true, Ordering::Relaxed);
+    copy_all(conn, Then::Restart)
 }
 
 /// Runs a checkpoint: whether it was kept from finishing, the length of the log, and how much of it is copied.
@@ -227,22 +263,22 @@ fn run(conn: &Mutex<Connection>, sql: &str) -> Result<(bool, i64, i64), StoreErr
     })
 }
 
-/// Copies what can be copied; the length of the log if something of it is left, else 0.
-fn checkpoint_passive(conn: &Mutex<Connection>) -> Result<i64, StoreError> {
+/// Copies what can be copied without waiting for anybody: the length of the log, and how much of it is copied.
+fn copy_some(conn: &Mutex<Connection>) -> Result<(i64, i64), StoreError> {
     let (_, pages, copied) = run(conn, "PRAGMA wal_checkpoint(PASSIVE)")?;
-    Ok(if copied < pages { pages } else { 0 })
+    Ok((pages, copied))
 }
 
-/// Copies everything, holding writers up for what a passive run has left.
-fn checkpoint(conn: &Mutex<Connection>, mode: Mode) -> Result<(), StoreError> {
-    let sql = match mode {
-        Mode::Restart => "PRAGMA wal_checkpoint(RESTART)",
-        Mode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
-    };
-    match run(conn, sql)? {
-        (false, ..) => Ok(()),
-        (true, pages, copied) => Err(StoreError::Failed(format!("{copied} of {pages} pages copied, the rest is in use"))),
-    }
+/// Copies everything, while writers wait; false if somebody was in the way for too long.
+fn copy_all(conn: &Mutex<Connection>, then: Then) -> Result<bool, StoreError> {
+    let (busy, ..) = run(
+        conn,
+        match then {
+            Then::Restart => "PRAGMA wal_checkpoint(RESTART)",
+            Then::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+        },
+    )?;
+    Ok(!busy)
 }
 
 /// Syncs the database file through SQLite's own descriptor, so that a restart finds little left to sync while writers wait.

@@ -163,6 +163,8 @@ impl EmbeddedStore {
         };
         if writes.is_empty() {
             self.with_reader(|conn| transaction(conn, Begin::Read, work))
+        } else if matches!(&self.home, Home::Disk { log, .. } if log.held()) {
+            Err(Trouble::Busy("the log is being started over".into()))
         } else {
             self.with_writer(|conn| transaction(conn, Begin::Write, work))
         }

@@ -200,17 +200,17 @@ fn the_log_stays_bounded_under_steady_load() {
     let mut longest = 0;
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| (0..1500).for_each(|_| drop(now(step(&store)))));
+            scope.spawn(|| (0..500).for_each(|_| assert!(now(step(&store)) > 0)));
         }
-        while count(&store) < 3000 {
+        while count(&store) < 1000 {
             longest = longest.max(fs::metadata(dir.path().join(DATABASE_LOG)).unwrap().len());
             std::thread::yield_now();
         }
     });
     let written = fs::metadata(dir.path().join(DATABASE)).unwrap().len();
-    // Each step writes some ten pages; what is written during one copy comes on top of the bound.
-    assert!(longest < 16 << 20, "{longest} bytes of log for {written} bytes of database");
-    assert_eq!(check(&store), 3000);
+    // Twice the bound, and what the commits under way add.
+    assert!(longest < 1 << 20, "{longest} bytes of log for {written} bytes of database");
+    assert_eq!(check(&store), 1000);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn what_is_not_ours_is_refused_and_left_alone() {
         ("cut short", &|path| {
             let dir = tempfile::tempdir().unwrap();
             let store = EmbeddedStore::open(dir.path()).unwrap();
-            (0..20).for_each(|_| drop(now(step(&store))));
+            (0..20).for_each(|_| assert!(now(step(&store)) > 0));
             drop(store);
             let bytes = fs::read(dir.path().join(DATABASE)).unwrap();
             fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
@@ -284,6 +284,14 @@ fn a_full_disk_is_full_and_a_lost_log_is_told() {
     now(store.sync()).unwrap();
     fs::remove_file(dir.path().join(DATABASE_LOG)).unwrap();
     assert!(matches!(now(store.sync()), Err(StoreError::Failed(_))), "never durable in a file without a name");
+}
+
+/// Processor time of this thread, which a busy machine does not change.
+fn cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is ours.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) }, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// A create as an operation plans it: two guards, ten writes.
@@ -351,7 +359,7 @@ fn speed() {
         }
         for round in 0..3 {
             let mut slowest = Duration::ZERO;
-            let begin = Instant::now();
+            let (begin, busy) = (Instant::now(), cpu());
             for n in 0..CREATES {
                 let ino = 1000 + round * CREATES + n;
                 let (guards, writes) = create_plan(parents[(n / 1000 % 10) as usize], ino, Time { sec: n as i64, nsec: 0 });
@@ -362,7 +370,8 @@ fn speed() {
             }
             let rate = CREATES as f64 / begin.elapsed().as_secs_f64();
             let log = fs::metadata(dir.path().join(DATABASE_LOG)).unwrap().len() >> 20;
-            println!("create: {rate:.0}/s, slowest {slowest:?}, log {log} MiB");
+            let each = (cpu() - busy) / CREATES as u32;
+            println!("create: {rate:.0}/s, {each:?} of processor time each, slowest {slowest:?}, log {log} MiB");
         }
         for (what, warm) in [("lookup", true), ("lookup beside a writer", false)] {
             let begin = Instant::now();
