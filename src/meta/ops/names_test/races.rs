@@ -1,6 +1,10 @@
 //! Two clients: one has decided on what it saw, then the other commits. The stale plan must fail its guards, or be right all the same.
 
 use super::*;
+use crate::meta::store::{Cursor, Guard, ScanPage, StoreError};
+use crate::types::{BoxFuture, SliceId};
+use std::sync::Mutex;
+use std::task::{Context, Poll, Waker};
 
 const ROOT: Ino = Ino::ROOT;
 const PLAIN: RenameFlags = RenameFlags { noreplace: false, exchange: false };
@@ -179,6 +183,100 @@ async fn the_last_close_and_a_new_link() {
     w.check().await;
     let fenced = w.plan(&Caller::root(), |view, cx| unlink::step(view, cx, ROOT, &name("f"))).await;
     assert_eq!(fenced.while_closed, Some(made.ino), "whether the file is open decides");
+}
+
+/// A store in which another request comes in at the worst moment: when the next commit is decided on and not yet made.
+struct Interrupted {
+    store: Arc<EmbeddedStore>,
+    between: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Store for Interrupted {
+    fn read<'a>(&'a self, queries: &'a [Query]) -> BoxFuture<'a, Result<Vec<Value>, StoreError>> {
+        self.store.read(queries)
+    }
+
+    fn commit<'a>(&'a self, guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> BoxFuture<'a, Result<Commit, StoreError>> {
+        let between = self.between.lock().expect("not poisoned").take();
+        if let Some(between) = between {
+            between();
+        }
+        self.store.commit(guards, writes, reads)
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.sync()
+    }
+
+    fn scan<'a>(&'a self, range: &'a ScanRange, cursor: Cursor, limit: u32) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
+        self.store.scan(range, cursor, limit)
+    }
+
+    fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        self.store.frame(id)
+    }
+
+    fn shared(&self) -> bool {
+        self.store.shared()
+    }
+
+    fn claim_session(&self, sid: u64) -> Result<bool, StoreError> {
+        self.store.claim_session(sid)
+    }
+
+    fn session_alive(&self, sid: u64) -> Option<bool> {
+        self.store.session_alive(sid)
+    }
+}
+
+type Request = BoxFuture<'static, Result<(), Errno>>;
+
+#[tokio::test]
+async fn opens_and_closes_wait_for_a_removal_that_looked_at_them() {
+    for case in ["open during unlink", "close during unlink", "open during the last close", "close during rename"] {
+        let w = World::new().await;
+        let file = w.make(ROOT, "f", Kind::File).await;
+        w.make(ROOT, "g", Kind::File).await;
+        let store = Arc::new(Interrupted { store: w.store.clone(), between: Mutex::default() });
+        let (duties, _asked) = mpsc::channel(10);
+        let (clock, setting) = (w.clock.clone(), w.meta.setting.clone());
+        let meta = Arc::new(Meta::new(MetaConfig { store: store.clone(), clock, setting, duties, atime: AtimeMode::Never }));
+        meta.sid.store(7, Ordering::Relaxed);
+        if case != "open during unlink" {
+            meta.open(&Caller::root(), file, OpenMode::default()).await.expect("opens");
+        }
+        if case == "open during the last close" {
+            meta.unlink(&Caller::root(), ROOT, &name("f")).await.expect("unlinks");
+        }
+        let opens = case.starts_with("open");
+        let second: Request = {
+            let meta = meta.clone();
+            Box::pin(async move {
+                if opens { meta.open(&Caller::root(), file, OpenMode::default()).await.map(drop) } else { meta.close(file).await }
+            })
+        };
+        let waiting: Arc<Mutex<Option<Request>>> = Arc::default();
+        let kept = waiting.clone();
+        let between = move || {
+            let mut second = second;
+            let polled = second.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(polled, Poll::Pending, "{case}");
+            *kept.lock().expect("not poisoned") = Some(second);
+        };
+        *store.between.lock().expect("not poisoned") = Some(Box::new(between));
+        match case {
+            "open during the last close" => meta.close(file).await.expect("closes"),
+            "close during rename" => {
+                meta.rename(&Caller::root(), ROOT, &name("g"), ROOT, &name("f"), PLAIN).await.expect("renames");
+            }
+            _ => meta.unlink(&Caller::root(), ROOT, &name("f")).await.expect("unlinks"),
+        }
+        let second = waiting.lock().expect("not poisoned").take().expect("the commit was interrupted");
+        assert_eq!(second.await, if opens { Err(Errno::NOENT) } else { Ok(()) }, "{case}");
+        assert_eq!(meta.getattr(file).await, Err(Errno::NOENT), "{case}");
+        assert!(!meta.open_files().is_open(file), "{case}");
+        w.check().await;
+    }
 }
 
 /// Opening, unlinking and closing from many tasks on real threads: whoever opened keeps the file, and nothing is left behind.
