@@ -80,6 +80,9 @@ pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent>
 pub(crate) mod testing;
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::testing::{World, ready};
     use super::*;

@@ -173,3 +173,76 @@ pub(crate) fn drop_references(view: &View, records: &[SliceRecord]) -> Result<Dr
     }
     Ok(dropped)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::ops::chunk::testing::{World, ready, slice};
+    use crate::meta::ops::write::NewSlice;
+    use crate::types::CHUNK_BYTES;
+
+    #[test]
+    fn all_lists_go_also_those_beyond_the_length() {
+        let world = World::new();
+        let (ino, copy) = (world.file(0), world.file(0));
+        world.write(ino, 0, 1, 10);
+        world.write_at(ino, 7, 0, 2, 10);
+        ready(world.meta.write(ino, 7, &[NewSlice { frame: Some(Bytes::from_static(b"f")), ..slice(3, 3, 1) }], world.now())).unwrap();
+        ready(world.meta.copy_range(&Caller::root(), ino, 0, copy, 0, 4)).unwrap();
+        ready(world.meta.truncate(&Caller::root(), ino, 2)).unwrap();
+        world.unlink(ino);
+        assert_eq!(ready(world.meta.pending_files(world.now().sec, 10)).unwrap(), [(ino, 2)]);
+        assert_eq!(ready(world.meta.pending_files(world.now().sec - 1, 10)).unwrap(), []);
+        let dead = ready(world.meta.delete_file(ino, 2)).unwrap();
+        assert_eq!(dead, [(2, 10), (3, 1)]);
+        assert_eq!(world.frame(3), None);
+        assert_eq!(world.reference(1, 10), Some(0), "the copy still has it");
+        assert_eq!(ready(world.meta.chunks_present(ino, 0..u32::MAX)).unwrap(), [0u32; 0]);
+        assert_eq!(ready(world.meta.pending_files(i64::MAX, 10)).unwrap(), []);
+        assert_eq!(ready(world.meta.pending_slices(10)).unwrap(), dead, "until their objects are gone");
+        assert_eq!(ready(world.meta.pending_slices(1)).unwrap().len(), 1);
+        ready(world.meta.forget_slices(&dead)).unwrap();
+        assert_eq!(ready(world.meta.pending_slices(10)).unwrap(), []);
+        assert_eq!(world.reference(2, 10), None);
+    }
+
+    #[test]
+    fn many_files_go_together_and_a_living_one_stays() {
+        let world = World::new();
+        let files: Vec<_> = (0..70).map(|_| world.file(0)).collect();
+        for (n, &ino) in files.iter().enumerate() {
+            world.write(ino, 0, n as u64 + 1, 10);
+            world.write_at(ino, 1, 0, 1000 + n as u64, 10);
+        }
+        let gone: Vec<_> = files.iter().map(|ino| (*ino, CHUNK_BYTES + 10)).collect();
+        for ino in &files[1..] {
+            world.unlink(*ino);
+        }
+        let dead = ready(world.meta.delete_files(&gone)).unwrap();
+        assert_eq!(dead.len(), 138);
+        assert_eq!(world.list(files[0], 0).len(), 1, "its inode exists");
+        assert_eq!(ready(world.meta.pending_files(i64::MAX, 100)).unwrap(), []);
+        assert_eq!(ready(world.meta.delete_files(&gone[1..])).unwrap(), [], "nothing is dropped twice");
+    }
+
+    #[test]
+    fn two_deleters_drop_each_reference_once() {
+        let world = World::new();
+        let ino = world.file(0);
+        world.write(ino, 0, 1, 10);
+        world.unlink(ino);
+        let other = world.neighbour();
+        world.store.before_commit(move || assert_eq!(ready(other.delete_file(ino, 10)).unwrap(), [(1, 10)]));
+        assert_eq!(ready(world.meta.delete_file(ino, 10)).unwrap(), []);
+        assert_eq!(world.reference(1, 10), Some(-1));
+    }
+
+    #[test]
+    fn strangers_among_the_names_are_passed_over() {
+        assert_eq!(parse_delfile(b"12:34"), Some((Ino(12), 34)));
+        assert_eq!(parse_slice_ref(b"k12_34"), Some((12, 34)));
+        for text in ["", "12", "12:", "a:1", "1:2:3", "12_34", "k1", "k1_2_3"] {
+            assert_eq!((parse_delfile(text.as_bytes()), parse_slice_ref(text.as_bytes())), (None, None), "{text}");
+        }
+    }
+}

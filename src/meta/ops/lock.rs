@@ -209,3 +209,189 @@ fn merge(own: &[LockRecord], start: u64, end: u64, new: Option<(bool, u32)>) -> 
     }
     merged
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::ops::chunk::testing::{World, ready};
+    use crate::meta::store::Value;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    use LockKind::{Exclusive as W, Shared as R, Unlock as U};
+    const INO: Ino = Ino(7);
+
+    fn new(kind: LockKind) -> Option<(bool, u32)> {
+        (kind != U).then_some((kind == W, 1))
+    }
+
+    /// `R0-9 W10-19` and so on.
+    fn text(locks: &[LockRecord]) -> String {
+        let words: Vec<_> = locks.iter().map(|l| format!("{}{}-{}", if l.exclusive { 'W' } else { 'R' }, l.start, l.end)).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn own_locks_merge_and_split() {
+        let mut locks = Vec::new();
+        let table = [
+            (R, 0, 99, "R0-99"),
+            (W, 10, 19, "R0-9 W10-19 R20-99"),
+            (U, 0, 14, "W15-19 R20-99"),
+            (R, 15, 19, "R15-99"),
+            (R, 100, 110, "R15-110"),
+            (R, 0, 14, "R0-110"),
+            (U, 50, 50, "R0-49 R51-110"),
+            (W, 40, 60, "R0-39 W40-60 R61-110"),
+            (R, LOCK_END_MAX, LOCK_END_MAX, "R0-39 W40-60 R61-110 R9223372036854775807-9223372036854775807"),
+            (U, 0, LOCK_END_MAX, ""),
+        ];
+        for (kind, start, end, want) in table {
+            locks = merge(&locks, start, end, new(kind));
+            assert_eq!(text(&locks), want, "{kind:?} {start}-{end}");
+        }
+        let mut joined = merge(&[], 0, 9, Some((false, 1)));
+        joined = merge(&joined, 10, 19, Some((false, 2)));
+        assert_eq!(text(&joined), "R0-9 R10-19", "another process");
+    }
+
+    proptest! {
+        /// Against an array of bytes, painted request by request.
+        #[test]
+        fn merging_agrees_with_painting(requests in prop::collection::vec((0u64..40, 0u64..15, 0u8..3), 1..20)) {
+            let mut painted = [0u8; 64];
+            let mut locks = Vec::new();
+            for (start, more, kind) in requests {
+                painted[start as usize..=(start + more) as usize].fill(kind);
+                locks = merge(&locks, start, start + more, new([U, R, W][kind as usize]));
+                let mut seen = [0u8; 64];
+                for lock in &locks {
+                    seen[lock.start as usize..=lock.end as usize].fill(1 + u8::from(lock.exclusive));
+                }
+                prop_assert_eq!(seen, painted);
+                for pair in locks.windows(2) {
+                    prop_assert!(pair[0].end < pair[1].start, "sorted, without overlap");
+                    prop_assert!(pair[0].end + 1 < pair[1].start || pair[0].exclusive != pair[1].exclusive, "joined");
+                }
+            }
+        }
+    }
+
+    fn with_session(world: &World) -> Arc<Meta> {
+        let meta = world.neighbour();
+        ready(meta.new_session("/m")).unwrap();
+        meta
+    }
+
+    fn pairs(world: &World, key: Key) -> Vec<(Bytes, Bytes)> {
+        let Value::Pairs(pairs) = world.store.get(Query::HGetAll(key)) else { panic!() };
+        pairs
+    }
+
+    fn listed(world: &World, sid: u64) -> Vec<Bytes> {
+        let Value::List(members) = world.store.get(Query::SMembers(key::locked(sid))) else { panic!() };
+        members
+    }
+
+    #[test]
+    fn flock_excludes_and_registers() {
+        let world = World::new();
+        let (a, b) = (with_session(&world), with_session(&world));
+        let again = Err(Errno::AGAIN);
+        // Client, owner, kind → result, and what the hash holds then.
+        let table = [
+            (&a, 0xDEAD_BEEF, R, Ok(()), "1_00000000DEADBEEF=R"),
+            (&b, 1, R, Ok(()), "1_00000000DEADBEEF=R 2_0000000000000001=R"),
+            (&a, 0xDEAD_BEEF, W, again, "1_00000000DEADBEEF=R 2_0000000000000001=R"),
+            (&b, 1, U, Ok(()), "1_00000000DEADBEEF=R"),
+            (&b, 1, U, Ok(()), "1_00000000DEADBEEF=R"),
+            (&a, 0xDEAD_BEEF, W, Ok(()), "1_00000000DEADBEEF=W"),
+            (&a, 2, R, again, "1_00000000DEADBEEF=W"),
+            (&b, 1, R, again, "1_00000000DEADBEEF=W"),
+            (&a, 0xDEAD_BEEF, R, Ok(()), "1_00000000DEADBEEF=R"),
+            (&a, 2, R, Ok(()), "1_0000000000000002=R 1_00000000DEADBEEF=R"),
+            (&a, 2, U, Ok(()), "1_00000000DEADBEEF=R"),
+        ];
+        for (n, (meta, owner, kind, want, state)) in table.into_iter().enumerate() {
+            assert_eq!(ready(meta.flock(INO, owner, kind)), want, "row {n}");
+            let seen: Vec<_> = pairs(&world, key::flock(INO))
+                .iter()
+                .map(|(field, value)| format!("{}={}", String::from_utf8_lossy(field), String::from_utf8_lossy(value)))
+                .collect();
+            assert_eq!(seen.join(" "), state, "row {n}");
+        }
+        assert_eq!((listed(&world, 1), listed(&world, 2)), (vec![key::flock(INO)], vec![]), "shared locks are registered");
+        ready(a.flock(INO, 0xDEAD_BEEF, U)).unwrap();
+        assert_eq!(listed(&world, 1), [] as [Bytes; 0]);
+    }
+
+    #[test]
+    fn posix_locks_exclude_by_range() {
+        let world = World::new();
+        let (a, b) = (with_session(&world), with_session(&world));
+        let again = Err(Errno::AGAIN);
+        let table = [
+            (&a, 1, 10, 19, W, Ok(())),
+            (&a, 2, 0, 9, W, Ok(())),
+            (&a, 2, 19, 19, R, again),
+            (&b, 1, 5, 30, R, again),
+            (&b, 1, 20, u64::MAX, W, Ok(())),
+            (&a, 1, 10, 19, R, Ok(())),
+            (&b, 1, 15, 15, R, Ok(())),
+            (&a, 1, 15, 15, W, again),
+            (&a, 1, 20, 19, R, Err(Errno::INVAL)),
+        ];
+        for (n, (meta, owner, start, end, kind, want)) in table.into_iter().enumerate() {
+            assert_eq!(ready(meta.set_lock(INO, owner, 40 + owner as u32, start, end, kind)), want, "row {n}");
+        }
+        let fields = pairs(&world, key::plock(INO));
+        let hex: String = fields.iter().find(|(f, _)| f == "2_0000000000000001").unwrap().1.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "0000000000000029000000000000000f000000000000000f000000010000002900000000000000147fffffffffffffff");
+        let lock = |pid, start, end, exclusive| Ok(Some(LockRecord { exclusive, pid, start, end }));
+        assert_eq!(ready(a.get_lock(INO, 9, 0, 100, W)), lock(42, 0, 9, true));
+        assert_eq!(ready(a.get_lock(INO, 2, 0, 100, R)), lock(0, 20, LOCK_END_MAX, true), "another session's process");
+        assert_eq!(ready(a.get_lock(INO, 9, 10, 15, R)), Ok(None));
+        assert_eq!(ready(a.get_lock(INO, 9, 0, 100, U)), Ok(None));
+        assert_eq!(listed(&world, 1), [key::plock(INO)]);
+    }
+
+    #[test]
+    fn releasing_is_free_for_files_never_locked_and_forgets() {
+        let world = World::new();
+        let meta = with_session(&world);
+        ready(meta.set_lock(INO, 1, 1, 0, 5, W)).unwrap();
+        ready(meta.flock(INO, 2, R)).unwrap();
+        ready(meta.release_locks(INO, 1)).unwrap();
+        assert!(meta.may_be_locked(INO), "owner 2 still holds one");
+        assert_eq!(pairs(&world, key::plock(INO)), []);
+        ready(meta.release_locks(INO, 2)).unwrap();
+        assert!(!meta.may_be_locked(INO));
+        assert_eq!(listed(&world, 1), [] as [Bytes; 0]);
+        world.store.before_commit(|| panic!("no commit"));
+        ready(meta.release_locks(INO, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_race_for_a_lock_has_one_winner() {
+        let world = World::new();
+        let (a, b) = (with_session(&world), with_session(&world));
+        world.store.before_commit(move || ready(b.flock(INO, 1, W)).unwrap());
+        assert_eq!(ready(a.flock(INO, 1, W)), Err(Errno::AGAIN));
+    }
+
+    #[test]
+    fn without_a_session_there_are_no_locks() {
+        let world = World::new();
+        assert_eq!(ready(world.meta.flock(INO, 1, R)), Err(Errno::NOLCK));
+        assert_eq!(ready(world.meta.set_lock(INO, 1, 1, 0, 1, R)), Err(Errno::NOLCK));
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let world = World::new();
+        let meta = with_session(&world);
+        world.store.put(Write::HSet(key::plock(INO), "9_1".into(), "damaged".into()));
+        assert_eq!(ready(meta.set_lock(INO, 1, 1, 0, 1, R)), Err(Errno::IO));
+        assert!(is_of_session(b"9_1", 9) && !is_of_session(b"19_1", 9) && !is_of_session(b"9", 9) && !is_of_session(b"91_1", 9));
+    }
+}

@@ -265,3 +265,115 @@ fn rfc3339(time: Time) -> String {
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", time.nsec)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::ops::chunk::testing::{World, ready};
+    use crate::meta::ops::lock::LockKind;
+
+    #[test]
+    fn the_document_is_one_line_of_the_format() {
+        let text = document("/mnt/a b", Time { sec: 1_700_000_000, nsec: 5 }, "h");
+        let want = format!(
+            r#"{{"Version":"1.4.1+pando.0.1.0","HostName":"h","MountPoint":"/mnt/a b","MountTime":"2023-11-14T22:13:20.000000005Z","ProcessID":{}}}"#,
+            std::process::id()
+        );
+        assert_eq!(text, want);
+        for (sec, date) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (951_868_799, "2000-02-29T23:59:59"),
+            (951_868_800, "2000-03-01T00:00:00"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+            (-1, "1969-12-31T23:59:59"),
+        ] {
+            assert_eq!(rfc3339(Time { sec, nsec: 0 }), format!("{date}.000000000Z"));
+        }
+    }
+
+    #[test]
+    fn a_session_begins_lives_and_ends() {
+        let world = World::new();
+        ready(world.meta.heartbeat()).unwrap();
+        assert_eq!(ready(world.meta.sessions()).unwrap(), [], "none yet");
+        assert_eq!(ready(world.meta.new_session("/mnt")), Ok(1));
+        let sessions = ready(world.meta.sessions()).unwrap();
+        assert_eq!((sessions[0].sid, sessions[0].expiry), (1, world.now().sec + 60));
+        assert_eq!(sessions[0].document["MountPoint"], "/mnt");
+        world.clock.advance(Duration::from_secs(12));
+        ready(world.meta.heartbeat()).unwrap();
+        assert_eq!(ready(world.meta.sessions()).unwrap()[0].expiry, world.now().sec + 60);
+        // Another client took it for dead: the next heartbeat brings it back.
+        world.store.put(Write::HDel(key::SESSION_INFOS, key::decimal(1)));
+        world.store.put(Write::ZRem(key::ALL_SESSIONS, key::decimal(1)));
+        ready(world.meta.heartbeat()).unwrap();
+        assert_eq!(ready(world.meta.sessions()).unwrap()[0].document, sessions[0].document);
+        ready(world.meta.close_session()).unwrap();
+        assert_eq!(ready(world.meta.sessions()).unwrap(), []);
+        ready(world.meta.close_session()).unwrap();
+        assert_eq!(ready(world.neighbour().new_session("/mnt")), Ok(2), "numbers are not used twice");
+    }
+
+    #[test]
+    fn what_a_dead_session_held_is_cleaned_up() {
+        let world = World::new();
+        let dead = world.neighbour();
+        let sid = ready(dead.new_session("/dead")).unwrap();
+        ready(world.meta.new_session("/alive")).unwrap();
+        let (kept, named, missing) = (world.inode(|attr| (attr.nlink, attr.length) = (0, 5000)), world.file(3), Ino(99));
+        world.store.put(Write::HSet(key::xattr(kept), "user.a".into(), "b".into()));
+        for ino in [kept, named, missing] {
+            world.store.put(Write::SAdd(key::sustained(sid), key::decimal(ino)));
+        }
+        world.store.put(Write::SAdd(key::locked(sid), "setting".into()));
+        ready(dead.flock(Ino(5), 1, LockKind::Shared)).unwrap();
+        ready(dead.set_lock(Ino(6), 1, 1, 0, 9, LockKind::Exclusive)).unwrap();
+        ready(world.meta.flock(Ino(5), 1, LockKind::Shared)).unwrap();
+        assert_eq!(ready(world.meta.clean_stale_sessions()), Ok(0), "it lives");
+        world.clock.advance(Duration::from_secs(59));
+        ready(world.meta.heartbeat()).unwrap();
+        assert_eq!(ready(world.meta.clean_stale_sessions()), Ok(0));
+        world.clock.advance(Duration::from_secs(1));
+        assert_eq!(ready(world.meta.clean_stale_sessions()), Ok(1));
+        assert_eq!(ready(world.meta.sessions()).unwrap().len(), 1);
+        // Locks: only its own.
+        ready(world.meta.flock(Ino(5), 1, LockKind::Exclusive)).unwrap();
+        ready(world.meta.set_lock(Ino(6), 1, 1, 0, 9, LockKind::Exclusive)).unwrap();
+        // Files: the one without a name goes, in the way every deleted file goes.
+        assert_eq!(world.find(kept), None);
+        assert_eq!(world.store.get(Query::HGetAll(key::xattr(kept))), Value::Pairs(vec![]));
+        assert_eq!(ready(world.meta.pending_files(i64::MAX, 10)).unwrap(), [(kept, 5000)]);
+        assert_eq!(world.duty(), Some(Duty::DeleteFile { ino: kept, length: 5000 }));
+        assert_eq!((world.counter(key::USED_SPACE), world.counter(key::TOTAL_INODES)), (-8192, -1));
+        assert!(world.find(named).is_some(), "it has a name again");
+        for set in [key::sustained(sid), key::locked(sid)] {
+            assert_eq!(world.store.get(Query::SMembers(set)), Value::List(vec![]));
+        }
+    }
+
+    #[test]
+    fn a_store_that_knows_the_living_decides_before_the_expiry() {
+        let world = World::new();
+        let sid = ready(world.neighbour().new_session("/dead")).unwrap();
+        world.store.dead_sessions.lock().unwrap().insert(sid);
+        assert_eq!(ready(world.meta.clean_stale_sessions()), Ok(1));
+    }
+
+    #[test]
+    fn a_kept_file_that_gets_a_name_in_time_survives() {
+        let world = std::sync::Arc::new(World::new());
+        let sid = ready(world.meta.new_session("/m")).unwrap();
+        let ino = world.inode(|attr| attr.nlink = 0);
+        world.store.put(Write::SAdd(key::sustained(sid), key::decimal(ino)));
+        let other = world.clone();
+        world.store.before_commit(move || {
+            let attr = other.attr(ino);
+            other.set_attr(ino, &crate::types::Attr { nlink: 1, ..attr });
+        });
+        ready(world.meta.close_session()).unwrap();
+        assert_eq!(world.attr(ino).nlink, 1);
+        assert_eq!(world.counter(key::TOTAL_INODES), 0);
+    }
+}

@@ -86,3 +86,91 @@ pub(crate) fn zero(ino: Ino, range: Range<u64>, record: &Bytes, present: Option<
     writes.push(if u64::from(tail) == CHUNK_BYTES { whole(last) } else { Write::RPush(key::chunk(ino, last), vec![hole(0, tail)]) });
     Some(writes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::ops::chunk::testing::{World, ready, slice};
+    use crate::types::{Kind, Time};
+
+    const C: u64 = CHUNK_BYTES;
+
+    #[test]
+    fn holes_cover_what_lies_between_the_lengths() {
+        // Old and new length → (chunk, pos, len) of the holes; chunks 1 and 2 have a list, no other has.
+        type Hole = (u32, u64, u64);
+        let table: &[(u64, u64, &[Hole])] = &[
+            (0, 10, &[(0, 0, 10)]),
+            (10, 0, &[(0, 0, 10)]),
+            (10, 30, &[(0, 10, 20)]),
+            (C, C + 1, &[(1, 0, 1)]),
+            (10, C, &[(0, 10, C - 10)]),
+            (C + 5, 10, &[(0, 10, C - 10), (1, 0, 5)]),
+            (4 * C + 5, C - 1, &[(0, C - 1, 1), (1, 0, C), (2, 0, C), (4, 0, 5)]),
+            (0, 4 * C, &[(0, 0, C), (1, 0, C), (2, 0, C)]),
+            (7, 7, &[]),
+        ];
+        for &(old, new, holes) in table {
+            let world = World::new();
+            let ino = world.file(old);
+            for chunk in [1, 2] {
+                world.store.put(Write::RPush(key::chunk(ino, chunk), vec![codec::encode_slice(&slice(0, 5, 5).record())]));
+            }
+            let attr = ready(world.meta.truncate(&Caller::root(), ino, new)).unwrap();
+            assert_eq!((attr.length, attr.mtime, attr.ctime), (new, world.now(), world.now()));
+            assert_eq!(attr, world.attr(ino));
+            let mut seen = Vec::new();
+            for chunk in 0..6 {
+                seen.extend(world.list(ino, chunk).iter().filter(|r| r.id == 0).map(|r| (chunk, u64::from(r.pos), u64::from(r.len))));
+            }
+            assert_eq!(seen, holes, "{old} → {new}");
+            let space = Attr::space_of(new) - Attr::space_of(old);
+            assert_eq!(world.counter(key::USED_SPACE), space);
+            assert_eq!(world.dir_stats(Ino::ROOT), (new as i64 - old as i64, space));
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let world = World::with(|setting| setting.set("Capacity", 8192.into()));
+        let flagged = |bit| world.inode(|attr| attr.flags = Flags(bit));
+        let table = [
+            (Ino(99), 1, Errno::NOENT),
+            (world.inode(|attr| attr.kind = Kind::Dir), 1, Errno::PERM),
+            (flagged(Flags::IMMUTABLE), 1, Errno::PERM),
+            (flagged(Flags::APPEND), 1, Errno::PERM),
+            (world.file(0), 1 << 57, Errno::FBIG),
+            (world.file(0), u64::MAX, Errno::FBIG),
+            (world.file(0), 20_000, Errno::NOSPC),
+        ];
+        for (ino, length, errno) in table {
+            assert_eq!(ready(world.meta.truncate(&Caller::root(), ino, length)), Err(errno), "{ino} to {length}");
+        }
+    }
+
+    #[test]
+    fn a_frozen_clock_still_changes_mtime() {
+        let world = World::new();
+        let ino = world.file(5);
+        let first = ready(world.meta.truncate(&Caller::root(), ino, 5)).unwrap().mtime;
+        let second = ready(world.meta.truncate(&Caller::root(), ino, 4)).unwrap().mtime;
+        assert_eq!((first, second), (world.now(), Time::next(world.now())));
+    }
+
+    #[test]
+    fn huge_ranges_touch_only_lists_that_exist_even_new_ones() {
+        let world = World::new();
+        let ino = world.file((1 << 57) - 1);
+        world.write_at(ino, 5000, 0, 1, 10);
+        let (other, now) = (world.neighbour(), world.now());
+        // Between the scan and the commit a list comes into being.
+        world.store.before_commit(move || {
+            ready(other.write(ino, 7000, &[slice(0, 2, 10)], now)).unwrap();
+        });
+        ready(world.meta.truncate(&Caller::root(), ino, 3)).unwrap();
+        for chunk in [5000, 7000] {
+            assert_eq!(world.list(ino, chunk).last(), Some(&SliceRecord::hole(0, C as u32)));
+        }
+        assert_eq!(ready(world.meta.chunks_present(ino, 0..u32::MAX)).unwrap(), [0, 5000, 7000, (1 << 31) - 1]);
+    }
+}

@@ -5,7 +5,7 @@
 use crate::meta::client::Cx;
 use crate::meta::codec::{self, Record};
 use crate::meta::ops::stats;
-use crate::meta::store::{Guard, Query, Value, Write};
+use crate::meta::store::{Guard, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, CHUNK_BYTES, Caller, Duty, Errno, Ino, Kind, SliceId, SliceRecord, Time};
@@ -223,20 +223,171 @@ fn parents(view: &View, cx: &Cx, ino: Ino, attr: &Attr, guards: &mut Vec<Guard>)
     Ok(links)
 }
 
-/// Whether a file may have this length: the format's limit, and for growth the volume's capacity. The latter is soft: nothing guards the
-/// counter, or every commit of every client would wait for every other.
+/// Whether a file may have this length: the format's limit, and for growth the volume's.
 fn check_length(view: &View, cx: &Cx, attr: &Attr, length: u64) -> Result<(), Stop> {
     if length >= FILE_BYTES_MAX {
         return Err(Errno::FBIG.into());
     }
-    let growth = Attr::space_of(length) - attr.space();
-    let capacity = cx.setting.capacity();
-    if length > attr.length && growth > 0 && capacity > 0 {
-        view.want([Query::Get(key::USED_SPACE)])?;
-        let used = codec::decode_decimal(view.string(&key::USED_SPACE)?.as_deref()).ok_or(Errno::IO)?;
-        if used.saturating_add(growth) > i64::try_from(capacity).unwrap_or(i64::MAX) {
-            return Err(Errno::NOSPC.into());
+    stats::check_room(view, cx, Attr::space_of(length) - attr.space(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::ops::chunk::testing::{World, ready, slice};
+    use crate::meta::store::Query;
+    use crate::types::Flags;
+    use std::time::Duration;
+
+    const CHUNK: u32 = CHUNK_BYTES as u32;
+
+    #[test]
+    fn a_commit_writes_what_the_format_says() {
+        let world = World::new();
+        let ino = world.file(0);
+        world.clock.advance(Duration::from_nanos(7));
+        let mtime = Time { sec: 1_650_000_000, nsec: 1 };
+        let attr = ready(world.meta.write(ino, 1, &[slice(4096, 0x0102_0304_0506_0708, 65536)], mtime)).unwrap();
+        assert_eq!(attr, world.attr(ino));
+        assert_eq!((attr.length, attr.mtime, attr.ctime), (CHUNK_BYTES + 4096 + 65536, mtime, world.now()));
+        let Value::List(elements) = world.store.get(Query::List(format!("c{ino}_1").into())) else { panic!() };
+        let hex: String = elements[0].iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "000010000102030405060708000100000000000000010000");
+        let space = Attr::space_of(attr.length) - 4096;
+        assert_eq!(world.counter(key::USED_SPACE), space);
+        assert_eq!(world.dir_stats(Ino::ROOT), (attr.length as i64, space));
+        assert_eq!(world.reference(0x0102_0304_0506_0708, 65536), None, "a fresh slice has no count");
+    }
+
+    #[test]
+    fn several_slices_and_their_frames_are_one_commit() {
+        let world = World::new();
+        let ino = world.file(0);
+        let frame = Bytes::from_static(b"frame");
+        let slices = [slice(0, 1, 10), NewSlice { frame: Some(frame.clone()), ..slice(5, 2, 5) }, slice(3, 3, 4)];
+        let attr = ready(world.meta.write(ino, 0, &slices, world.now())).unwrap();
+        assert_eq!(attr.length, 10);
+        assert_eq!(world.list(ino, 0).iter().map(|r| r.id).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(world.frame(2), Some(frame));
+    }
+
+    #[test]
+    fn what_is_refused_changes_nothing() {
+        let world = World::with(|setting| setting.set("Capacity", 8192.into()));
+        let (ino, dir) = (world.file(0), world.inode(|attr| attr.kind = Kind::Dir));
+        let one = [slice(0, 1, 1)];
+        let table: &[(Ino, u32, &[NewSlice], Errno)] = &[
+            (Ino(99), 0, &one, Errno::NOENT),
+            (dir, 0, &one, Errno::PERM),
+            (ino, 0, &[], Errno::INVAL),
+            (ino, 0, &[slice(CHUNK, 1, 1)], Errno::INVAL),
+            (ino, 0, &[slice(0, 1, 0)], Errno::INVAL),
+            (ino, 0, &[slice(0, 0, 1)], Errno::INVAL),
+            (ino, u32::MAX, &one, Errno::FBIG),
+            (ino, 0, &[slice(12288, 1, 1)], Errno::NOSPC),
+        ];
+        for (ino, chunk, slices, errno) in table {
+            assert_eq!(ready(world.meta.write(*ino, *chunk, slices, world.now())), Err(*errno), "{slices:?}");
+            assert_eq!(world.list(*ino, *chunk), []);
+        }
+        assert_eq!(ready(world.meta.append(Ino(99), slice(0, 1, 1), world.now())), Err(Errno::NOENT));
+        assert_eq!(ready(world.meta.check_growth(ino, 12289)), Err(Errno::NOSPC));
+        assert_eq!(ready(world.meta.check_growth(ino, 12288)), Ok(()));
+        assert_eq!(ready(world.meta.check_growth(Ino(99), 1)), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn mtime_never_stays() {
+        let world = World::new();
+        let ino = world.file(0);
+        let mut last = world.attr(ino).mtime;
+        for id in 1..5 {
+            // The clock stands still.
+            let mtime = world.write(ino, 0, id, 1).mtime;
+            assert_ne!(mtime, last);
+            last = mtime;
         }
     }
-    Ok(())
+
+    #[test]
+    fn statistics_follow_the_names_of_the_file() {
+        let world = World::new();
+        let (kept, linked) = (world.inode(|attr| attr.nlink = 0), world.inode(|attr| (attr.parent, attr.nlink) = (Ino(0), 3)));
+        world.write(kept, 0, 1, 5000);
+        assert_eq!(world.dir_stats(Ino::ROOT), (0, 0), "an unlinked file is in no directory");
+        assert_eq!(world.counter(key::USED_SPACE), 4096);
+        for (dir, count) in [(1, 2), (5, 1), (6, 0)] {
+            world.store.put(Write::HSet(key::parents(linked), key::decimal(dir), key::decimal(count)));
+            world.store.put(Write::HSet(key::DIR_DATA_LENGTH, key::decimal(dir), key::decimal(0)));
+        }
+        world.write(linked, 0, 2, 5000);
+        let lengths = [1, 5, 6].map(|dir| world.dir_stats(Ino(dir)).0);
+        assert_eq!(lengths, [10000, 5000, 0], "once per name");
+        assert_eq!(world.counter(key::USED_SPACE), 8192);
+    }
+
+    #[test]
+    fn long_lists_ask_for_compaction() {
+        assert_eq!((1..=451).filter(|n| is_compaction_due(1, *n)).count(), 3 + 101);
+        assert!(is_compaction_due(1, 99) && !is_compaction_due(1, 98) && !is_compaction_due(1, 100));
+        assert!(is_compaction_due(4, 102) && !is_compaction_due(3, 102));
+        let world = World::new();
+        let ino = world.file(0);
+        for id in 1..99 {
+            world.write(ino, 0, id, 1);
+        }
+        assert_eq!(world.duty(), None);
+        world.write(ino, 0, 99, 1);
+        assert_eq!(world.duty(), Some(Duty::Compact { ino, chunk: 0 }));
+    }
+
+    #[test]
+    fn concurrent_commits_lose_no_length() {
+        let world = World::new();
+        let ino = world.file(0);
+        let (other, now) = (world.neighbour(), world.now());
+        world.store.before_commit(move || {
+            ready(other.write(ino, 0, &[slice(1000, 2, 1000)], now)).unwrap();
+        });
+        let attr = world.write(ino, 0, 1, 500);
+        assert_eq!(attr.length, 2000);
+        assert_eq!(world.list(ino, 0).len(), 2);
+        assert_eq!(world.dir_stats(Ino::ROOT).0, 2000);
+    }
+
+    #[test]
+    fn a_file_that_vanishes_before_the_commit_takes_nothing() {
+        let world = std::sync::Arc::new(World::new());
+        let ino = world.file(0);
+        let other = world.clone();
+        world.store.before_commit(move || other.unlink(ino));
+        assert_eq!(ready(world.meta.write(ino, 0, &[slice(0, 1, 5)], world.now())), Err(Errno::NOENT));
+        assert_eq!(world.list(ino, 0), []);
+    }
+
+    #[test]
+    fn appends_land_at_the_real_end() {
+        let world = World::new();
+        let ino = world.file(100);
+        let (other, now) = (world.neighbour(), world.now());
+        world.store.before_commit(move || {
+            assert_eq!(ready(other.append(ino, slice(0, 2, 30), now)).unwrap().0, 100);
+        });
+        let (offset, attr) = ready(world.meta.append(ino, slice(0, 1, 20), now)).unwrap();
+        assert_eq!((offset, attr.length), (130, 150));
+        assert_eq!(world.list(ino, 0).iter().map(|r| (r.id, r.pos)).collect::<Vec<_>>(), [(2, 100), (1, 130)]);
+    }
+
+    #[test]
+    fn an_append_over_a_chunk_border_is_two_records_of_one_slice() {
+        let world = World::new();
+        let ino = world.inode(|attr| (attr.length, attr.flags) = (CHUNK_BYTES - 10, Flags(Flags::APPEND)));
+        let frame = Some(Bytes::from_static(b"x"));
+        let (offset, attr) = ready(world.meta.append(ino, NewSlice { frame, ..slice(0, 9, 25) }, world.now())).unwrap();
+        assert_eq!((offset, attr.length), (CHUNK_BYTES - 10, CHUNK_BYTES + 15));
+        assert_eq!(world.list(ino, 0), [SliceRecord { pos: CHUNK - 10, id: 9, size: 25, off: 0, len: 10 }]);
+        assert_eq!(world.list(ino, 1), [SliceRecord { pos: 0, id: 9, size: 25, off: 10, len: 15 }]);
+        assert_eq!(world.reference(9, 25), Some(1), "two references");
+        assert!(world.frame(9).is_some());
+    }
 }

@@ -1,14 +1,15 @@
-//! A store in memory and a small volume on it, for the tests of the data operations.
+//! A small volume in memory, for the tests of the data operations.
 
 use crate::env::{Clock, ManualClock};
-use crate::meta::codec::{Record, decode_entry, decode_slice, encode_attr};
+use crate::meta::codec::{Record, decode_slice, encode_attr};
 use crate::meta::ops::write::NewSlice;
 use crate::meta::setting::Setting;
-use crate::meta::store::{BytesRange, Commit, Cursor, Guard, Key, Query, ScanItem, ScanPage, ScanRange, Store, StoreError, Value, Write};
+use crate::meta::store::embedded::EmbeddedStore;
+use crate::meta::store::{Commit, Cursor, Guard, Key, Query, ScanPage, ScanRange, Store, StoreError, Value, Write};
 use crate::meta::{Meta, MetaConfig, key};
 use crate::types::{Attr, BoxFuture, Duty, Flags, Ino, Kind, SliceId, SliceRecord, Time};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,200 +25,41 @@ pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Stored {
-    String(Bytes),
-    Hash(BTreeMap<Bytes, Bytes>),
-    List(Vec<Bytes>),
-    Set(BTreeSet<Bytes>),
-    Sorted(BTreeMap<Bytes, i64>),
-}
-
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// Keys in a map; what a hook does happens between the reads of an operation and its commit.
-#[derive(Default)]
+/// The embedded store in memory; what a hook does happens between the reads of an operation and its commit.
 pub(crate) struct TestStore {
-    keys: Mutex<BTreeMap<Bytes, Stored>>,
-    frames: Mutex<BTreeMap<SliceId, Bytes>>,
+    inner: EmbeddedStore,
     before_commit: Mutex<Option<Hook>>,
-    /// Sessions another process is known to have left.
+    /// Sessions another process is known to have left; of all others nothing is known.
     pub dead_sessions: Mutex<HashSet<u64>>,
 }
 
-macro_rules! typed {
-    ($name:ident, $variant:ident, $type:ty) => {
-        fn $name<'a>(keys: &'a mut BTreeMap<Bytes, Stored>, key: &Key) -> &'a mut $type {
-            match keys.entry(key.clone()).or_insert_with(|| Stored::$variant(Default::default())) {
-                Stored::$variant(value) => value,
-                other => panic!("{key:?} is {other:?}"),
-            }
-        }
-    };
-}
-typed!(string, String, Bytes);
-typed!(hash, Hash, BTreeMap<Bytes, Bytes>);
-typed!(list, List, Vec<Bytes>);
-typed!(set, Set, BTreeSet<Bytes>);
-typed!(sorted, Sorted, BTreeMap<Bytes, i64>);
-
-fn decimal(value: Option<&Bytes>) -> i64 {
-    value.map_or(0, |text| std::str::from_utf8(text).unwrap().parse().unwrap())
-}
-
 impl TestStore {
+    fn new() -> TestStore {
+        let inner = EmbeddedStore::open_in_memory().unwrap();
+        TestStore { inner, before_commit: Mutex::default(), dead_sessions: Mutex::default() }
+    }
+
     /// Runs `hook` before the next commit.
     pub fn before_commit(&self, hook: impl FnOnce() + Send + 'static) {
         *self.before_commit.lock().unwrap() = Some(Box::new(hook));
     }
 
     /// One write, whatever anybody guards.
-    pub fn put(&self, write: Write) -> Value {
-        self.apply(&write)
+    pub fn put(&self, write: Write) {
+        let commit = ready(self.inner.commit(&[], &[write], &[])).unwrap();
+        assert!(matches!(commit, Commit::Done { .. }));
     }
 
     pub fn get(&self, query: Query) -> Value {
-        let mut keys = self.keys.lock().unwrap().clone();
-        match query {
-            Query::Get(key) => Value::Bytes(keys.contains_key(&key).then(|| string(&mut keys, &key).clone())),
-            Query::HGet(key, field) => Value::Bytes(hash(&mut keys, &key).get(&field).cloned()),
-            Query::HGetAll(key) => Value::Pairs(hash(&mut keys, &key).clone().into_iter().collect()),
-            Query::HLen { key, limit } => Value::Int((hash(&mut keys, &key).len() as i64).min(limit.into())),
-            Query::List(key) => Value::List(list(&mut keys, &key).clone()),
-            Query::SMembers(key) => Value::List(set(&mut keys, &key).iter().cloned().collect()),
-            Query::ZScore(key, member) => Value::Score(sorted(&mut keys, &key).get(&member).copied()),
-            Query::ZRange { key, max, limit } => {
-                let mut members: Vec<_> = sorted(&mut keys, &key).clone().into_iter().filter(|(_, score)| *score <= max).collect();
-                members.sort_by_key(|(_, score)| *score);
-                members.truncate(limit as usize);
-                Value::Scored(members)
-            }
-            Query::Entry { dir, name } => Value::Entry(hash(&mut keys, &dir).get(&name).cloned().map(|entry| {
-                let record = decode_entry(&entry).and_then(|(_, ino)| {
-                    let key = key::inode(ino);
-                    keys.contains_key(&key).then(|| string(&mut keys, &key).clone())
-                });
-                (entry, record)
-            })),
-        }
-    }
-
-    fn holds(&self, guard: &Guard) -> bool {
-        let value = self.get(guard.query());
-        match (guard, value) {
-            (Guard::Value(_, want) | Guard::Field(_, _, want), Value::Bytes(is)) => *want == is,
-            (Guard::Bytes(_, ranges), Value::Bytes(is)) => is.is_some_and(|is| {
-                ranges.iter().all(|(BytesRange { from, to }, want)| {
-                    let to = to.map_or(is.len(), |to| (to as usize).min(is.len()));
-                    is[(*from as usize).min(to)..to] == want[..]
-                })
-            }),
-            (Guard::Fields(_, want), Value::Pairs(is)) => {
-                want.iter().cloned().collect::<BTreeMap<_, _>>() == is.into_iter().collect::<BTreeMap<_, _>>()
-            }
-            (Guard::HashEmpty(_), Value::Int(count)) => count == 0,
-            (Guard::HashNotEmpty(_), Value::Int(count)) => count > 0,
-            (Guard::ListPrefix(_, want), Value::List(is)) => is.starts_with(want),
-            (Guard::ListIs(_, want), Value::List(is)) => *want == is,
-            (Guard::Score(_, _, want), Value::Score(is)) => *want == is,
-            (guard, value) => panic!("{guard:?} answered by {value:?}"),
-        }
-    }
-
-    fn apply(&self, write: &Write) -> Value {
-        let mut keys = self.keys.lock().unwrap();
-        let keys = &mut *keys;
-        let reply = match write {
-            Write::Set(key, value) => {
-                keys.insert(key.clone(), Stored::String(value.clone()));
-                Value::Done
-            }
-            Write::Patch { key, offset, bytes } => {
-                let mut value = string(keys, key).to_vec();
-                value[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
-                *string(keys, key) = value.into();
-                Value::Done
-            }
-            Write::AddU32 { .. } => panic!("no data operation does this"),
-            Write::Del(key) => {
-                keys.remove(key);
-                Value::Done
-            }
-            Write::IncrBy(key, by) => {
-                let value = keys.contains_key(key).then(|| string(keys, key).clone());
-                let sum = decimal(value.as_ref()) + by;
-                *string(keys, key) = key::decimal(sum);
-                Value::Int(sum)
-            }
-            Write::HSet(key, field, value) => {
-                hash(keys, key).insert(field.clone(), value.clone());
-                Value::Done
-            }
-            Write::HDel(key, field) => Value::Int(hash(keys, key).remove(field).is_some().into()),
-            Write::HIncrBy(key, field, by) => {
-                let sum = decimal(hash(keys, key).get(field)) + by;
-                hash(keys, key).insert(field.clone(), key::decimal(sum));
-                Value::Int(sum)
-            }
-            Write::HIncrIfPresent(key, field, by) => {
-                if let Some(value) = hash(keys, key).get_mut(field) {
-                    *value = key::decimal(decimal(Some(value)) + by);
-                }
-                Value::Done
-            }
-            Write::RPush(key, elements) => {
-                list(keys, key).extend(elements.iter().cloned());
-                Value::Int(list(keys, key).len() as i64)
-            }
-            Write::RPushX(key, element) => {
-                if !list(keys, key).is_empty() {
-                    list(keys, key).push(element.clone());
-                }
-                Value::Int(list(keys, key).len() as i64)
-            }
-            Write::LPush(key, elements) => {
-                list(keys, key).splice(..0, elements.iter().cloned());
-                Value::Int(list(keys, key).len() as i64)
-            }
-            Write::LTrim(key, n) => {
-                let list = list(keys, key);
-                list.drain(..(*n as usize).min(list.len()));
-                Value::Done
-            }
-            Write::SAdd(key, member) => {
-                set(keys, key).insert(member.clone());
-                Value::Done
-            }
-            Write::SRem(key, member) => Value::Int(set(keys, key).remove(member).into()),
-            Write::ZAdd(key, score, member) => {
-                sorted(keys, key).insert(member.clone(), *score);
-                Value::Done
-            }
-            Write::ZRem(key, member) => Value::Int(sorted(keys, key).remove(member).is_some().into()),
-            Write::PutFrame(id, frame) => {
-                self.frames.lock().unwrap().insert(*id, frame.clone());
-                Value::Done
-            }
-            Write::DelFrame(id) => {
-                self.frames.lock().unwrap().remove(id);
-                Value::Done
-            }
-        };
-        // Empty things do not exist.
-        keys.retain(|_, stored| match stored {
-            Stored::String(_) => true,
-            Stored::Hash(hash) => !hash.is_empty(),
-            Stored::List(list) => !list.is_empty(),
-            Stored::Set(set) => !set.is_empty(),
-            Stored::Sorted(set) => !set.is_empty(),
-        });
-        reply
+        ready(self.inner.read(&[query])).unwrap().remove(0)
     }
 }
 
 impl Store for TestStore {
     fn read<'a>(&'a self, queries: &'a [Query]) -> BoxFuture<'a, Result<Vec<Value>, StoreError>> {
-        Box::pin(async move { Ok(queries.iter().map(|query| self.get(query.clone())).collect()) })
+        self.inner.read(queries)
     }
 
     fn commit<'a>(&'a self, guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> BoxFuture<'a, Result<Commit, StoreError>> {
@@ -226,36 +68,21 @@ impl Store for TestStore {
             if let Some(hook) = hook {
                 hook();
             }
-            if !guards.iter().all(|guard| self.holds(guard)) {
-                return Ok(Commit::Conflict(guards.iter().map(|guard| (guard.query(), self.get(guard.query()))).collect()));
-            }
-            let replies = writes.iter().map(|write| self.apply(write)).collect();
-            Ok(Commit::Done { replies, values: reads.iter().map(|query| self.get(query.clone())).collect() })
+            self.inner.commit(guards, writes, reads).await
         })
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
+        self.inner.sync()
     }
 
     fn scan<'a>(&'a self, range: &'a ScanRange, cursor: Cursor, _limit: u32) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
         // Pages of two, so that every scan of a test goes on.
-        Box::pin(async move {
-            let mut keys = self.keys.lock().unwrap().clone();
-            let all: Vec<(Bytes, Bytes)> = match range {
-                ScanRange::Keys(prefix) => keys.keys().filter(|key| key.starts_with(prefix)).map(|k| (k.clone(), Bytes::new())).collect(),
-                ScanRange::Hash(key) => hash(&mut keys, key).clone().into_iter().collect(),
-                _ => panic!("no data operation scans {range:?}"),
-            };
-            let rest: Vec<_> = all.into_iter().filter(|(name, _)| cursor.is_empty() || *name > cursor).collect();
-            let next = (rest.len() > 2).then(|| rest[1].0.clone());
-            let items = rest.into_iter().take(2).map(|(name, value)| ScanItem { name, value, record: Bytes::new() }).collect();
-            Ok(ScanPage { items, next })
-        })
+        self.inner.scan(range, cursor, 2)
     }
 
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
-        Box::pin(async move { Ok(self.frames.lock().unwrap().get(&id).cloned()) })
+        self.inner.frame(id)
     }
 
     fn shared(&self) -> bool {
@@ -269,6 +96,10 @@ impl Store for TestStore {
     fn session_alive(&self, sid: u64) -> Option<bool> {
         self.dead_sessions.lock().unwrap().contains(&sid).then_some(false)
     }
+}
+
+fn decimal(value: Option<&Bytes>) -> i64 {
+    value.map_or(0, |text| std::str::from_utf8(text).unwrap().parse().unwrap())
 }
 
 /// A volume on a `TestStore`.
@@ -288,7 +119,7 @@ impl World {
     pub fn with(change: impl FnOnce(&mut Setting)) -> World {
         let mut setting = Setting::new("vol", "uuid", "file", "/", 4096);
         change(&mut setting);
-        let (store, clock) = (Arc::new(TestStore::default()), Arc::new(ManualClock::new(Duration::from_secs(1_700_000_000))));
+        let (store, clock) = (Arc::new(TestStore::new()), Arc::new(ManualClock::new(Duration::from_secs(1_700_000_000))));
         for hash in [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES] {
             store.put(Write::HSet(hash, key::decimal(1), key::decimal(0)));
         }
