@@ -19,6 +19,9 @@ mod range;
 mod seen;
 mod xattr;
 
+#[cfg(test)]
+mod vfs_test;
+
 pub use crate::meta::ops::lock::LockKind;
 pub use crate::meta::ops::{SetTime, StatFs};
 pub use attr::SetAttrRequest;
