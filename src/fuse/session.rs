@@ -8,7 +8,7 @@ use crate::fuse::interrupt::Requests;
 use crate::fuse::mount::{self, Handshake, Unmounter};
 use crate::fuse::notify::Notifier;
 use crate::fuse::reply::Reply;
-use crate::vfs::Vfs;
+use crate::vfs::{NoKernelCache, Vfs};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -86,6 +86,14 @@ impl FuseSession {
         }
         server.runtime.block_on(server.vfs.destroy());
         result
+    }
+}
+
+impl Drop for FuseSession {
+    fn drop(&mut self) {
+        self.notifier.disarm();
+        // The `Vfs` may live on. The descriptor must not: while it is open, requests of a mount that nobody serves wait instead of failing.
+        self.server.vfs.set_kernel_cache(Arc::new(NoKernelCache));
     }
 }
 
