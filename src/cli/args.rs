@@ -8,8 +8,29 @@ use clap::{Arg, ArgAction, Command};
 
 /// Commands of the reference that this build does not have. They are told apart from misspelt ones.
 const UNSUPPORTED: &[&str] = &[
-    "config", "quota", "destroy", "gc", "restore", "dump", "load", "tier", "changelog", "stats", "profile", "debug", "summary", "gateway",
-    "webdav", "bench", "objbench", "mdtest", "warmup", "rmr", "sync", "clone", "compact",
+    "config",
+    "quota",
+    "destroy",
+    "gc",
+    "restore",
+    "dump",
+    "load",
+    "tier",
+    "changelog",
+    "stats",
+    "profile",
+    "debug",
+    "summary",
+    "gateway",
+    "webdav",
+    "bench",
+    "objbench",
+    "mdtest",
+    "warmup",
+    "rmr",
+    "sync",
+    "clone",
+    "compact",
 ];
 
 /// A command line that `clap` can read.
@@ -100,7 +121,9 @@ pub fn normalise(program: &Command, line: &[String]) -> Result<Normal, Stop> {
             }
             (false, Some("false")) => continue,
             (false, None | Some("true")) => None,
-            (false, Some(value)) => return Err(Stop::Wrong(format!("Invalid value {value:?} for {option:?}: it is a switch, true or false"))),
+            (false, Some(value)) => {
+                return Err(Stop::Wrong(format!("Invalid value {value:?} for {option:?}: it is a switch, true or false")));
+            }
         };
         match known {
             Known::Clap(arg) => {

@@ -21,8 +21,23 @@ const TRANSFERS_MAX: usize = 10_000;
 
 /// Words of `/etc/fstab` and mount(8) that mean nothing to a filesystem.
 const FSTAB_WORDS: &[&str] = &[
-    "_netdev", "nofail", "rw", "defaults", "remount", "background", "noauto", "auto", "user", "users", "owner", "group", "nouser", "nonempty",
-    "async_dio", "relatime", "norelatime",
+    "_netdev",
+    "nofail",
+    "rw",
+    "defaults",
+    "remount",
+    "background",
+    "noauto",
+    "auto",
+    "user",
+    "users",
+    "owner",
+    "group",
+    "nouser",
+    "nonempty",
+    "async_dio",
+    "relatime",
+    "norelatime",
 ];
 
 const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. All other options of the reference are accepted: \
@@ -152,6 +167,8 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
     } else {
         None
     };
+    let uploads_max = transfers("max-uploads", args.max_uploads.as_ref(), 20)?;
+    let downloads_max = transfers("max-downloads", args.max_downloads.as_ref(), 200)?;
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
     let plan = MountPlan {
@@ -161,15 +178,16 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
             mountpoint: mountpoint.to_string_lossy().into_owned(),
             atime,
             buffer_bytes: usize::try_from(buffer_bytes.max(BUFFER_BYTES_MIN)).context("--buffer-size is too large")?,
-            uploads_max: transfers("max-uploads", args.max_uploads.as_ref(), 20)?,
-            downloads_max: transfers("max-downloads", args.max_downloads.as_ref(), 200)?,
+            uploads_max,
+            downloads_max,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
         },
         view: MountOptions { subdir: args.subdir.clone(), read_only, xattr: args.enable_xattr, attr_ttl, entry_ttl, dir_entry_ttl, umask },
         allow_other: options.allow_other || is_root(),
         default_permissions: !args.non_default_permission,
         options: options.others,
-        request_bytes: u32::try_from(request_bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end())).context("--max-fuse-io is too large")?,
+        request_bytes: u32::try_from(request_bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()))
+            .context("--max-fuse-io is too large")?,
         url,
         mountpoint,
         log,

@@ -1,6 +1,6 @@
 //! Ending a mount from outside, and waiting until the process that served it has really ended.
 
-use crate::daemon::{MountEntry, Record, entries};
+use crate::daemon::{Record, entries};
 use std::ffi::CString;
 use std::fmt;
 use std::io;
@@ -47,7 +47,10 @@ impl fmt::Display for UnmountError {
             UnmountError::NotOurs(path) => write!(f, "{} is not a Pando mount point", path.display()),
             UnmountError::Busy(path) => {
                 let path = path.display();
-                write!(f, "failed to unmount {path}: Device or resource busy; end the programs that use it (see `fuser -m {path}`), or add --force")
+                write!(
+                    f,
+                    "failed to unmount {path}: Device or resource busy; end the programs that use it (see `fuser -m {path}`), or add --force"
+                )
             }
             UnmountError::StillRunning(path, pid) => write!(
                 f,
@@ -90,13 +93,11 @@ pub fn umount(mountpoint: &Path, how: Unmount) -> Result<(), UnmountError> {
         Some(libc::EINVAL) => UnmountError::NotMounted(path.clone()),
         _ => UnmountError::Failed(path.clone(), error),
     })?;
-    wait_for_end(server, &entry, how, &path)
+    server.map_or(Ok(()), |server| wait_for_end(&server, how, &path))
 }
 
-fn wait_for_end(server: Option<Record>, entry: &MountEntry, how: Unmount, path: &Path) -> Result<(), UnmountError> {
-    let Some(server) = server else { return Ok(()) };
-    // One process may serve other mounts; it need not end for this one. Today each serves one.
-    debug_assert!(entry.is_ours());
+/// A process serves one mount, so that it ends with it.
+fn wait_for_end(server: &Record, how: Unmount, path: &Path) -> Result<(), UnmountError> {
     let end = Instant::now() + if how.force { FORCED_END_TIME_MAX } else { END_TIME_MAX };
     while server.lives() {
         if Instant::now() > end {

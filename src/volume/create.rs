@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde_json::json;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -235,7 +236,11 @@ fn apply(setting: &mut Setting, wanted: &NewVolume) {
 fn make_dir(dir: &Path) -> Result<(), VolumeError> {
     let failed = |e: io::Error| VolumeError::Failed(format!("cannot create the directory {}: {e}", dir.display()));
     let missing: Vec<&Path> = dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
-    fs::create_dir_all(dir).map_err(failed)?;
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    // Whoever could read the database and the objects would pass by all permissions of the files inside.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
     for path in missing {
         if let Some(parent) = path.parent() {
             fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;

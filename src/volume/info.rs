@@ -4,8 +4,8 @@ use crate::meta::codec::{Record, decode_decimal, decode_entry, decode_slice};
 use crate::meta::key;
 use crate::meta::store::{Cursor, Query, ScanRange, Store, Value};
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Extent, Ino, Kind, SliceRecord, flatten};
-use crate::volume::stores::Stores;
 use crate::volume::VolumeError;
+use crate::volume::stores::Stores;
 use std::sync::Arc;
 
 /// Items asked for at once while listing.

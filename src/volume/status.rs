@@ -2,8 +2,8 @@
 
 use crate::meta::key;
 use crate::meta::store::{Query, Value};
-use crate::volume::stores::{Stores, usage};
 use crate::volume::VolumeError;
+use crate::volume::stores::{Stores, usage};
 use serde_json::{Value as Json, json};
 
 /// Sessions shown at most; a volume has one per mount.
@@ -67,8 +67,7 @@ pub async fn session(stores: &Stores, sid: u64) -> Result<Json, VolumeError> {
 }
 
 async fn sessions(stores: &Stores) -> Result<Vec<Json>, VolumeError> {
-    let queries =
-        [Query::ZRange { key: key::ALL_SESSIONS, max: i64::MAX, limit: SESSIONS_MAX }, Query::HGetAll(key::SESSION_INFOS)];
+    let queries = [Query::ZRange { key: key::ALL_SESSIONS, max: i64::MAX, limit: SESSIONS_MAX }, Query::HGetAll(key::SESSION_INFOS)];
     let values = stores.store.read(&queries).await?;
     let [Value::Scored(expiries), Value::Pairs(infos)] = values.as_slice() else {
         return Err(VolumeError::Failed("the metadata store gave no answer about sessions".into()));

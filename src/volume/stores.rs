@@ -38,7 +38,10 @@ impl Stores {
         let root = bucket_dir(url.dir(), setting.bucket());
         if !root.is_dir() {
             // Not created silently: a missing bucket is most likely a disk that is not mounted, and a new one would read as lost data.
-            return Err(VolumeError::Refused(format!("the objects of the volume are not at {}; mount or restore it first", root.display())));
+            return Err(VolumeError::Refused(format!(
+                "the objects of the volume are not at {}; mount or restore it first",
+                root.display()
+            )));
         }
         let objects = open_objects(root)?;
         Ok(Stores { store, setting, objects })

@@ -249,3 +249,116 @@ fn decimal_of(value: Option<&Value>) -> Option<Option<i64>> {
 fn dir_field(hash: Key, ino: Ino) -> Query {
     Query::HGet(hash, key::decimal(ino))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::codec::{Record, encode_attr, encode_entry, encode_slice};
+    use crate::meta::store::{Commit, Write};
+    use crate::types::{Attr, SliceRecord};
+    use crate::volume::{MetaUrl, NewVolume, create};
+    use bytes::Bytes;
+
+    /// A volume with /f (inode 2, 5 bytes in the frame of slice 1), /l (a link of it) and the directory /d (inode 3).
+    async fn volume(dir: &std::path::Path) -> Stores {
+        let url = MetaUrl::Embedded(dir.join("vol"));
+        create(&url, &NewVolume { name: "vol".into(), ..NewVolume::default() }).await.expect("a new volume");
+        let stores = Stores::open(&url).await.expect("opens");
+        let root = attr_of(&stores, Ino::ROOT).await;
+        let file = Attr { kind: Kind::File, nlink: 2, length: 5, parent: Ino(0), ..root.clone() };
+        let record = encode_slice(&SliceRecord { pos: 0, id: 1, size: 5, off: 0, len: 5 });
+        let entry = |name: &'static str, kind, ino| Write::HSet(key::dir(Ino::ROOT), name.into(), encode_entry(kind, Ino(ino)));
+        write(
+            &stores,
+            vec![
+                Write::Set(key::inode(Ino(2)), encode_attr(&file)),
+                Write::Set(key::inode(Ino(3)), encode_attr(&Attr { nlink: 2, parent: Ino::ROOT, ..root.clone() })),
+                Write::Set(key::inode(Ino::ROOT), encode_attr(&Attr { nlink: 3, ..root })),
+                entry("f", Kind::File, 2),
+                entry("l", Kind::File, 2),
+                entry("d", Kind::Dir, 3),
+                Write::HSet(key::parents(Ino(2)), "1".into(), "2".into()),
+                Write::RPush(key::chunk(Ino(2), 0), vec![record]),
+                Write::PutFrame(1, Bytes::from_static(b"hello")),
+                Write::IncrBy(key::USED_SPACE, 8192),
+                Write::IncrBy(key::TOTAL_INODES, 2),
+            ],
+        )
+        .await;
+        stores
+    }
+
+    async fn attr_of(stores: &Stores, ino: Ino) -> Attr {
+        match stores.store.read(&[Query::Get(key::inode(ino))]).await.expect("reads").remove(0) {
+            Value::Bytes(Some(bytes)) => Record::decode(bytes).expect("a record").attr,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn write(stores: &Stores, writes: Vec<Write>) {
+        assert!(matches!(stores.store.commit(&[], &writes, &[]).await.expect("commits"), Commit::Done { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_sound_volume_has_no_findings() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (findings, summary) = fsck(&volume(dir.path()).await).await.expect("checks");
+        assert_eq!(findings, []);
+        assert_eq!((summary.inodes, summary.entries, summary.slices, summary.blocks, summary.block_bytes), (3, 3, 1, 1, 5));
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_damage_is_found_and_named() {
+        let root = || key::dir(Ino::ROOT);
+        let table: Vec<(Vec<Write>, &str, &str)> = vec![
+            (vec![Write::DelFrame(1)], "(inode 2)", "can't find block vol/chunks/0/0/1_0_5"),
+            (vec![Write::PutFrame(1, Bytes::from_static(b"hell"))], "(inode 2)", "has 4 bytes instead of 5"),
+            (vec![Write::HSet(root(), "x".into(), encode_entry(Kind::File, Ino(9)))], "/ (inode 1)", "inode 9, which has no record"),
+            (vec![Write::HSet(root(), "x".into(), "?".into())], "/ (inode 1)", "entry \"x\" is damaged"),
+            (vec![Write::HDel(root(), "l".into())], "/f (inode 2)", "2 links and 1 names"),
+            (vec![Write::HDel(root(), "d".into())], "inode 3", "nothing names it"),
+            (vec![Write::HSet(root(), "f".into(), encode_entry(Kind::Fifo, Ino(2)))], "(inode 2)", "says Fifo, the record File"),
+            (vec![Write::HSet(key::parents(Ino(2)), "1".into(), "1".into())], "(inode 2)", "counts 1 links, there are 2"),
+            (vec![Write::AddU32 { key: key::inode(Ino(3)), offset: 47, delta: 1 }], "/d (inode 3)", "3 links and 0 directories"),
+            (vec![Write::RPush(key::chunk(Ino(2), 1), vec!["short".into()])], "(inode 2)", "slice record of chunk 1 is damaged"),
+            (vec![Write::RPush(key::chunk(Ino(7), 0), vec!["x".into()])], "inode 7", "belongs to an inode that is no file"),
+            (vec![Write::HSet(key::SLICE_REF, key::slice_ref(1, 5), "1".into())], "slice 1", "counts 2 references, there are 1"),
+            (vec![Write::HSet(key::SLICE_REF, key::slice_ref(1, 5), "-1".into())], "slice 1", "counts 0 references, there are 1"),
+            (vec![Write::IncrBy(key::USED_SPACE, 1)], "counter usedSpace", "says 8193, counted 8192"),
+            (vec![Write::HSet(key::DIR_USED_INODES, "1".into(), "7".into())], "/ (inode 1)", "dirUsedInodes says 7, counted 3"),
+            (vec![Write::Set(key::inode(Ino(3)), "short".into())], "inode 3", "its record is damaged"),
+            (vec![Write::Set(key::symlink(Ino(8)), "x".into())], "inode 8", "belongs to an inode without record"),
+        ];
+        for (writes, subject, what) in table {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let stores = volume(dir.path()).await;
+            write(&stores, writes).await;
+            let (findings, _) = fsck(&stores).await.expect("checks");
+            let found = findings.iter().any(|finding| finding.subject.contains(subject) && finding.what.contains(what));
+            assert!(found, "{subject}: {what}\n{findings:#?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_deletion_is_no_damage() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let stores = volume(dir.path()).await;
+        let file = Attr { nlink: 0, ..attr_of(&stores, Ino(2)).await };
+        write(
+            &stores,
+            vec![
+                // Inode 4 is open in session 1; inode 5 is deleted, its data is not; slice 6 only waits for its objects to go.
+                Write::Set(key::inode(Ino(4)), encode_attr(&Attr { length: 0, ..file })),
+                Write::SAdd(key::sustained(1), "4".into()),
+                Write::IncrBy(key::USED_SPACE, 4096),
+                Write::IncrBy(key::TOTAL_INODES, 1),
+                Write::ZAdd(key::DELFILES, 1, key::delfile(Ino(5), 5)),
+                Write::RPush(key::chunk(Ino(5), 0), vec![encode_slice(&SliceRecord { pos: 0, id: 1, size: 5, off: 0, len: 5 })]),
+                Write::HSet(key::SLICE_REF, key::slice_ref(1, 5), "1".into()),
+                Write::HSet(key::SLICE_REF, key::slice_ref(6, 9), "-1".into()),
+            ],
+        )
+        .await;
+        assert_eq!(fsck(&stores).await.expect("checks").0, []);
+    }
+}

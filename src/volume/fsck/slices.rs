@@ -139,7 +139,8 @@ impl Check<'_> {
                 }
             }
         }
-        let uncounted: Vec<_> = uses.iter().filter(|(_, used)| used.records > 1 && !used.counted).map(|(s, used)| (*s, used.records)).collect();
+        let uncounted: Vec<_> =
+            uses.iter().filter(|(_, used)| used.records > 1 && !used.counted).map(|(s, used)| (*s, used.records)).collect();
         for (slice, records) in uncounted {
             self.miscounted(slice, 1, records);
         }
@@ -149,7 +150,8 @@ impl Check<'_> {
     fn miscounted(&mut self, (id, size): (SliceId, u32), counted: i64, records: u32) {
         let what = format!("counts {counted} references, there are {records}");
         // Too few is the dangerous side: deleting one file would take the other's data.
-        let advice = if counted < i64::from(records) { "copy the files that share data to a new volume before deleting any" } else { RECOUNT };
+        let advice =
+            if counted < i64::from(records) { "copy the files that share data to a new volume before deleting any" } else { RECOUNT };
         self.report("reference", format!("slice {id} of {size} bytes"), what, advice);
     }
 }

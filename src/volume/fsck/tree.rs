@@ -77,8 +77,7 @@ impl Check<'_> {
     }
 
     async fn record(&mut self, ino: Ino, attr: &Attr) -> Result<(), VolumeError> {
-        let node =
-            Node { kind: attr.kind, nlink: attr.nlink, parent: attr.parent, length: attr.length, entries: 0, subdirs: 0 };
+        let node = Node { kind: attr.kind, nlink: attr.nlink, parent: attr.parent, length: attr.length, entries: 0, subdirs: 0 };
         self.nodes.insert(ino, node);
         if attr.kind == Kind::Symlink {
             let values = self.store.read(&[Query::Get(key::symlink(ino))]).await?;
@@ -174,7 +173,12 @@ impl Check<'_> {
                 (_, 0) if self.sustained.contains(&ino) => {}
                 (_, 0) => {
                     let what = "nothing names it, and no session keeps it open".into();
-                    self.report("orphan", format!("inode {ino}"), what, "it only takes space; copy the tree to a new volume to be rid of it");
+                    self.report(
+                        "orphan",
+                        format!("inode {ino}"),
+                        what,
+                        "it only takes space; copy the tree to a new volume to be rid of it",
+                    );
                 }
                 (Kind::Dir, 1) => {}
                 (Kind::Dir, entries) => {
