@@ -4,7 +4,7 @@ use crate::block::BlockStore;
 use crate::meta::Meta;
 use crate::meta::ops::write::NewSlice;
 use crate::types::{Attr, BlockId, BoxFuture, Errno, Ino, SliceId, Time};
-use crate::vfs::writer::machine::Ready;
+use crate::vfs::writer::event::Ready;
 use bytes::Bytes;
 use std::sync::Arc;
 

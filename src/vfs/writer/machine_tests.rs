@@ -1,7 +1,8 @@
 //! The machine against a model: random writes, completions in any order, failures, and a crash after every commit.
 
 use crate::types::{CHUNK_BYTES, Errno, Time};
-use crate::vfs::writer::machine::{Action, DIRTY_AGE_MAX, Event, Machine, Now, Shape};
+use crate::vfs::writer::event::{Action, Event, Now, Shape};
+use crate::vfs::writer::machine::{DIRTY_AGE_MAX, Machine};
 use crate::vfs::writer::testing::Committed;
 use proptest::prelude::*;
 use std::collections::HashMap;

@@ -1,8 +1,10 @@
 //! `Writers`: write buffers of all inodes. Bytes are buffered, cut into slices and blocks, uploaded, and committed in order (data §5).
 //!
-//! `machine.rs` decides, as a synchronous state machine per inode; `shell.rs` performs; this file is what the rest of `vfs` calls.
+//! `machine.rs` decides, as a synchronous state machine per inode (`event.rs`: what goes in and out); `shell.rs` performs; this file is
+//! what the rest of `vfs` calls.
 
 mod backend;
+mod event;
 mod machine;
 mod shell;
 mod slice;
@@ -19,7 +21,7 @@ use crate::meta::Meta;
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Caller, Errno, Ino, block_count};
 use backend::{Backend, Live};
 use bytes::Bytes;
-use machine::{Event, Ready, Shape};
+use event::{Event, Ready, Shape};
 use shell::{Budget, Entry, Shell};
 use slice::SLICE_OVERHEAD;
 use std::collections::HashMap;
@@ -28,7 +30,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 /// First offset no file has (data §1.1).
-const FILE_BYTES_MAX: u64 = CHUNK_BYTES << 31;
+pub(crate) const FILE_BYTES_MAX: u64 = CHUNK_BYTES << 31;
+/// A request that waits for data or memory listens to its interruption only after this time: the kernel interrupts for signals that an
+/// application handles, too, and hardly any expects EINTR from a file. What hangs can be called off.
+pub(crate) const INTERRUPT_AFTER: Duration = Duration::from_secs(1);
 /// A write is buffered in pieces of at most this, so that its share of the budget is small; the kernel sends no more at once.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Smallest budget: two pieces with their overhead. Less could not hold one write of the kernel.
@@ -86,8 +91,8 @@ impl Writers {
         Arc::new_cyclic(|weak| Writers { shell, shape, table: Mutex::default(), relieved_ms: AtomicU64::new(0), weak: weak.clone() })
     }
 
-    /// Buffers `data` for `offset`. Waits for memory, interrupted by `caller.cancel` (INTR) as long as nothing has been taken over. An
-    /// earlier failure in the background that nobody was told is told here, once, and nothing is taken over.
+    /// Buffers `data` for `offset`. Waits for memory; a long wait is interrupted by `caller.cancel` (INTR) as long as nothing has been
+    /// taken over. An earlier failure in the background that nobody was told is told here, once, and nothing is taken over.
     pub async fn write(&self, caller: &Caller, ino: Ino, offset: u64, data: Bytes) -> Result<(), Errno> {
         if data.is_empty() {
             return Ok(());
@@ -250,8 +255,8 @@ impl Writers {
         loop {
             let cancelled = async {
                 match caller {
-                    Some(caller) => caller.cancel.cancelled().await,
-                    None => std::future::pending().await,
+                    Some(caller) if self.shell.now().mono.saturating_sub(began) >= INTERRUPT_AFTER => caller.cancel.cancelled().await,
+                    _ => std::future::pending().await,
                 }
             };
             tokio::select! {

@@ -1,14 +1,18 @@
 //! The thin asynchronous shell around the machines: performs their actions and feeds the outcomes back.
 
 use crate::env::Clock;
-use crate::types::{Errno, Ino};
+use crate::types::{BoxFuture, Errno, Ino};
 use crate::vfs::writer::backend::Backend;
-use crate::vfs::writer::machine::{Action, Event, Machine, Now, Shape};
+use crate::vfs::writer::event::{Action, Event, Now, Shape};
+use crate::vfs::writer::machine::Machine;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::error;
+
+/// An action on its way to the event it ends in.
+type Work = BoxFuture<'static, Event<'static>>;
 
 /// The memory of all write buffers, in bytes.
 pub(crate) struct Budget {
@@ -155,20 +159,22 @@ impl Shell {
             let ino = entry.ino;
             // Metadata is often answered at once (a local store): then it is done on this thread, and no task is made. Each future
             // ends in the event it leads to; a loop instead of a recursion, because one event may lead to hundreds of commits.
-            let mut work: std::pin::Pin<Box<dyn Future<Output = Event<'static>> + Send>> = match action {
+            let (mut work, broken): (Work, Event<'static>) = match action {
                 Action::Assign { key } => {
                     let id = self.backend.next_slice();
-                    Box::pin(async move { Event::Assigned { key, result: id.await } })
+                    let broken = Event::Assigned { key, result: Err(Errno::IO) };
+                    (Box::pin(async move { Event::Assigned { key, result: id.await } }), broken)
                 }
                 Action::Commit { chunk, slices, mtime } => {
                     let commit = self.backend.commit(ino, chunk, slices, mtime);
-                    Box::pin(async move { Event::Committed(commit.await) })
+                    (Box::pin(async move { Event::Committed(commit.await) }), Event::Committed(Err(Errno::IO)))
                 }
                 Action::Upload { key, block, data } => {
                     let upload = self.backend.upload(block, data);
+                    let broken = Event::Uploaded { key, index: block.index, result: Err(Errno::IO) };
                     let work = async move { Event::Uploaded { key, index: block.index, result: upload.await } };
                     // Never on this thread: it may be the one that answers the kernel.
-                    self.spawn(entry, Box::pin(work));
+                    self.spawn(entry, Box::pin(work), broken);
                     continue;
                 }
                 Action::Dropped { bytes, errno } => {
@@ -180,15 +186,20 @@ impl Shell {
             match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(event) => actions.extend(self.apply(entry, |_| event, 0)),
                 // The task polls it again with a waker of its own.
-                Poll::Pending => self.spawn(entry, work),
+                Poll::Pending => self.spawn(entry, work, broken),
             }
         }
     }
 
-    fn spawn(self: &Arc<Shell>, entry: &Arc<Entry>, work: std::pin::Pin<Box<dyn Future<Output = Event<'static>> + Send>>) {
+    /// Runs an action as a task. One that breaks ends in `broken`, so that nobody waits for it for ever.
+    fn spawn(self: &Arc<Shell>, entry: &Arc<Entry>, work: Work, broken: Event<'static>) {
         let (shell, entry) = (self.clone(), entry.clone());
+        let work = tokio::spawn(work);
         tokio::spawn(async move {
-            let event = work.await;
+            let event = work.await.unwrap_or_else(|e| {
+                error!(ino = %entry.ino, "an upload or a commit broke off: {e}");
+                broken
+            });
             shell.feed(&entry, event, 0);
         });
     }

@@ -3,7 +3,7 @@
 use crate::env::SystemClock;
 use crate::types::{Attr, BlockId, BoxFuture, CHUNK_BYTES, Caller, Errno, Ino, SliceId, Time};
 use crate::vfs::writer::backend::Backend;
-use crate::vfs::writer::machine::{Ready, Shape};
+use crate::vfs::writer::event::{Ready, Shape};
 use crate::vfs::writer::testing::{Committed, attr};
 use crate::vfs::writer::{BUFFER_BYTES_MIN, Writers};
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! `Pending`: one slice that is being filled, uploaded and committed. Plain data; the machine decides when what happens.
 
 use crate::types::{BlockId, CHUNK_BYTES, SliceId};
-use crate::vfs::writer::machine::Shape;
+use crate::vfs::writer::event::Shape;
 use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 

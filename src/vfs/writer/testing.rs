@@ -1,7 +1,7 @@
 //! Test doubles of the writer's tests: a committed file as a reader on another host sees it.
 
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Errno, Extent, Flags, Ino, Kind, SliceId, SliceRecord, Time, block_count, flatten};
-use crate::vfs::writer::machine::Ready;
+use crate::vfs::writer::event::Ready;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 
