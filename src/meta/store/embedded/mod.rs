@@ -187,7 +187,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn writer_of<'c>(writer: &'c Option<Connection>) -> Result<&'c Connection, Trouble> {
+fn writer_of(writer: &Option<Connection>) -> Result<&Connection, Trouble> {
     writer.as_ref().ok_or_else(|| StoreError::Failed("the store is closed".into()).into())
 }
 

@@ -215,11 +215,12 @@ fn the_log_stays_bounded_under_steady_load() {
 
 #[test]
 fn what_is_not_ours_is_refused_and_left_alone() {
-    let table: [(&str, &dyn Fn(&Path)); 4] = [
-        ("no database", &|path| fs::write(path, vec![b'x'; 8192]).unwrap()),
-        ("of another program", &|path| Connection::open(path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap()),
-        ("of another program", &|path| Connection::open(path).unwrap().execute_batch("PRAGMA application_id = 77").unwrap()),
-        ("cut short", &|path| {
+    type Make = fn(&Path);
+    let table: [(&str, Make); 4] = [
+        ("no database", |path| fs::write(path, vec![b'x'; 8192]).unwrap()),
+        ("of another program", |path| Connection::open(path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap()),
+        ("of another program", |path| Connection::open(path).unwrap().execute_batch("PRAGMA application_id = 77").unwrap()),
+        ("cut short", |path| {
             let dir = tempfile::tempdir().unwrap();
             let store = EmbeddedStore::open(dir.path()).unwrap();
             (0..20).for_each(|_| assert!(now(step(&store)) > 0));
