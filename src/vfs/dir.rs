@@ -56,8 +56,6 @@ impl Vfs {
         let handle = self.handles.dir(dir, fh)?;
         let mut listing = handle.listing.lock().await;
         let turn = listing.begin();
-        // As in `found`: what was read before a commit of buffered data is not what a lookup would answer after it.
-        let flushes = self.flush_count();
         if offset == 0 {
             listing.restart();
             self.touch_atime(dir).await;
@@ -82,12 +80,7 @@ impl Vfs {
                 }
             };
             for (at, entry) in entries {
-                let attributes = if plus {
-                    let fresh = read_in == turn && flushes == self.flush_count();
-                    self.entry_of(caller, dir, &entry, fresh).await
-                } else {
-                    None
-                };
+                let attributes = if plus { self.entry_of(caller, dir, &entry, read_in == turn).await } else { None };
                 let item = DirItem {
                     ino: attributes.as_ref().map_or(self.mount.outward(entry.ino), |found| found.ino),
                     kind: attributes.as_ref().map_or(entry.kind, |found| found.attr.kind),
@@ -120,18 +113,11 @@ impl Vfs {
     /// What a lookup of the name answers now. The kernel takes it for one: it would bind the name to an inode that has another by now,
     /// or cut a file that has grown since, if it were told what an earlier request had read.
     async fn entry_of(&self, caller: &Caller, dir: Ino, entry: &DirEntry, fresh: bool) -> Option<Entry> {
-        match &entry.attr {
-            Some(attr) if fresh => {
-                let attr = if self.meta.open_files().is_open(entry.ino) { self.attr_of(entry.ino).await.ok()? } else { attr.clone() };
-                Some(self.entry(entry.ino, attr))
-            }
-            _ => {
-                let name = Name::new(&entry.name).ok()?;
-                let flushes = self.flush_count();
-                let (ino, attr) = self.meta.lookup(caller, dir, &name).await.ok()?;
-                Some(self.entry(ino, self.found(ino, attr, flushes).await.ok()?))
-            }
-        }
+        let (ino, attr) = match &entry.attr {
+            Some(attr) if fresh => (entry.ino, attr.clone()),
+            _ => self.meta.lookup(caller, dir, &Name::new(&entry.name).ok()?).await.ok()?,
+        };
+        Some(self.entry(ino, self.overlaid(ino, attr)))
     }
 
     /// Closes the handle.

@@ -57,9 +57,8 @@ impl Vfs {
         if flags.write || flags.truncate {
             self.mount.writable()?;
         }
-        let before = self.buffered(ino);
         let attr = self.meta.open(caller, ino, flags.mode()).await.map_err(inode_errno)?;
-        let attr = self.overlaid(ino, before, attr);
+        let attr = self.overlaid(ino, attr);
         let (_, reply) = self.opened(caller, ino, attr, flags).await?;
         Ok(reply)
     }
@@ -176,8 +175,6 @@ impl Vfs {
         }
         if flags & libc::O_APPEND as u32 != 0 {
             let at = self.writers.append(caller, ino, data).await.map_err(write_errno)?;
-            // The commit happened here.
-            self.count_flush();
             if at != offset {
                 // The kernel believes the file to end elsewhere.
                 self.kernel().forget_attr(self.mount.outward(ino));

@@ -38,7 +38,6 @@ use crate::vfs::mount::Mount;
 use crate::vfs::reader::Reader;
 use crate::vfs::seen::Seen;
 use crate::vfs::writer::Writers;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tracing::error;
@@ -121,9 +120,6 @@ pub struct Vfs {
     handles: Handles,
     seen: Seen,
     kernel: RwLock<Arc<dyn KernelCache>>,
-    /// Counts commits of buffered data that a request waited for. An answer read from the store before one and given after it may be
-    /// too old for the kernel, which knows the length it wrote.
-    flushes: AtomicU64,
 }
 
 impl Vfs {
@@ -137,7 +133,6 @@ impl Vfs {
             handles: Handles::default(),
             seen: Seen::new(),
             kernel: RwLock::new(Arc::new(NoKernelCache)),
-            flushes: AtomicU64::new(0),
         })
     }
 
@@ -149,6 +144,12 @@ impl Vfs {
     /// Space and inodes.
     pub async fn statfs(&self, _caller: &Caller) -> Result<StatFs, Errno> {
         self.meta.statfs().await
+    }
+
+    /// Everything written to any file, and every name, is as durable as the store's tier says.
+    pub async fn syncfs(&self, _caller: &Caller) -> Result<(), Errno> {
+        self.writers.flush_all().await.map_err(write_errno)?;
+        self.meta.sync().await
     }
 
     /// The mount ends: what is buffered is committed, and handles the kernel still had are closed.
@@ -178,23 +179,10 @@ impl Vfs {
         self.mount.attr(ino, attr, self.shared())
     }
 
-    /// Commits everything written to the inode so far. A file that is gone, or was never one, is a bad handle to whoever wrote.
+    /// Commits everything written to the inode so far, or tells what went wrong since it was last asked. A file that is gone, or was
+    /// never one, is a bad handle to whoever wrote.
     async fn flush_data(&self, ino: Ino) -> Result<(), Errno> {
-        if !self.writers.is_dirty(ino) {
-            // Errors of the past are kept there, too.
-            return self.writers.flush(ino).await.map_err(write_errno);
-        }
-        let flushed = self.writers.flush(ino).await;
-        self.count_flush();
-        flushed.map_err(write_errno)
-    }
-
-    fn count_flush(&self) {
-        self.flushes.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn flush_count(&self) -> u64 {
-        self.flushes.load(Ordering::Acquire)
+        self.writers.flush(ino).await.map_err(write_errno)
     }
 }
 

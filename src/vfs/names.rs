@@ -21,9 +21,8 @@ impl Vfs {
             }
             _ => {
                 let name = Name::new(name)?;
-                let flushes = self.flush_count();
                 let (ino, attr) = self.meta.lookup(caller, parent, &name).await?;
-                Ok(self.entry(ino, self.found(ino, attr, flushes).await?))
+                Ok(self.entry(ino, self.overlaid(ino, attr)))
             }
         }
     }
@@ -112,9 +111,8 @@ impl Vfs {
     pub async fn link(&self, caller: &Caller, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Entry, Errno> {
         self.mount.writable()?;
         let (ino, parent) = (self.mount.inward(ino), self.mount.inward(new_parent));
-        let before = self.buffered(ino);
         let attr = self.meta.link(caller, ino, parent, &Name::new(new_name)?).await?;
-        Ok(self.entry(ino, self.overlaid(ino, before, attr)))
+        Ok(self.entry(ino, self.overlaid(ino, attr)))
     }
 
     /// Something of the inode was read. Access times are a courtesy: failing to set one fails nothing.

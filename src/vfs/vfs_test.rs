@@ -173,12 +173,24 @@ async fn chmod_of_a_dirty_file_keeps_its_length_and_a_set_time_sticks() {
     assert_eq!((attr.mode, attr.length), (0o600, 5));
     let then = Time { sec: 5, nsec: 6 };
     vfs.put(ino, fh, 5, " world").await;
+    world.clock.advance(Duration::from_secs(1));
     let change = SetAttrRequest { mtime: Some(SetTime::At(then)), ..SetAttrRequest::default() };
     assert_eq!(vfs.setattr(&root(), ino, change).await.unwrap().attr.mtime, then);
     vfs.flush(&root(), ino, fh, 1).await.unwrap();
     vfs.release(ino, fh, None).await.unwrap();
     let attr = vfs.stat(ino).await.unwrap();
     assert_eq!((attr.mtime, attr.length), (then, 11));
+}
+
+#[tokio::test]
+async fn syncfs_stores_what_any_handle_wrote() {
+    let world = World::new().await;
+    let (a, b) = (world.mount().await, world.mount().await);
+    let (ino, fh) = a.made("a").await;
+    a.put(ino, fh, 0, "hello").await;
+    assert_eq!(b.stat(ino).await.unwrap().length, 0);
+    assert_eq!(a.syncfs(&root()).await, Ok(()));
+    assert_eq!(b.stat(ino).await.unwrap().length, 5);
 }
 
 #[tokio::test]
