@@ -6,7 +6,8 @@
 //!   unless they would extend the file past an older pending slice of another chunk. So the committed length never runs ahead of data.
 //! - A slice grows only while every younger slice starts behind the new bytes. Otherwise the new bytes would be seen before older ones
 //!   in front of them, as zeros that nobody wrote.
-//! - Every flush is answered exactly once: when all slices that were there are committed, or when one of them fails.
+//! - Every flush is answered exactly once: when all slices that were there are committed, or when an attempt on one of them that began
+//!   after the flush fails.
 
 use crate::types::{Attr, CHUNK_BYTES, ChunkPart, Errno, SliceId, Time, chunk_parts};
 use crate::vfs::writer::event::{Action, Event, Now, Ready, Shape};
@@ -29,6 +30,16 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a commit corrects attributes that may have been read before it. Reading a record takes no longer while the store is well.
 const RECENT: Duration = Duration::from_secs(2);
 
+/// A flush that is not answered.
+#[derive(Clone, Copy, Debug)]
+struct Waiter {
+    ticket: u64,
+    /// First key it does not wait for.
+    upto: u64,
+    /// Its number among the flushes.
+    flush: u64,
+}
+
 /// The last commit, as long as somebody may hold attributes read before it.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
@@ -46,11 +57,13 @@ pub(crate) struct Machine {
     slices: VecDeque<Pending>,
     next_key: u64,
     uploads: usize,
-    committing: bool,
+    /// The commit under way, as the count of flushes when it began.
+    committing: Option<u64>,
+    /// Flushes asked for so far: the logical time by which a flush tells attempts that began before it from its own.
+    flushes: u64,
     /// Slices with smaller keys are wanted in the store now.
     wanted_to: u64,
-    /// (ticket, first key it does not wait for)
-    waiters: Vec<(u64, u64)>,
+    waiters: Vec<Waiter>,
     /// A failure nobody has been told yet.
     unreported: Option<Errno>,
     /// No background retry before.
@@ -71,7 +84,8 @@ impl Machine {
             slices: VecDeque::new(),
             next_key: 0,
             uploads: 0,
-            committing: false,
+            committing: None,
+            flushes: 0,
             wanted_to: 0,
             waiters: Vec::new(),
             unreported: None,
@@ -95,7 +109,8 @@ impl Machine {
                 (true, error) => actions.push(Action::Wake { ticket, result: error.map_or(Ok(()), Err) }),
                 // Everything that failed is still here and is tried again: this flush tells the outcome of its own attempt.
                 (false, _) => {
-                    self.waiters.push((ticket, self.next_key));
+                    self.flushes += 1;
+                    self.waiters.push(Waiter { ticket, upto: self.next_key, flush: self.flushes });
                     self.send_off();
                 }
             },
@@ -125,7 +140,7 @@ impl Machine {
     /// Nothing to remember: the machine may be dropped and made anew.
     pub fn is_idle(&self, now: Now) -> bool {
         let recent = self.recent.is_some_and(|recent| recent.at + RECENT > now.mono);
-        self.slices.is_empty() && self.uploads == 0 && !self.committing && self.unreported.is_none() && !recent
+        self.slices.is_empty() && self.uploads == 0 && self.committing.is_none() && self.unreported.is_none() && !recent
     }
 
     /// Slices not committed yet.
@@ -239,11 +254,12 @@ impl Machine {
 
     fn assigned(&mut self, key: u64, result: Result<SliceId, Errno>, now: Now, actions: &mut Vec<Action>) {
         let Some(slice) = self.slice(key) else { return };
+        let IdState::Asked(begun) = slice.id else { return };
         match result {
             Ok(id) => slice.id = IdState::Known(id),
             Err(errno) => {
                 slice.id = IdState::None;
-                self.fail(key, errno, now, actions);
+                self.fail(&[key], begun, errno, now, actions);
             }
         }
     }
@@ -252,14 +268,14 @@ impl Machine {
         self.uploads -= 1;
         // The slice may have been dropped meanwhile.
         let Some(slice) = self.slice(key) else { return };
-        slice.uploaded(index, result.is_ok());
+        let begun = slice.uploaded(index, result.is_ok());
         if let Err(errno) = result {
-            self.fail(key, errno, now, actions);
+            self.fail(&[key], begun, errno, now, actions);
         }
     }
 
     fn committed(&mut self, result: Result<Attr, Errno>, now: Now, actions: &mut Vec<Action>) {
-        self.committing = false;
+        let begun = self.committing.take().unwrap_or(0);
         match result {
             Ok(attr) => {
                 self.slices.retain(|s| !s.committing);
@@ -275,15 +291,11 @@ impl Machine {
             // The file is gone for good: nobody can ever read these bytes.
             Err(Errno::NOENT) => self.abandon(Errno::NOENT, actions),
             Err(errno) => {
-                let mut first = None;
-                for slice in self.slices.iter_mut().filter(|s| s.committing) {
+                let keys: Vec<u64> = self.slices.iter().filter(|s| s.committing).map(|s| s.key).collect();
+                for slice in &mut self.slices {
                     slice.committing = false;
-                    slice.failed = true;
-                    first = first.or(Some(slice.key));
                 }
-                if let Some(key) = first {
-                    self.fail(key, errno, now, actions);
-                }
+                self.fail(&keys, begun, errno, now, actions);
             }
         }
     }
@@ -300,21 +312,30 @@ impl Machine {
         }
     }
 
-    /// A step of this slice failed: it stays and waits for the next flush. Whoever waits for it is told.
-    fn fail(&mut self, key: u64, errno: Errno, now: Now, actions: &mut Vec<Action>) {
-        if let Some(slice) = self.slice(key) {
-            slice.failed = true;
+    /// A step of these slices (in creation order) failed that began after `begun` flushes. Flushes asked for before it began are told.
+    /// Those that came while it was under way get an attempt of their own: the cause may have gone before they were asked for. If there
+    /// are none, the slices stay as they are until the next flush.
+    fn fail(&mut self, keys: &[u64], begun: u64, errno: Errno, now: Now, actions: &mut Vec<Action>) {
+        // None if all was given up meanwhile.
+        let Some(&first) = keys.first() else { return };
+        let mut told = false;
+        self.waiters.retain(|waiter| {
+            let tell = waiter.upto > first && waiter.flush <= begun;
+            if tell {
+                told = true;
+                actions.push(Action::Wake { ticket: waiter.ticket, result: Err(errno) });
+            }
+            !tell
+        });
+        if self.waiters.iter().any(|waiter| waiter.upto > first) {
+            return;
+        }
+        for key in keys {
+            if let Some(slice) = self.slice(*key) {
+                slice.failed = true;
+            }
         }
         self.retry_at = now.mono + RETRY_AFTER;
-        let mut told = false;
-        self.waiters.retain(|&(ticket, upto)| {
-            let waits = upto > key;
-            if waits {
-                told = true;
-                actions.push(Action::Wake { ticket, result: Err(errno) });
-            }
-            !waits
-        });
         if self.orphan {
             self.abandon(errno, actions);
             self.unreported = None;
@@ -332,15 +353,15 @@ impl Machine {
             actions.push(Action::Dropped { bytes, errno });
         }
         self.unreported = if self.waiters.is_empty() { Some(errno) } else { None };
-        actions.extend(self.waiters.drain(..).map(|(ticket, _)| Action::Wake { ticket, result: Err(errno) }));
+        actions.extend(self.waiters.drain(..).map(|waiter| Action::Wake { ticket: waiter.ticket, result: Err(errno) }));
     }
 
     fn wake_done(&mut self, actions: &mut Vec<Action>) {
         let oldest = self.slices.front().map_or(u64::MAX, |s| s.key);
-        self.waiters.retain(|&(ticket, upto)| {
-            let done = upto <= oldest;
+        self.waiters.retain(|waiter| {
+            let done = waiter.upto <= oldest;
             if done {
-                actions.push(Action::Wake { ticket, result: Ok(()) });
+                actions.push(Action::Wake { ticket: waiter.ticket, result: Ok(()) });
             }
             !done
         });
@@ -350,17 +371,17 @@ impl Machine {
     fn move_on(&mut self, actions: &mut Vec<Action>) {
         for slice in &mut self.slices {
             if slice.wants_id() {
-                slice.id = IdState::Asked;
+                slice.id = IdState::Asked(self.flushes);
                 actions.push(Action::Assign { key: slice.key });
             }
             while self.uploads < UPLOADS_MAX
-                && let Some((block, data)) = slice.take_upload()
+                && let Some((block, data)) = slice.take_upload(self.flushes)
             {
                 self.uploads += 1;
                 actions.push(Action::Upload { key: slice.key, block, data });
             }
         }
-        if !self.committing {
+        if self.committing.is_none() {
             self.start_commit(actions);
         }
     }
@@ -384,7 +405,7 @@ impl Machine {
             if batch.len() == COMMIT_SLICES || (passed_over && slice.end() > length) {
                 break;
             }
-            if slice.id == IdState::Asked && slice.frame().is_some() {
+            if matches!(slice.id, IdState::Asked(_)) && slice.frame().is_some() {
                 // Its id comes or fails at once; with it the commit is fuller.
                 return;
             }
@@ -395,7 +416,7 @@ impl Machine {
         for (index, _) in &batch {
             self.slices[*index].committing = true;
         }
-        self.committing = true;
+        self.committing = Some(self.flushes);
         actions.push(Action::Commit { chunk, slices: batch.into_iter().map(|(_, ready)| ready).collect(), mtime: self.last_write });
     }
 

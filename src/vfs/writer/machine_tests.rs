@@ -288,6 +288,23 @@ fn a_failed_flush_keeps_the_data_and_the_next_one_commits_it() {
 }
 
 #[test]
+fn a_flush_is_not_told_a_failure_of_an_attempt_that_began_before_it() {
+    let mut world = World::new();
+    world.write(100, 16);
+    world.complete(0, None);
+    // The upload is under way; its cause to fail is gone when the flush is asked for.
+    world.flush();
+    world.complete(0, Some(Errno::IO));
+    assert!(world.outcomes.is_empty());
+    // A failure of its own attempt is told, to this flush; the second, which came later, tries again.
+    world.flush();
+    world.complete(0, Some(Errno::IO));
+    assert_eq!(world.outcomes, [Err(Errno::IO)]);
+    settle(&mut world);
+    assert_eq!(world.outcomes, [Err(Errno::IO), Ok(())]);
+}
+
+#[test]
 fn a_background_failure_is_told_once() {
     let mut world = World::new();
     world.write(100, 20);

@@ -15,8 +15,8 @@ const TAIL_SMALL_BYTES: usize = 128 << 10;
 pub(crate) enum IdState {
     /// Not needed yet.
     None,
-    /// Asked for.
-    Asked,
+    /// Asked for, after this many flushes.
+    Asked(u64),
     /// Known.
     Known(SliceId),
 }
@@ -26,8 +26,8 @@ pub(crate) enum IdState {
 pub(crate) enum Block {
     /// Waits for its upload, the first or a repeated one.
     Waiting(Bytes),
-    /// On its way; the bytes are kept in case it fails.
-    Uploading(Bytes),
+    /// On its way since this count of flushes; the bytes are kept in case it fails.
+    Uploading(Bytes, u64),
     /// Durable in the object store.
     Stored,
 }
@@ -162,7 +162,7 @@ impl Pending {
     }
 
     /// The next block to upload. Marks it as on its way.
-    pub fn take_upload(&mut self) -> Option<(BlockId, Bytes)> {
+    pub fn take_upload(&mut self, flushes: u64) -> Option<(BlockId, Bytes)> {
         let IdState::Known(slice) = self.id else { return None };
         if self.failed {
             return None;
@@ -170,21 +170,22 @@ impl Pending {
         let index = self.blocks.iter().position(|b| matches!(b, Block::Waiting(_)))?;
         let Block::Waiting(data) = &self.blocks[index] else { return None };
         let data = data.clone();
-        self.blocks[index] = Block::Uploading(data.clone());
+        self.blocks[index] = Block::Uploading(data.clone(), flushes);
         Some((BlockId { slice, index: index as u32, len: data.len() as u32 }, data))
     }
 
-    /// The upload of a block has ended.
-    pub fn uploaded(&mut self, index: u32, ok: bool) {
-        let Some(block) = self.blocks.get_mut(index as usize) else { return };
-        if let Block::Uploading(data) = block {
-            *block = if ok { Block::Stored } else { Block::Waiting(std::mem::take(data)) };
-        }
+    /// The upload of a block has ended; answers how many flushes there had been when it began.
+    pub fn uploaded(&mut self, index: u32, ok: bool) -> u64 {
+        let Some(block) = self.blocks.get_mut(index as usize) else { return 0 };
+        let Block::Uploading(data, begun) = block else { return 0 };
+        let begun = *begun;
+        *block = if ok { Block::Stored } else { Block::Waiting(std::mem::take(data)) };
+        begun
     }
 
     /// Bytes of the memory budget it holds.
     pub fn held(&self) -> usize {
-        let blocks: usize = self.blocks.iter().map(|b| if let Block::Waiting(d) | Block::Uploading(d) = b { d.len() } else { 0 }).sum();
+        let blocks: usize = self.blocks.iter().map(|b| if let Block::Waiting(d) | Block::Uploading(d, _) = b { d.len() } else { 0 }).sum();
         blocks + self.loose() + SLICE_OVERHEAD
     }
 
