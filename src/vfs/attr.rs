@@ -3,10 +3,8 @@
 use crate::meta::ops::{SetAttr, SetTime};
 use crate::types::{Attr, Caller, Errno, Ino};
 use crate::vfs::handle::OpenInode;
+use crate::vfs::reader::DELETED_READABLE_SECS;
 use crate::vfs::{AttrReply, Vfs, inode_errno};
-
-/// Seconds for which the data of a file that another process unlinked outlasts its record. Reclaim waits as long.
-const GONE_SECONDS: i64 = 60;
 
 /// What setattr is to change.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +59,7 @@ impl Vfs {
         if let Some(attr) = view.attr {
             return Ok(attr);
         }
-        let oldest = self.meta.clock().now().sec - GONE_SECONDS;
+        let oldest = self.meta.clock().now().sec - DELETED_READABLE_SECS;
         match view.deleted_at {
             Some(deleted_at) if deleted_at > oldest => Ok(Attr { nlink: 0, ..last }),
             _ => Err(Errno::STALE),

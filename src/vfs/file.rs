@@ -36,14 +36,14 @@ impl Flags {
 
     /// Whether the caller may surely open a file of these attributes so, as far as it can be told without knowing all of its groups.
     fn surely_allowed(self, caller: &Caller, attr: &Attr) -> bool {
-        let wanted = u16::from(self.read) * 4 | u16::from(self.write || self.truncate) * 2;
+        let wanted = (u16::from(self.read) * 4) | (u16::from(self.write || self.truncate) * 2);
         let granted = if caller.uid == attr.uid {
             attr.mode >> 6
         } else if caller.gid == attr.gid {
             attr.mode >> 3
         } else {
             // Another of its groups may be the file's.
-            attr.mode >> 3 & attr.mode
+            (attr.mode >> 3) & attr.mode
         };
         caller.uid == 0 || granted & wanted == wanted
     }
@@ -191,6 +191,8 @@ impl Vfs {
     pub async fn flush(&self, _caller: &Caller, ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
+        // Even if nothing is locked now: the release of this handle may come late, when the same owner has locked through another.
+        handle.remove_lock_owner(lock_owner);
         let locked = self.ever_locked(ino);
         let flushed = if handle.writable || locked { self.flush_data(ino).await } else { Ok(()) };
         if handle.take_wrote() {
@@ -200,7 +202,6 @@ impl Vfs {
             return flushed;
         }
         // The locks go whatever became of the data: the descriptor is gone.
-        handle.remove_lock_owner(lock_owner);
         let released = self.meta.release_locks(ino, lock_owner).await;
         flushed.and(released)
     }

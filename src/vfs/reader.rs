@@ -22,7 +22,7 @@ use tracing::error;
 /// into it.
 const REREADS_MAX: u32 = 2;
 /// How long the data of a deleted file stays readable for those who have it open in another process (seconds). Reclaim waits as long.
-const DELETED_READABLE_SECS: i64 = 60;
+pub(crate) const DELETED_READABLE_SECS: i64 = 60;
 /// Files whose reading is followed. Forgetting one costs a few blocks of readahead.
 const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 /// Bytes read in a row after which blocks are fetched ahead; two requests of the kernel's own readahead.
