@@ -1,6 +1,6 @@
 //! `pando fsck DIR`
 
-use crate::cli::{small_runtime, volume_of};
+use crate::cli::{say, small_runtime, volume_of};
 use crate::volume::{self, Stores};
 use anyhow::bail;
 use tracing::{error, info, warn};
@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     info!("Found {} blocks ({} bytes)", summary.blocks, summary.block_bytes);
     info!("Checked {} inodes, {} entries, {} slices", summary.inodes, summary.entries, summary.slices);
     if findings.is_empty() {
-        println!("{url}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks);
+        say(&format!("{url}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks));
         return Ok(());
     }
     let more = if summary.unlisted > 0 { format!(" and {} more", summary.unlisted) } else { String::new() };

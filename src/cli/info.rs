@@ -1,7 +1,7 @@
 //! `pando info PATH…`
 
 use crate::cli::values::{bytes_shown, table};
-use crate::cli::{invalid, small_runtime};
+use crate::cli::{invalid, say, small_runtime};
 use crate::daemon::{MountEntry, Record, entries};
 use crate::types::Ino;
 use crate::volume::{self, Description, MetaUrl, Stores};
@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = small_runtime()?;
     for path in &args.path {
         match runtime.block_on(describe(args, path)) {
-            Ok(described) => print!("{}", shown(path, &described, args.raw)),
+            Ok(described) => say(shown(path, &described, args.raw).trim_end_matches('\n')),
             Err(error) => error!("{error:#}"),
         }
     }

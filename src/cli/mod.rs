@@ -15,6 +15,7 @@ use crate::volume::{CLIENT_LEVEL, MetaUrl};
 use anyhow::{Context, anyhow};
 use args::{Normal, Stop};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 use tracing::{Level, warn};
 
@@ -32,6 +33,7 @@ struct Cli {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Log")]
 struct LogArgs {
     /// Write DEBUG lines too.
     #[arg(long, short, alias = "debug", global = true, action = ArgAction::SetTrue)]
@@ -123,7 +125,7 @@ fn execute(normal: Normal) -> ExitCode {
             fsck::run(&args)
         }
         Command::Version => {
-            println!("{}", version_line());
+            say(&version_line());
             Ok(())
         }
     };
@@ -131,6 +133,11 @@ fn execute(normal: Normal) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("{error:#}")),
     }
+}
+
+/// Prints a line. A reader that has seen enough, such as `head`, is no failure.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn fail(message: &str) -> ExitCode {
@@ -142,15 +149,15 @@ fn fail(message: &str) -> ExitCode {
 fn end(stop: Stop) -> u8 {
     match stop {
         Stop::Help(command) => {
-            println!("{}", help(command.as_deref()));
+            say(&help(command.as_deref()));
             0
         }
         Stop::Version => {
-            println!("{}", version_line());
+            say(&version_line());
             0
         }
         Stop::NoCommand(name) => {
-            eprintln!("No help topic for '{name}'");
+            let _ = writeln!(std::io::stderr(), "No help topic for '{name}'");
             NO_COMMAND
         }
         Stop::Wrong(message) => {
@@ -158,12 +165,12 @@ fn end(stop: Stop) -> u8 {
             1
         }
         Stop::NoValue { option, command } => {
-            println!("Incorrect Usage: flag needs an argument: {option}\n\n{}", help(Some(&command)));
+            say(&format!("Incorrect Usage: flag needs an argument: {option}\n\n{}", help(Some(&command))));
             telemetry::fatal(&format!("flag needs an argument: {option}"));
             1
         }
         Stop::Count { message, command } => {
-            println!("ERROR: {message}\nUSAGE:\n   {}", synopsis(&command));
+            say(&format!("ERROR: {message}\nUSAGE:\n   {}", synopsis(&command)));
             1
         }
     }

@@ -1,6 +1,6 @@
 //! `pando mount DIR MOUNTPOINT`
 
-use crate::cli::{invalid, value, values, volume_of};
+use crate::cli::{invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::volume::{self, KERNEL_TTL_MAX, MountOptions, NewVolume, Place, VolumeOptions, place};
@@ -118,7 +118,7 @@ pub fn run(args: &Args, logging: impl Fn()) -> anyhow::Result<()> {
                 warn!("{warning}");
             }
         },
-        |line| println!("{line}"),
+        say,
     )?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `pando status DIR`
 
-use crate::cli::{small_runtime, value, volume_of};
+use crate::cli::{say, small_runtime, value, volume_of};
 use crate::volume::{self, Stores};
 use anyhow::Context;
 use clap::ArgAction;
@@ -29,6 +29,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             sid => volume::session(&stores, sid).await,
         }
     })?;
-    println!("{}", serde_json::to_string_pretty(&document).context("cannot show the status")?);
+    say(&serde_json::to_string_pretty(&document).context("cannot show the status")?);
     Ok(())
 }

@@ -91,6 +91,8 @@ impl std::error::Error for MountpointError {}
 pub fn prepare(mountpoint: &Path, volume: &Path) -> Result<PathBuf, MountpointError> {
     let failed = |error| MountpointError::Failed(mountpoint.into(), error);
     let path = std::path::absolute(mountpoint).map_err(failed)?;
+    // Both before anything is created.
+    apart(&existing_part(&path), &existing_part(volume))?;
     match fs::metadata(&path) {
         Ok(found) if !found.is_dir() => return Err(MountpointError::Refused(format!("{} is no directory", path.display()))),
         Ok(_) => {}
@@ -100,23 +102,27 @@ pub fn prepare(mountpoint: &Path, volume: &Path) -> Result<PathBuf, MountpointEr
         Err(error) => return Err(failed(error)),
     }
     let path = path.canonicalize().map_err(failed)?;
-    if path == Path::new("/") {
-        return Err(MountpointError::Refused("should not mount on the root directory".into()));
-    }
-    let volume = existing_part(volume);
-    if volume.starts_with(&path) || path.starts_with(&volume) {
-        return Err(MountpointError::Refused(format!(
-            "the mount point {} and the volume {} lie in each other; choose another mount point",
-            path.display(),
-            volume.display()
-        )));
-    }
+    apart(&path, &existing_part(volume))?;
     let on_top = entries().map_err(failed)?.into_iter().rfind(|entry| entry.mountpoint == path);
     if on_top.is_some_and(|entry| entry.is_ours()) {
         let shown = path.display();
         return Err(MountpointError::Refused(format!("a volume is mounted at {shown} already; stop it with: pando umount {shown}")));
     }
     Ok(path)
+}
+
+fn apart(path: &Path, volume: &Path) -> Result<(), MountpointError> {
+    if path == Path::new("/") {
+        return Err(MountpointError::Refused("should not mount on the root directory".into()));
+    }
+    if volume.starts_with(path) || path.starts_with(volume) {
+        return Err(MountpointError::Refused(format!(
+            "the mount point {} and the volume {} lie in each other; choose another mount point",
+            path.display(),
+            volume.display()
+        )));
+    }
+    Ok(())
 }
 
 /// The path with its symbolic links resolved as far as it exists.
@@ -154,6 +160,7 @@ mod tests {
         assert!(refused(Path::new("/")).contains("root directory"));
         assert!(refused(dir.path()).contains("each other"));
         assert!(refused(&volume.join("mnt")).contains("each other"));
+        assert!(!volume.exists(), "nothing is made in a volume");
         let file = dir.path().join("file");
         fs::write(&file, "").expect("writes");
         assert!(refused(&file).contains("no directory"));

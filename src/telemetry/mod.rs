@@ -1,7 +1,7 @@
 //! Log lines: their form, where they go, and which are written.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -39,7 +39,8 @@ pub fn init(config: &LogConfig) {
 
 /// Writes the line a failing command ends with, in the form of the log. It is written whatever the level.
 pub fn fatal(message: &str) {
-    eprintln!("{} pando[{}] <FATAL>: {message}", local_time(SystemTime::now()), std::process::id());
+    // Nothing is left to do if nobody can read it.
+    let _ = writeln!(std::io::stderr(), "{} pando[{}] <FATAL>: {message}", local_time(SystemTime::now()), std::process::id());
 }
 
 /// `YYYY/MM/DD HH:MM:SS.uuuuuu pando[PID] <LEVEL>: message key=value…`, in local time.
@@ -84,7 +85,7 @@ struct Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        use fmt::Write;
+        use fmt::Write as _;
         let written = match field.name() {
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.others, " {name}={value:?}"),
