@@ -11,11 +11,12 @@ const APPLICATION_ID: i32 = 0x506E_646F;
 const SCHEMA_VERSION: i32 = 1;
 /// Statements a connection keeps compiled: all of ours are fewer.
 const STATEMENTS_MAX: usize = 64;
-/// Bytes of a page. A commit appends every page it touched to the log and sums it up, so small pages make small commits; a frame of
-/// 64 KiB still fits in 32 of them.
-const PAGE_BYTES: u32 = 2048;
-/// Page cache of the connection that writes (and reads while nobody writes), in KiB.
-const WRITER_CACHE_KIB: i32 = 65_536;
+/// Bytes of a page: that of the filesystem, so that copying the log never reads a block to write half of it. Smaller pages made commits
+/// no cheaper when measured.
+const PAGE_BYTES: u32 = 4096;
+/// Page cache of the connection that writes (and reads while nobody writes), in KiB. Not larger: when a page splits, SQLite walks all of
+/// its cache's hash table at the end of the commit.
+const WRITER_CACHE_KIB: i32 = 32_768;
 /// Page cache of a connection that only reads, in KiB. It is emptied by every commit anyway.
 const READER_CACHE_KIB: i32 = 4_096;
 
