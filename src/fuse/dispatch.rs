@@ -2,7 +2,7 @@
 
 use crate::fuse::decode::{Operation, Request};
 use crate::fuse::reply::{Listing, Reply};
-use crate::types::{Caller, Cancel, Errno, Ino};
+use crate::types::{Caller, Cancel, Errno};
 use crate::vfs::Vfs;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub(crate) fn dispatch(vfs: Arc<Vfs>, xattr: bool, request: Request, cancel: Can
         Op::Releasedir { fh } => serve!(empty <- vfs.releasedir(node, fh)),
         Op::Fsyncdir { fh } => serve!(empty <- vfs.fsyncdir(&caller, node, fh)),
         Op::Statfs => serve!(statfs <- vfs.statfs(&caller)),
-        Op::Syncfs => serve!(empty <- vfs.fsyncdir(&caller, Ino::ROOT, 0)),
+        Op::Syncfs => serve!(empty <- vfs.syncfs(&caller)),
 
         Op::Setxattr { .. } | Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Removexattr { .. } if !xattr => refuse(reply, Errno::NOSYS),
         Op::Setxattr { name, value, flags } => serve!(empty <- vfs.setxattr(&caller, node, &name, value, flags)),
