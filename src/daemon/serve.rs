@@ -15,8 +15,9 @@ use tracing::{error, info, warn};
 const GRACE_TIME: Duration = Duration::from_secs(5);
 /// Open files wanted: each open block, connection and lock takes one.
 const OPEN_FILES: libc::rlim_t = 100_000;
-/// Threads that decode and answer requests, at most; more only contend for the device.
-const LOOP_THREADS_MAX: usize = 8;
+/// Threads that decode and answer requests, at most. The local store carries out one commit at a time: with more threads than that, each
+/// request would hand the store's lock to another thread, which costs several times what the commit does.
+const LOOP_THREADS_MAX: usize = 1;
 
 /// Serves until the mount ends. `ready` is called once it can be used.
 pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountError> {

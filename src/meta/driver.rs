@@ -5,7 +5,7 @@ use crate::meta::store::{Commit, Query, Store, StoreError};
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{Errno, Ino};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::RwLock;
 use tracing::error;
@@ -17,38 +17,57 @@ const CONFLICTS_TIME_MAX: Duration = Duration::from_secs(30);
 /// Stripes of the lock between opening an inode and deleting it. Two unlinks share one rarely; a stripe is 40 bytes.
 const OPEN_STRIPES: usize = 64;
 
+/// The handles of one inode.
+#[derive(Default)]
+struct Handles {
+    count: u32,
+    /// The last link went while it was open: closing has to look after what is left of it.
+    unlinked: bool,
+}
+
 /// Which inodes this process has open. An inode with handles keeps its data when its last link goes.
 pub struct OpenFiles {
-    counts: Mutex<HashMap<Ino, u32>>,
+    handles: Mutex<HashMap<Ino, Handles>>,
     stripes: Vec<RwLock<()>>,
 }
 
 impl OpenFiles {
     /// None open.
     pub fn new() -> OpenFiles {
-        OpenFiles { counts: Mutex::default(), stripes: (0..OPEN_STRIPES).map(|_| RwLock::new(())).collect() }
+        OpenFiles { handles: Mutex::default(), stripes: (0..OPEN_STRIPES).map(|_| RwLock::new(())).collect() }
+    }
+
+    fn handles(&self) -> MutexGuard<'_, HashMap<Ino, Handles>> {
+        self.handles.lock().expect("never poisoned: no code under it panics")
     }
 
     /// Whether this process has a handle of the inode.
     pub fn is_open(&self, ino: Ino) -> bool {
-        self.counts.lock().expect("never poisoned: no code under it panics").contains_key(&ino)
+        self.handles().contains_key(&ino)
     }
 
     /// Counts one more handle.
     pub fn add(&self, ino: Ino) {
-        *self.counts.lock().expect("never poisoned: no code under it panics").entry(ino).or_insert(0) += 1;
+        self.handles().entry(ino).or_default().count += 1;
     }
 
-    /// Counts one less; true if it was the last.
-    pub fn remove(&self, ino: Ino) -> bool {
-        let mut counts = self.counts.lock().expect("never poisoned: no code under it panics");
-        match counts.get_mut(&ino) {
-            Some(count) if *count > 1 => {
-                *count -= 1;
-                false
-            }
-            _ => counts.remove(&ino).is_some(),
+    /// Takes note that an open inode has no link any more.
+    pub fn unlinked(&self, ino: Ino) {
+        if let Some(handles) = self.handles().get_mut(&ino) {
+            handles.unlinked = true;
         }
+    }
+
+    /// Counts one less; true if it was the last of an inode whose last link went while it was open.
+    pub fn remove(&self, ino: Ino) -> bool {
+        let mut all = self.handles();
+        let Some(handles) = all.get_mut(&ino) else { return false };
+        handles.count = handles.count.saturating_sub(1);
+        let (last, unlinked) = (handles.count == 0, handles.unlinked);
+        if last {
+            all.remove(&ino);
+        }
+        last && unlinked
     }
 
     /// Held shared while an inode is opened, exclusively while its last link is removed on the ground that it is not open.
@@ -111,7 +130,13 @@ impl Driver {
                         return (plan.finish)(&[], &[]);
                     }
                     match self.store.commit(&plan.guards, &plan.writes, &plan.reads).await.map_err(|e| errno_of(what, &e))? {
-                        Commit::Done { replies, values } => return (plan.finish)(&replies, &values),
+                        Commit::Done { replies, values } => {
+                            if let Some(ino) = plan.while_closed {
+                                // Still under the stripe: no handle comes or goes between the decision and this note.
+                                self.open_files.unlinked(ino);
+                            }
+                            return (plan.finish)(&replies, &values);
+                        }
                         Commit::Conflict(values) => values,
                     }
                 }

@@ -31,7 +31,10 @@ fn step(root: &Path, dice: &mut Dice) -> (String, String) {
         0 | 1 => ("create", outcome(OpenOptions::new().write(true).create_new(true).open(&a).map(drop))),
         2 | 3 => ("mkdir", outcome(fs::create_dir(&a))),
         4 | 5 => ("write", outcome(OpenOptions::new().write(true).open(&a).and_then(|f| f.write_all_at(&bytes, offset)))),
-        6 => ("append", outcome(OpenOptions::new().append(true).open(&a).and_then(|mut f| io::Write::write_all(&mut f, &bytes[..len.min(300)])))),
+        6 => (
+            "append",
+            outcome(OpenOptions::new().append(true).open(&a).and_then(|mut f| io::Write::write_all(&mut f, &bytes[..len.min(300)]))),
+        ),
         7 => ("truncate", outcome(OpenOptions::new().write(true).open(&a).and_then(|f| f.set_len(offset)))),
         8 => ("unlink", outcome(fs::remove_file(&a))),
         9 => ("rmdir", outcome(fs::remove_dir(&a))),

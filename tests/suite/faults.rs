@@ -44,7 +44,9 @@ fn a_damaged_store_is_refused_and_left_alone() {
     volume.mount().unmount();
     let db = volume.dir().join("pando.db");
     let good = fs::read(&db).expect("read");
-    for (what, bytes) in [("text", b"this is not a database, it is a shopping list".repeat(200)), ("short", good[..good.len() / 3].to_vec())] {
+    for (what, bytes) in
+        [("text", b"this is not a database, it is a shopping list".repeat(200)), ("short", good[..good.len() / 3].to_vec())]
+    {
         fs::write(&db, &bytes).expect("written");
         mount_refused(&volume, "damaged");
         assert_eq!(fs::read(&db).expect("read"), bytes, "{what}: the file was changed");
@@ -62,8 +64,7 @@ fn a_missing_or_damaged_object_is_an_error_and_nothing_else_is_lost() {
         fs::write(mount.join(name), vec![name.as_bytes()[1]; 200_000]).expect("written");
     }
     mount.unmount();
-    let objects: Vec<String> =
-        sh(&volume.dir(), "find objects -type f | grep chunks/ | sort -V").lines().map(str::to_string).collect();
+    let objects: Vec<String> = sh(&volume.dir(), "find objects -type f | grep chunks/ | sort -V").lines().map(str::to_string).collect();
     assert_eq!(objects.len(), 3, "one object a file: {objects:?}");
     fs::remove_file(volume.dir().join(&objects[0])).expect("removed");
     File::options().write(true).open(volume.dir().join(&objects[1])).and_then(|f| f.set_len(1000)).expect("cut");
@@ -174,9 +175,7 @@ fn the_background_daemon_says_ready_or_why_not() {
     let volume = Volume::new();
     let mnt = volume.temp.path().join("mnt");
     let log = volume.temp.path().join("log");
-    let start = |dir: &Path| {
-        run(Command::new("timeout").arg("20").arg(PANDO).args(["mount", "-d", "--log"]).arg(&log).arg(dir).arg(&mnt))
-    };
+    let start = |dir: &Path| run(Command::new("timeout").arg("20").arg(PANDO).args(["mount", "-d", "--log"]).arg(&log).arg(dir).arg(&mnt));
     let output = start(&volume.dir());
     assert!(output.status.success(), "{}", text(&output));
     assert!(is_mounted(&mnt), "mounted when the launcher returns");

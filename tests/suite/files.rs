@@ -17,7 +17,10 @@ fn cstring(path: &Path) -> CString {
 fn everything_is_there_after_a_remount() {
     let volume = Volume::new();
     let mount = volume.mount();
-    sh(&mount.path, "mkdir -p a/b; echo hello > a/b/file; ln a/b/file a/link; ln -s b/file a/sym; mkfifo a/pipe; head -c 10000000 /dev/urandom > a/big; chmod 640 a/big; touch -d @12345.678 a/b/file");
+    sh(
+        &mount.path,
+        "mkdir -p a/b; echo hello > a/b/file; ln a/b/file a/link; ln -s b/file a/sym; mkfifo a/pipe; head -c 10000000 /dev/urandom > a/big; chmod 640 a/big; touch -d @12345.678 a/b/file",
+    );
     let sum = sh(&mount.path, "md5sum < a/big");
     mount.unmount();
     let mount = volume.mount();
@@ -160,7 +163,10 @@ fn a_large_directory_is_listed_in_little_memory() {
     }
     assert!(seen.iter().all(|s| *s), "an entry was not listed");
     let resident = mount.resident_bytes() >> 20;
-    println!("directory of {count}: created in {created:.1} s, listed in {:.1} s, daemon at most {resident} MiB", started.elapsed().as_secs_f64());
+    println!(
+        "directory of {count}: created in {created:.1} s, listed in {:.1} s, daemon at most {resident} MiB",
+        started.elapsed().as_secs_f64()
+    );
     assert!(resident <= 256, "the daemon used {resident} MiB");
     mount.unmount();
 }

@@ -34,7 +34,10 @@ fn git() {
         "git config user.name t; git config user.email t@example.org; for i in 1 2 3 4 5; do echo $i >> dir1/new; git add -A; git commit -qm $i; done",
     );
     sh(&clone, "git gc -q --aggressive --prune=now && git fsck --full --strict && git log --oneline | wc -l | grep -qx 6");
-    sh(&mount.path, &format!("git clone -q clone again && diff -r --exclude=.git {} again | grep -qx 'Only in again/dir1: new'", origin.display()));
+    sh(
+        &mount.path,
+        &format!("git clone -q clone again && diff -r --exclude=.git {} again | grep -qx 'Only in again/dir1: new'", origin.display()),
+    );
     mount.unmount();
     let mount = volume.mount();
     assert_eq!(sh(&mount.join("clone"), "git fsck --full && git status --porcelain"), "");
@@ -57,7 +60,12 @@ fn rsync_and_tar() {
     sh(&origin, "ln -s d1 link; mkfifo pipe; ln d0/f0 hard; head -c 20000000 /dev/urandom > big");
     let temp = volume.temp.path().display().to_string();
     let at = mount.path.display();
-    sh(&mount.path, &format!("rsync -aH {temp}/origin/ {at}/copy/ && rsync -aH --checksum {at}/copy/ {temp}/back/ && diff -r --no-dereference {temp}/origin {temp}/back"));
+    sh(
+        &mount.path,
+        &format!(
+            "rsync -aH {temp}/origin/ {at}/copy/ && rsync -aH --checksum {at}/copy/ {temp}/back/ && diff -r --no-dereference {temp}/origin {temp}/back"
+        ),
+    );
     assert_eq!(sh(&mount.path, &format!("rsync -aHn --checksum --itemize-changes {temp}/origin/ {at}/copy/")), "");
     sh(&origin, "tar cf ../all.tar .");
     let started = std::time::Instant::now();
@@ -96,7 +104,10 @@ fn npm_install() {
     let volume = Volume::new();
     let mount = volume.mount();
     let started = std::time::Instant::now();
-    sh(&mount.path, "mkdir app && cd app && npm init -y >/dev/null && npm install --no-audit --no-fund express typescript eslint webpack >/dev/null 2>&1 && node -e 'require(\"express\"); require(\"webpack\")' && npx tsc --version");
+    sh(
+        &mount.path,
+        "mkdir app && cd app && npm init -y >/dev/null && npm install --no-audit --no-fund express typescript eslint webpack >/dev/null 2>&1 && node -e 'require(\"express\"); require(\"webpack\")' && npx tsc --version",
+    );
     println!("npm install: {:.1} s, {} files", started.elapsed().as_secs_f64(), sh(&mount.path, "find app -type f | wc -l").trim());
     sh(&mount.path, "cd app && npm ci --no-audit --no-fund >/dev/null 2>&1 && node -e 'require(\"express\")'");
     mount.unmount();

@@ -21,9 +21,10 @@ pub fn size(quick: usize, full: usize) -> usize {
 
 /// A seed for random tests: printed, and taken from `PANDO_SEED` to repeat a run.
 pub fn seed(what: &str) -> u64 {
-    let seed = std::env::var("PANDO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64
-    });
+    let seed = std::env::var("PANDO_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64);
     println!("{what}: PANDO_SEED={seed}");
     seed
 }

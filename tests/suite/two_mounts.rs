@@ -123,7 +123,8 @@ fn appended_records_are_all_there() {
             let mut next = [0; 4];
             for line in text.lines() {
                 let mut words = line.split_whitespace();
-                let mut number = || words.next().and_then(|w| w.parse::<usize>().ok()).unwrap_or_else(|| panic!("{how}: damaged line {line:?}"));
+                let mut number =
+                    || words.next().and_then(|w| w.parse::<usize>().ok()).unwrap_or_else(|| panic!("{how}: damaged line {line:?}"));
                 let (id, i) = (number(), number());
                 assert_eq!(i, next[id], "{how}: record of writer {id} out of order");
                 assert_eq!(line.len(), 14 + i * 7 % 90, "{how}: torn record {line:?}");

@@ -221,7 +221,8 @@ fn sqlite(dir: &Path) -> Result<f64> {
     let count = 200;
     let script = format!("pragma synchronous=full; create table t(a);\n{}", "insert into t values(hex(randomblob(50)));\n".repeat(count));
     rate(count, || {
-        let mut child = Command::new("sqlite3").arg(dir.join("db")).stdin(Stdio::piped()).spawn().context("sqlite3 (`cargo xtask setup`)")?;
+        let mut child =
+            Command::new("sqlite3").arg(dir.join("db")).stdin(Stdio::piped()).spawn().context("sqlite3 (`cargo xtask setup`)")?;
         child.stdin.take().expect("piped").write_all(script.as_bytes())?;
         if !child.wait()?.success() {
             bail!("sqlite3 failed");

@@ -47,7 +47,9 @@ pub fn install(root: &Path) -> Result<()> {
         if stamp.exists() && tools.join("bin").join(name).exists() {
             continue;
         }
-        crate::run(crate::cargo(&["install", "--locked", "--force", "--quiet"]).arg(format!("{name}@{version}")).arg("--root").arg(&tools))?;
+        crate::run(
+            crate::cargo(&["install", "--locked", "--force", "--quiet"]).arg(format!("{name}@{version}")).arg("--root").arg(&tools),
+        )?;
         std::fs::write(stamp, "")?;
     }
     Ok(())

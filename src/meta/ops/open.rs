@@ -179,7 +179,10 @@ impl Meta {
         let ino = self.next_inode().await?;
         self.count_handle(ino).await;
         match self.run("create unnamed", caller, |view, cx| create::unnamed_step(view, cx, parent, &node, ino)).await {
-            Ok(attr) => Ok(Opened { ino, attr, created: true }),
+            Ok(attr) => {
+                self.open_files().unlinked(ino);
+                Ok(Opened { ino, attr, created: true })
+            }
             Err(errno) => {
                 self.open_files().remove(ino);
                 Err(errno)
@@ -189,12 +192,12 @@ impl Meta {
 
     /// Gives back one handle. With the last one of a file that has no link any more the file is deleted.
     pub async fn close(&self, ino: Ino) -> Result<(), Errno> {
-        let last = {
+        let last_of_unlinked = {
             // A removal that saw the handle is committed before the handle goes, so that the look at the record below meets it.
             let _removals = self.open_files().stripe(ino).read().await;
             self.open_files().remove(ino)
         };
-        if !last {
+        if !last_of_unlinked {
             return Ok(());
         }
         if let Some(length) = self.run("close", &Caller::root(), |view, cx| close_step(view, cx, ino)).await? {

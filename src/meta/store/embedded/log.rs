@@ -34,8 +34,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// 32 MiB and 256 MiB: read back in a fraction of a second after a crash, and long enough to be copied seldom.
-    pub(super) const USUAL: Limits = Limits { copy_pages: 8_192, pages_max: 65_536 };
+    /// 8 MiB and 64 MiB: read back in a fraction of a second after a crash, and long enough to be copied seldom.
+    pub(super) const USUAL: Limits = Limits { copy_pages: 2_048, pages_max: 16_384 };
 }
 
 /// How long copying may hold up writers while it waits for a writer of another process, or for readers of the log.
