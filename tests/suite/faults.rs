@@ -130,9 +130,12 @@ fn a_full_disk_is_enospc_and_loses_nothing() {
     assert_eq!(fs::read(mount.join("kept")).expect("read"), vec![1; 1_000_000]);
     // Room again: the volume works again, without a remount.
     sh(&mount.path, "rm -f f*");
-    crate::support::eventually("deleted data frees the disk", || {
-        fs::write(mount.join("after"), vec![3; 500_000]).and_then(|()| File::open(mount.join("after"))?.sync_all()).is_ok()
-    });
+    let write = || {
+        let mut file = File::create(mount.join("after"))?;
+        file.write_all(&[3; 500_000])?;
+        file.sync_all()
+    };
+    crate::support::eventually("deleted data frees the disk", || write().is_ok());
     assert_eq!(fs::read(mount.join("after")).expect("read"), vec![3; 500_000]);
     mount.unmount();
     let mount = Mount::start(&disk.join("volume"), &volume.temp.path().join("mnt"), &[]);

@@ -258,6 +258,7 @@ fn ranges_are_copied_without_reading() {
     fs::remove_file(mount.join("from")).expect("removed");
     let copy = fs::read(mount.join("to")).expect("read");
     assert_eq!(&copy[5..], &bytes[1000..8_001_000]);
+    drop((from, to));
     mount.unmount();
     let mount = volume.mount();
     assert_eq!(&fs::read(mount.join("to")).expect("read")[5..], &bytes[1000..8_001_000]);

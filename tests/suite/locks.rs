@@ -11,7 +11,7 @@ const KINDS: &[&str] = &["flock", "fcntl", "ofd"];
 
 /// Takes an exclusive lock on the whole file. Errno as the system call gave it.
 pub fn lock(file: &File, kind: &str, wait: bool) -> Result<(), i32> {
-    control(file, kind, libc::F_WRLK, wait)
+    control(file, kind, libc::F_WRLCK, wait)
 }
 
 pub fn unlock(file: &File, kind: &str) -> Result<(), i32> {

@@ -40,6 +40,7 @@ fn what_one_does_the_other_sees_at_once() {
         reader.read_to_string(&mut seen).expect("readable");
         assert!(seen.ends_with(&format!("line {i}\n")), "after line {i}: {:?}", &seen[seen.len().saturating_sub(40)..]);
     }
+    drop((reader, writer));
     a.unmount();
     b.unmount();
     volume.assert_clean();
