@@ -128,11 +128,16 @@ pub struct Volume {
 impl Volume {
     /// Opens a volume, joins its other users, starts the background work.
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
-        let Stores { store, setting, objects } = Stores::open(url).await?;
+        Volume::over(Stores::open(url).await?, options).await
+    }
+
+    /// The same over stores that are open; tests bring stores that fail.
+    pub async fn over(stores: Stores, options: VolumeOptions) -> Result<Volume, VolumeError> {
+        let Stores { store, setting, objects } = stores;
         // From here on others see that they are not alone and let kernels remember nothing. What they told them before still holds for a
         // while: a change made now would not be seen through those mounts.
         if !options.read_only && store.shared() {
-            info!("{url} is in use by another process; waiting for its kernel timeouts to end");
+            info!("volume {} is in use by another process; waiting for its kernel timeouts to end", setting.name());
             tokio::time::sleep(KERNEL_TTL_MAX + KERNEL_TTL_SLACK).await;
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

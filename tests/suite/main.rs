@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod locks;
 mod posix;
+mod powercut;
 mod programs;
 mod support;
 mod two_mounts;
