@@ -152,6 +152,10 @@ impl Server {
                     // The request was withdrawn before it was read; a signal; nothing there after all.
                     Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => {}
                     Some(libc::ENODEV) => return Ok(()),
+                    Some(libc::ECONNABORTED) => {
+                        tracing::warn!("the mount was aborted from outside (`umount -f`, or its connection in /sys/fs/fuse); ending");
+                        return Ok(());
+                    }
                     _ => {
                         tracing::error!(%error, "cannot read requests");
                         return Err(error);
