@@ -2,6 +2,7 @@
 
 use crate::meta::codec::{self, Record};
 use crate::meta::driver::errno_of;
+use crate::meta::ops::delete::parse_delfile;
 use crate::meta::store::{Query, ScanRange, Value};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, Errno, Extent, Ino, SliceRecord, flatten};
@@ -35,6 +36,34 @@ impl Meta {
             Some(bytes) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
         };
         Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, deleted_at: *deleted_at })
+    }
+
+    /// The same for a handle that may know an old length: who deleted the file marked it with the length it had in the end. Answers the
+    /// length that counts.
+    pub async fn chunk_of_open(&self, ino: Ino, index: u32, length: u64) -> Result<(ChunkView, u64), Errno> {
+        let view = self.chunk(ino, index, length).await?;
+        if view.attr.is_some() || view.deleted_at.is_some() {
+            return Ok((view, length));
+        }
+        match self.deleted_length(ino).await? {
+            Some(length) => Ok((self.chunk(ino, index, length).await?, length)),
+            None => Ok((view, length)),
+        }
+    }
+
+    /// The length of a deleted file whose data is not reclaimed.
+    async fn deleted_length(&self, ino: Ino) -> Result<Option<u64>, Errno> {
+        let scan = ScanRange::Sorted(key::DELFILES);
+        let mut cursor = Some(Default::default());
+        while let Some(from) = cursor {
+            let page = self.driver.store.scan(&scan, from, SCAN_KEYS).await.map_err(|e| errno_of("list deleted files", &e))?;
+            let length = page.items.iter().filter_map(|item| parse_delfile(&item.name)).find(|(deleted, _)| *deleted == ino);
+            if let Some((_, length)) = length {
+                return Ok(Some(length));
+            }
+            cursor = page.next;
+        }
+        Ok(None)
     }
 
     /// Which chunks of `range` have a list, ascending. A chunk that gets its first list meanwhile may be missed.
