@@ -95,7 +95,7 @@ pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent>
     for extent in flatten(records) {
         let (start, end) = (extent.pos.max(range.start), (extent.pos + extent.len).min(range.end));
         if start < end {
-            extents.push(Extent { pos: start, off: extent.off + (start - extent.pos), len: end - start, ..extent });
+            extents.push(Extent { pos: start, off: extent.off.wrapping_add(start - extent.pos), len: end - start, ..extent });
             at = end;
         }
     }
@@ -103,6 +103,17 @@ pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent>
         extents.push(Extent { pos: at, id: 0, size: 0, off: 0, len: range.end - at });
     }
     extents
+}
+
+#[cfg(test)]
+mod damage_tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_hole_means_nothing() {
+        let hole = SliceRecord { pos: 0, id: 0, size: 0, off: u32::MAX, len: 100 };
+        assert_eq!(visible(&[hole], 50..60).iter().map(|extent| (extent.pos, extent.id, extent.len)).collect::<Vec<_>>(), [(50, 0, 10)]);
+    }
 }
 
 #[cfg(test)]
