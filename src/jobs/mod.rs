@@ -168,6 +168,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_this_process_has_open_stays_although_it_is_alone() {
+        let bench = Bench::new(0);
+        let ino = bench.world.file(0);
+        bench.write(ino, 0, 0, 70_000).await;
+        let handle = bench.world.meta.open(&crate::types::Caller::root(), ino, Default::default()).await;
+        assert!(handle.is_ok());
+        // By a process that has left.
+        bench.world.unlink(ino);
+        let (objects, now) = (bench.memory.objects(), bench.world.now().sec);
+        let Running { bench, duties, jobs } = running(bench);
+        duties.send(Duty::DeleteFile { ino, length: 70_000 }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(bench.memory.objects(), objects);
+        assert_eq!(bench.world.meta.pending_files(now, 10).await.unwrap().len(), 1);
+        bench.world.clock.advance(Duration::from_secs(60));
+        duties.send(Duty::DeleteFile { ino, length: 70_000 }).await.unwrap();
+        until("the minute is over", || bench.memory.objects().is_empty()).await;
+        jobs.stop().await;
+    }
+
+    #[tokio::test]
     async fn what_was_left_is_found_at_the_start() {
         let bench = Bench::new(0);
         let ino = bench.world.file(0);

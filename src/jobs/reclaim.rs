@@ -41,9 +41,15 @@ async fn drain(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
     let mut last: Vec<(Ino, u64)> = Vec::new();
     while !stop.is_stopped() {
         let begin = Instant::now();
-        // Alone, the clock does not matter: nobody is left who could have one of them open.
-        let older_than = if meta.store().shared() { meta.clock().now().sec - GRACE_S } else { i64::MAX };
-        let Ok(files) = meta.pending_files(older_than, FILES_MAX).await else { return };
+        // Alone, the clock does not matter: nobody is left who could have one of them open, but for ourselves. (Who deleted them and has
+        // left did not know of our handles.)
+        let graced = meta.clock().now().sec - GRACE_S;
+        let older_than = if meta.store().shared() { graced } else { i64::MAX };
+        let Ok(mut files) = meta.pending_files(older_than, FILES_MAX).await else { return };
+        if older_than != graced && files.iter().any(|(ino, _)| meta.open_files().is_open(*ino)) {
+            let Ok(older) = meta.pending_files(graced, FILES_MAX).await else { return };
+            files = older;
+        }
         // Entries that stay, because their inode exists, were reported where that was noticed.
         if files.is_empty() || files == last || chunks.delete_files(&files).await.is_err() {
             return;

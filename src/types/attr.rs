@@ -158,7 +158,8 @@ impl Attr {
 
     /// The same for a regular file of `length` bytes; an empty file counts 4 KiB.
     pub fn space_of(length: u64) -> i64 {
-        (length.max(1).div_ceil(4096) * 4096) as i64
+        // No file is longer than 2^57; a damaged length must not overflow, here or where it is negated.
+        (length.clamp(1, 1 << 57).div_ceil(4096) * 4096) as i64
     }
 
     /// `st_mode`: type and permission bits.
@@ -169,5 +170,15 @@ impl Attr {
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == Kind::Dir
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_of_any_length() {
+        assert_eq!([0, 1, 4096, 4097, u64::MAX].map(Attr::space_of), [4096, 4096, 4096, 8192, 1 << 57]);
     }
 }

@@ -55,13 +55,17 @@ impl Vfs {
     /// A file that another process removed while it is open here: as it was last seen, as long as its data are there.
     async fn attr_of_gone(&self, open: &OpenInode) -> Result<Attr, Errno> {
         let last = open.attr();
-        let view = self.meta.chunk(open.ino, 0, last.length).await?;
+        let (view, length) = self.meta.chunk_of_open(open.ino, 0, last.length).await?;
         if let Some(attr) = view.attr {
             return Ok(attr);
         }
         let oldest = self.meta.clock().now().sec - DELETED_READABLE_SECS;
         match view.deleted_at {
-            Some(deleted_at) if deleted_at > oldest => Ok(Attr { nlink: 0, ..last }),
+            Some(deleted_at) if deleted_at > oldest => {
+                let attr = Attr { nlink: 0, length, ..last };
+                open.note(&attr);
+                Ok(attr)
+            }
             _ => Err(Errno::STALE),
         }
     }

@@ -104,13 +104,41 @@ impl Vfs {
         self.mount.writable()?;
         let flags = rename_flags(flags)?;
         let (from, to) = (self.mount.inward(parent), self.mount.inward(new_parent));
-        self.meta.rename(caller, from, &Name::new(name)?, to, &Name::new(new_name)?, flags).await
+        let (name, new_name) = (Name::new(name)?, Name::new(new_name)?);
+        self.store_before_naming(caller, from, &name).await?;
+        if flags.exchange {
+            self.store_before_naming(caller, to, &new_name).await?;
+        }
+        self.meta.rename(caller, from, &name, to, &new_name, flags).await
+    }
+
+    /// Commits what is buffered of the file behind a name that is about to get another: the new name is there for everybody at once and
+    /// outlives this process, so it must not lead to less than was written, and nothing that is whole may be replaced by it before.
+    async fn store_before_naming(&self, caller: &Caller, dir: Ino, name: &Name) -> Result<(), Errno> {
+        if !self.writers.any_dirty() {
+            return Ok(());
+        }
+        // What cannot be looked up is for the renaming itself to judge.
+        let Ok((ino, _)) = self.meta.lookup(caller, dir, name).await else { return Ok(()) };
+        self.store_dirty(ino).await
+    }
+
+    async fn store_dirty(&self, ino: Ino) -> Result<(), Errno> {
+        if !self.writers.is_dirty(ino) {
+            return Ok(());
+        }
+        match self.writers.flush(ino).await {
+            // Gone meanwhile: there is nothing to name.
+            Err(Errno::NOENT) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Another name of a file.
     pub async fn link(&self, caller: &Caller, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Entry, Errno> {
         self.mount.writable()?;
         let (ino, parent) = (self.mount.inward(ino), self.mount.inward(new_parent));
+        self.store_dirty(ino).await?;
         let attr = self.meta.link(caller, ino, parent, &Name::new(new_name)?).await?;
         Ok(self.entry(ino, self.overlaid(ino, attr)))
     }

@@ -116,7 +116,7 @@ impl Reader {
         let start = chunk_start + u64::from(part.pos);
         let mut rereads = 0;
         loop {
-            let view = self.meta.chunk(ino, part.index, length).await?;
+            let (view, length) = self.meta.chunk_of_open(ino, part.index, length).await?;
             let file_end = self.readable_to(&view, length)?;
             let end = file_end.min(start + u64::from(part.len));
             if end <= start {

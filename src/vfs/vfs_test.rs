@@ -194,6 +194,25 @@ async fn syncfs_stores_what_any_handle_wrote() {
 }
 
 #[tokio::test]
+async fn a_new_name_leads_to_all_that_was_written() {
+    let world = World::new().await;
+    let (a, b) = (world.mount().await, world.mount().await);
+    let seen = async |name: &str| b.lookup(&root(), ROOT, name.as_bytes()).await.unwrap().attr.length;
+    let (ino, fh) = a.made("new").await;
+    a.put(ino, fh, 0, "renamed").await;
+    a.rename(&root(), ROOT, b"new", ROOT, b"name", 0).await.unwrap();
+    assert_eq!(seen("name").await, 7);
+    a.put(ino, fh, 0, "linked to").await;
+    a.link(&root(), ino, ROOT, b"link").await.unwrap();
+    assert_eq!(seen("link").await, 9);
+    let (other, other_fh) = a.made("other").await;
+    a.put(other, other_fh, 0, "exchanged").await;
+    a.put(ino, fh, 0, "exchanged, too").await;
+    a.rename(&root(), ROOT, b"name", ROOT, b"other", libc::RENAME_EXCHANGE).await.unwrap();
+    assert_eq!((seen("name").await, seen("other").await), (9, 14));
+}
+
+#[tokio::test]
 async fn truncation_by_size_and_by_open() {
     let world = World::new().await;
     let vfs = world.mount().await;
@@ -269,10 +288,15 @@ async fn a_file_removed_by_another_process_answers_for_a_minute() {
     let (ino, fh) = a.made("a").await;
     a.put(ino, fh, 0, "hello").await;
     a.flush(&root(), ino, fh, 1).await.unwrap();
+    // The file has grown since the handle last heard of it.
+    let on_b = b.open(&root(), ino, APPEND).await.unwrap();
+    b.write(&root(), ino, on_b.fh, 0, Bytes::from_static(b", world"), APPEND).await.unwrap();
+    b.release(ino, on_b.fh, None).await.unwrap();
     b.unlink(&root(), ROOT, b"a").await.unwrap();
+    assert_eq!(a.text(ino, fh).await.unwrap(), "hello, world");
     let attr = a.stat(ino).await.unwrap();
-    assert_eq!((attr.length, attr.nlink), (5, 0));
-    assert_eq!(a.text(ino, fh).await.unwrap(), "hello");
+    assert_eq!((attr.length, attr.nlink), (12, 0));
+    assert_eq!(a.text(ino, fh).await.unwrap(), "hello, world");
     // Whoever has no handle is sent to look again.
     assert_eq!(b.stat(ino).await, Err(Errno::STALE));
     assert_eq!(b.open(&root(), ino, RDWR).await, Err(Errno::STALE));

@@ -2,6 +2,7 @@
 
 use crate::meta::codec::{self, Record};
 use crate::meta::driver::errno_of;
+use crate::meta::ops::delete::parse_delfile;
 use crate::meta::store::{Query, ScanRange, Value};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, Errno, Extent, Ino, SliceRecord, flatten};
@@ -37,6 +38,34 @@ impl Meta {
         Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, deleted_at: *deleted_at })
     }
 
+    /// The same for a handle that may know an old length: who deleted the file marked it with the length it had in the end. Answers the
+    /// length that counts.
+    pub async fn chunk_of_open(&self, ino: Ino, index: u32, length: u64) -> Result<(ChunkView, u64), Errno> {
+        let view = self.chunk(ino, index, length).await?;
+        if view.attr.is_some() || view.deleted_at.is_some() {
+            return Ok((view, length));
+        }
+        match self.deleted_length(ino).await? {
+            Some(length) => Ok((self.chunk(ino, index, length).await?, length)),
+            None => Ok((view, length)),
+        }
+    }
+
+    /// The length of a deleted file whose data is not reclaimed.
+    async fn deleted_length(&self, ino: Ino) -> Result<Option<u64>, Errno> {
+        let scan = ScanRange::Sorted(key::DELFILES);
+        let mut cursor = Some(Default::default());
+        while let Some(from) = cursor {
+            let page = self.driver.store.scan(&scan, from, SCAN_KEYS).await.map_err(|e| errno_of("list deleted files", &e))?;
+            let length = page.items.iter().filter_map(|item| parse_delfile(&item.name)).find(|(deleted, _)| *deleted == ino);
+            if let Some((_, length)) = length {
+                return Ok(Some(length));
+            }
+            cursor = page.next;
+        }
+        Ok(None)
+    }
+
     /// Which chunks of `range` have a list, ascending. A chunk that gets its first list meanwhile may be missed.
     pub async fn chunks_present(&self, ino: Ino, range: Range<u32>) -> Result<Vec<u32>, Errno> {
         // `c{ino}_0` without its last character.
@@ -66,7 +95,7 @@ pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent>
     for extent in flatten(records) {
         let (start, end) = (extent.pos.max(range.start), (extent.pos + extent.len).min(range.end));
         if start < end {
-            extents.push(Extent { pos: start, off: extent.off + (start - extent.pos), len: end - start, ..extent });
+            extents.push(Extent { pos: start, off: extent.off.wrapping_add(start - extent.pos), len: end - start, ..extent });
             at = end;
         }
     }
@@ -74,6 +103,17 @@ pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent>
         extents.push(Extent { pos: at, id: 0, size: 0, off: 0, len: range.end - at });
     }
     extents
+}
+
+#[cfg(test)]
+mod damage_tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_hole_means_nothing() {
+        let hole = SliceRecord { pos: 0, id: 0, size: 0, off: u32::MAX, len: 100 };
+        assert_eq!(visible(&[hole], 50..60).iter().map(|extent| (extent.pos, extent.id, extent.len)).collect::<Vec<_>>(), [(50, 0, 10)]);
+    }
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ impl Meta {
     }
 }
 
-fn parse_delfile(member: &[u8]) -> Option<(Ino, u64)> {
+pub(crate) fn parse_delfile(member: &[u8]) -> Option<(Ino, u64)> {
     let (ino, length) = std::str::from_utf8(member).ok()?.split_once(':')?;
     Some((Ino(ino.parse().ok()?), length.parse().ok()?))
 }

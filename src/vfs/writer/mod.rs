@@ -176,25 +176,21 @@ impl Writers {
         self.existing(ino).is_some_and(|entry| entry.state().machine.is_dirty())
     }
 
+    /// Whether bytes of any inode are buffered and not committed.
+    pub fn any_dirty(&self) -> bool {
+        self.all().iter().any(|entry| entry.state().machine.is_dirty())
+    }
+
     /// A writable handle was opened: data whose flush fails is kept until `closed` was called as often.
     pub fn opened(&self, ino: Ino) {
         let entry = self.entry(ino);
-        entry.state().handles += 1;
-        self.shell.feed(&entry, Event::Opened, 0);
+        self.shell.count(&entry, |handles| handles.saturating_add(1));
     }
 
     /// A writable handle was released, after its flush. With the last one, data that could not be flushed is given up.
     pub fn closed(&self, ino: Ino) {
         let Some(entry) = self.existing(ino) else { return };
-        let last = {
-            let mut state = entry.state();
-            let last = state.handles == 1;
-            state.handles = state.handles.saturating_sub(1);
-            last
-        };
-        if last {
-            self.shell.feed(&entry, Event::Closed, 0);
-        }
+        self.shell.count(&entry, |handles| handles.saturating_sub(1));
     }
 
     async fn flush_entry(&self, entry: &Arc<Entry>) -> Result<(), Errno> {

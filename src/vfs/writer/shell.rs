@@ -128,6 +128,18 @@ impl Shell {
         receiver
     }
 
+    /// Changes the number of writable handles, and tells the machine in the same moment: an open that meets the last close must not be
+    /// overtaken by it, or the machine would give up data that a handle can still flush.
+    pub fn count(self: &Arc<Shell>, entry: &Arc<Entry>, change: impl FnOnce(u32) -> u32) {
+        let register = |state: &mut State| {
+            let before = state.handles;
+            state.handles = change(before);
+            if before == 1 && state.handles == 0 { Event::Closed } else { Event::Opened }
+        };
+        let actions = self.apply(entry, register, 0);
+        self.perform(entry, actions);
+    }
+
     /// One step of the machine: under the lock plan, after it act.
     fn apply<'a>(&self, entry: &Entry, event: impl FnOnce(&mut State) -> Event<'a>, permits: usize) -> VecDeque<Action> {
         let now = self.now();
