@@ -157,7 +157,9 @@ impl Meta {
                 },
                 Commit::Conflict(_) => return Err(Errno::IO),
             };
-            *batch = (last + 1 - count).max(least)..last + 1;
+            // A counter below what was just added to it was negative: damage.
+            let first = (last + 1).checked_sub(count).ok_or(Errno::IO)?;
+            *batch = first.max(least)..last + 1;
         }
         let id = batch.start;
         batch.start += 1;

@@ -203,6 +203,10 @@ impl Vfs {
         }
         // The locks go whatever became of the data: the descriptor is gone.
         let released = self.meta.release_locks(ino, lock_owner).await;
+        if released.is_err() {
+            // The release of the handle tries again.
+            handle.add_lock_owner(lock_owner);
+        }
         flushed.and(released)
     }
 

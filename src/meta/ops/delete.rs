@@ -163,7 +163,7 @@ pub(crate) fn drop_references(view: &View, records: &[SliceRecord]) -> Result<Dr
         let (hash, field) = field_of(&slice);
         let stored = view.field(&hash, field.clone())?;
         // Stored is references − 1; absent means one.
-        let left = codec::decode_decimal(stored.as_deref()).ok_or(Errno::IO)? - count;
+        let left = codec::decode_decimal(stored.as_deref()).and_then(|stored| stored.checked_sub(count)).ok_or(Errno::IO)?;
         dropped.guards.push(Guard::Field(hash.clone(), field.clone(), stored));
         dropped.writes.push(Write::HIncrBy(hash, field, -count));
         if left < 0 {

@@ -186,8 +186,10 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
         return Err(Errno::IO.into());
     }
     check_length(view, cx, old, length)?;
-    // A commit that left mtime as it was would be invisible to the page caches of other kernels.
-    let mtime = if mtime == old.mtime { mtime.next() } else { mtime };
+    // A commit that left mtime as it was, or took it back to a time that another kernel has seen, would be invisible to its page cache:
+    // buffered data may be committed after somebody else's later write. A time in the future was set by hand and is left behind.
+    let seen = mtime <= old.mtime && (old.mtime <= old.ctime || mtime == old.mtime);
+    let mtime = if seen { old.mtime.next() } else { mtime };
     let attr = Attr { length, mtime, ctime: cx.now, ..old.clone() };
     let mut guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
     let mut counters = Vec::new();
@@ -195,7 +197,7 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
         let (bytes, space) = (length as i64 - old.length as i64, attr.space() - old.space());
         counters.extend(stats::volume(space, 0));
         for (parent, links) in parents(view, cx, ino, old, &mut guards)? {
-            counters.extend(stats::usage(cx, parent, bytes * links, space * links, 0));
+            counters.extend(stats::usage(cx, parent, bytes.saturating_mul(links), space.saturating_mul(links), 0));
         }
     }
     let write = Write::Set(key::inode(ino), record.rewrite(&attr));
