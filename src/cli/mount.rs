@@ -40,8 +40,8 @@ const FSTAB_WORDS: &[&str] = &[
     "norelatime",
 ];
 
-const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. All other options of the reference are accepted: \
-                          docs/cli.md says which have no effect on a local volume and which are refused.";
+const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. Other options of `juicefs mount` are \
+                          accepted with a warning if they have no effect on a local volume, and refused if they are not supported.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]

@@ -1,9 +1,11 @@
 //! Mount points: what is mounted where, and whether a volume can go there.
 
 use crate::daemon::SUBTYPE;
+use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -94,11 +96,11 @@ pub fn prepare(mountpoint: &Path, volume: &Path) -> Result<PathBuf, MountpointEr
     // Both before anything is created.
     apart(&existing_part(&path), &existing_part(volume))?;
     match fs::metadata(&path) {
+        // The daemon of an earlier mount has died. Its place is free once the rest of it is gone.
+        _ if is_dead(&path) => super::umount::detach(&path).map_err(failed)?,
         Ok(found) if !found.is_dir() => return Err(MountpointError::Refused(format!("{} is no directory", path.display()))),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&path).map_err(failed)?,
-        // The daemon of an earlier mount has died. Its place is free once the rest of it is gone.
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => super::umount::detach(&path).map_err(failed)?,
         Err(error) => return Err(failed(error)),
     }
     let path = path.canonicalize().map_err(failed)?;
@@ -109,6 +111,16 @@ pub fn prepare(mountpoint: &Path, volume: &Path) -> Result<PathBuf, MountpointEr
         return Err(MountpointError::Refused(format!("a volume is mounted at {shown} already; stop it with: pando umount {shown}")));
     }
     Ok(path)
+}
+
+/// Whether a mount is there whose process has died. Attributes do not tell: the kernel remembers those of the root for a while after the
+/// death. `statfs` goes to the process each time.
+fn is_dead(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    let mut answer = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` is a NUL-terminated string and `answer` has room for the answer; both live through the call.
+    let failed = unsafe { libc::statfs(path.as_ptr(), answer.as_mut_ptr()) } == -1;
+    failed && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTCONN)
 }
 
 fn apart(path: &Path, volume: &Path) -> Result<(), MountpointError> {

@@ -68,7 +68,7 @@ fn mount_and_serve(
     };
     let place = plan.mountpoint.display();
     let session = FuseSession::mount(vfs, &plan.mountpoint, config, runtime.handle().clone())
-        .map_err(system(format!("cannot mount at {place}; is /dev/fuse there and allowed?")))?;
+        .map_err(|error| system(format!("cannot mount at {place}{}", hint(&error)))(error))?;
     let unmounter = session.unmounter();
     let _record = write_record(plan, root.0);
     let (tell, mut ended) = oneshot::channel();
@@ -103,6 +103,14 @@ fn mount_and_serve(
         }
     });
     outcome.map_err(system(format!("the mount at {place} ended")))
+}
+
+/// What to look at after the system refused a mount. What `fusermount3` or the options have to say speaks for itself.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => "; is /dev/fuse there and allowed, and fusermount3 installed?",
+        _ => "",
+    }
 }
 
 /// Lets `umount` and `info` find this process. They do without if it fails.

@@ -38,7 +38,7 @@ pub struct NewVolume {
     pub hash_prefix: Option<bool>,
     /// Directory of the objects; inside the volume's own if `None`.
     pub bucket: Option<String>,
-    /// Take a bucket with foreign objects, change what must not change.
+    /// Take a bucket that holds objects under the name, or is not known to hold the volume's.
     pub force: bool,
 }
 

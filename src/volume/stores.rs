@@ -29,8 +29,11 @@ pub struct Stores {
 impl Stores {
     /// Opens what is there. A volume this build must not touch is refused.
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
-        if !url.dir().join(DATABASE).exists() {
-            return Err(VolumeError::NotFormatted(url.dir().into()));
+        match url.dir().join(DATABASE).try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Err(VolumeError::NotFormatted(url.dir().into())),
+            // Most likely it is another user's: whether it holds a volume cannot be told.
+            Err(error) => return Err(VolumeError::Failed(format!("cannot look into {url}: {error}"))),
         }
         let store = open_store(url.dir())?;
         let setting = load_setting(store.as_ref()).await?.ok_or_else(|| VolumeError::NotFormatted(url.dir().into()))?;

@@ -31,8 +31,8 @@ impl MetaUrl {
         }
         match text.split_once("://") {
             None => Err(format!(
-                "{text} is no directory and would mean a Redis server, which this build does not support; a volume in a new directory is \
-                 written ./{text}"
+                "there is no directory {text}; to make a new volume write ./{text} (without ./ it means a Redis server, which this build \
+                 does not support)"
             )),
             Some(("redis" | "rediss" | "unix", _)) => {
                 Err("Redis volumes are not supported by this build; give a directory, e.g. `./vol`, to keep the volume on this host".into())
