@@ -87,6 +87,10 @@ impl Known<'_> {
 /// Brings a command line to its normal form. `program` is the definition of all commands and options.
 pub fn normalise(program: &Command, line: &[String]) -> Result<Normal, Stop> {
     let name = command_of(program, line)?;
+    if name.as_deref() == Some("help") {
+        let topic = line.iter().skip_while(|word| *word != "help").nth(1).filter(|topic| program.find_subcommand(topic).is_some());
+        return Err(Stop::Help(topic.cloned()));
+    }
     let command = match &name {
         Some(name) => Some(program.find_subcommand(name).ok_or_else(|| match UNSUPPORTED.contains(&name.as_str()) {
             true => Stop::Wrong(format!("`{name}` is not supported by this build")),
@@ -240,6 +244,8 @@ mod tests {
             ("nosuch", Stop::NoCommand("nosuch".into())),
             ("", Stop::Help(None)),
             ("mount -h", Stop::Help(Some("mount".into()))),
+            ("help", Stop::Help(None)),
+            ("help mount", Stop::Help(Some("mount".into()))),
             ("--version", Stop::Version),
             ("status vol --nosuch", wrong("unknown option: \"--nosuch\"")),
             ("umount -rf mnt", wrong("unknown option: \"-rf\"")),

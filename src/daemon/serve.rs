@@ -15,9 +15,9 @@ use tracing::{error, info, warn};
 const GRACE_TIME: Duration = Duration::from_secs(5);
 /// Open files wanted: each open block, connection and lock takes one.
 const OPEN_FILES: libc::rlim_t = 100_000;
-/// Threads that decode and answer requests, at most. The local store carries out one commit at a time: with more threads than that, each
+/// Threads that decode and answer requests. The local store carries out one commit at a time: with more threads than that, each
 /// request would hand the store's lock to another thread, which costs several times what the commit does.
-const LOOP_THREADS_MAX: usize = 1;
+const LOOP_THREADS: usize = 1;
 
 /// Serves until the mount ends. `ready` is called once it can be used.
 pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountError> {
@@ -63,7 +63,7 @@ fn mount_and_serve(
         default_permissions: plan.default_permissions,
         options: plan.options.clone(),
         max_write: plan.request_bytes,
-        threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(LOOP_THREADS_MAX)),
+        threads: LOOP_THREADS,
         xattr: plan.view.xattr,
     };
     let place = plan.mountpoint.display();

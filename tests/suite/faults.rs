@@ -153,6 +153,11 @@ fn a_dead_mount_point_is_replaced() {
     assert_eq!(fs::metadata(&path).expect_err("dead").raw_os_error(), Some(libc::ENOTCONN));
     let mount = volume.mount();
     assert_eq!(fs::read_to_string(mount.join("f")).expect("read"), "x");
+    // The kernel still answers for the root from what it remembers; that must not make a dead mount look alive.
+    fs::metadata(&path).expect("alive");
+    mount.kill();
+    let mount = volume.mount();
+    assert_eq!(fs::read_to_string(mount.join("f")).expect("read"), "x");
     mount.unmount();
     assert!(!is_mounted(&path));
 }
