@@ -33,7 +33,6 @@ fn capabilities() -> InitFlags {
         | InitFlags::FUSE_MAX_PAGES
         | InitFlags::FUSE_POSIX_LOCKS
         | InitFlags::FUSE_FLOCK_LOCKS
-        | InitFlags::FUSE_ATOMIC_O_TRUNC
         | InitFlags::FUSE_AUTO_INVAL_DATA
         | InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_READDIRPLUS_AUTO
