@@ -16,7 +16,7 @@ const GRACE_TIME: Duration = Duration::from_secs(5);
 /// Open files wanted: each open block, connection and lock takes one.
 const OPEN_FILES: libc::rlim_t = 100_000;
 /// Threads that decode and answer requests. The local store carries out one commit at a time: with more threads than that, each
-/// request would hand the store's lock to another thread, which costs several times what the commit does.
+/// request may have to wait for the store's lock on another thread. Not yet compared in isolation: `docs/adr/0002-one-loop-thread-and-a-short-log.md`.
 const LOOP_THREADS: usize = 1;
 
 /// Serves until the mount ends. `ready` is called once it can be used.
