@@ -126,6 +126,11 @@ impl Meta {
     pub async fn open(&self, caller: &Caller, ino: Ino, mode: OpenMode) -> Result<Attr, Errno> {
         self.count_handle(ino).await;
         let opened = self.run("open", caller, |view, _| step(view, ino, mode)).await;
+        // The file may have lost its last link to a process of ours whose last handle went just before this one came: that handle's
+        // close saw this one and left the file to it.
+        if opened.as_ref().map_or(true, |attr| attr.nlink == 0) {
+            self.open_files().unlinked(ino);
+        }
         if opened.is_err() {
             // Somebody may have seen the handle and kept the file alive for it. Whatever goes wrong now, the session's end cleans up.
             let _ = self.close(ino).await;

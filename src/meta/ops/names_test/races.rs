@@ -279,6 +279,32 @@ async fn opens_and_closes_wait_for_a_removal_that_looked_at_them() {
     }
 }
 
+/// The last handle of an unlinked file goes, and before its close looks at the record another one comes: the file is left to that one.
+#[tokio::test]
+async fn a_handle_that_comes_while_the_last_one_closes_inherits_the_file() {
+    let w = World::new().await;
+    let file = w.make(ROOT, "f", Kind::File).await;
+    let append = OpenMode { write: true, append: true, truncate: false };
+    for second in ["opens", "may not open"] {
+        let file = if second == "opens" { file } else { w.make(ROOT, "f", Kind::File).await };
+        w.meta.open(&Caller::root(), file, append).await.expect("opens");
+        w.meta.unlink(&Caller::root(), ROOT, &name("f")).await.expect("unlinks");
+        // The first half of a close.
+        assert!(w.meta.open_files().remove(file), "the last handle of an unlinked file");
+        if second == "opens" {
+            w.meta.open(&Caller::root(), file, append).await.expect("opens: the record is still there");
+            let close = w.plan(&Caller::root(), |view, cx| close_step(view, cx, file)).await;
+            assert!(close.writes.is_empty(), "the file is open again");
+            w.meta.close(file).await.expect("closes");
+        } else {
+            w.edit(file, |attr| attr.flags = Flags(Flags::IMMUTABLE)).await;
+            assert_eq!(w.meta.open(&Caller::root(), file, append).await, Err(Errno::PERM));
+        }
+        assert_eq!(w.meta.getattr(file).await, Err(Errno::NOENT), "{second}");
+        w.check().await;
+    }
+}
+
 /// Opening, unlinking and closing from many tasks on real threads: whoever opened keeps the file, and nothing is left behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn openers_and_removers() {
