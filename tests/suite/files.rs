@@ -304,3 +304,21 @@ fn a_handle_may_outlive_its_path_being_renamed() {
     mount.unmount();
     volume.assert_clean();
 }
+
+#[test]
+fn a_thousand_links_are_counted() {
+    const LINKS: u64 = 1000;
+    let volume = Volume::new();
+    let mount = volume.mount();
+    fs::write(mount.join("f"), "x").expect("written");
+    for i in 1..LINKS {
+        fs::hard_link(mount.join("f"), mount.join(format!("l{i}"))).expect("linked");
+    }
+    assert_eq!(fs::metadata(mount.join("f")).expect("there").nlink(), LINKS);
+    for i in 1..LINKS {
+        fs::remove_file(mount.join(format!("l{i}"))).expect("removed");
+    }
+    assert_eq!(fs::metadata(mount.join("f")).expect("there").nlink(), 1);
+    mount.unmount();
+    volume.assert_clean();
+}

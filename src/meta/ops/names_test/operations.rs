@@ -157,6 +157,9 @@ async fn link_fails() {
     }
     assert_eq!(w.meta.link(&Caller::root(), symlink, ROOT, &name("t")).await.expect("links").nlink, 2);
     w.check().await;
+    // The count of the record is full.
+    w.edit(file, |attr| attr.nlink = u32::MAX).await;
+    assert_eq!(w.meta.link(&Caller::root(), file, ROOT, &name("x")).await, Err(Errno::MLINK));
 }
 
 #[tokio::test]
