@@ -1,6 +1,6 @@
 //! The names of keys (metadata §2). Nothing else in the program spells one.
 
-use crate::meta::store::Key;
+use crate::meta::store::{Key, Query};
 use crate::types::{Ino, Name, SliceId};
 use bytes::Bytes;
 
@@ -108,6 +108,25 @@ pub fn sustained(sid: u64) -> Key {
 /// Field of a lock hash: session and owner (metadata §7).
 pub fn lock_field(sid: u64, owner: u64) -> Bytes {
     format!("{sid}_{owner:016X}").into()
+}
+
+/// What a session's connections keep of their last commits, by connection.
+pub fn ops(sid: u64, conn: u64) -> Key {
+    format!("_pando:op:{sid}_{conn}").into()
+}
+
+/// What all of `ops` of a session begin with.
+pub fn ops_of(sid: u64) -> Key {
+    format!("_pando:op:{sid}_").into()
+}
+
+/// Whether a value is a counter of use. Plans decide on these and do not guard them: everybody changes them all the time.
+pub fn is_counter(query: &Query) -> bool {
+    match query {
+        Query::Get(key) => *key == USED_SPACE || *key == TOTAL_INODES,
+        Query::HGet(key, _) => *key == DIR_QUOTA_USED_SPACE || *key == DIR_QUOTA_USED_INODES,
+        _ => false,
+    }
 }
 
 /// Field of `sliceRef`.

@@ -1,6 +1,7 @@
 //! Open files: open, create, tmpfile, read, write, flush, fsync, release.
 
 use crate::meta::ops::{NewNode, OpenMode};
+use crate::meta::store::Coherence;
 use crate::types::{Attr, Caller, Errno, Ino, Kind, Name};
 use crate::vfs::names::permissions;
 use crate::vfs::{Entry, OpenReply, Vfs, inode_errno, write_errno};
@@ -137,7 +138,7 @@ impl Vfs {
         }
         let fh = self.handles.open_file(ino, &attr, flags.write, append);
         // An append lands where the file ends when it is committed, which the kernel cannot know when it fills its pages.
-        Ok((attr, OpenReply { fh, direct_io: append, keep_cache: as_before && !self.shared() }))
+        Ok((attr, OpenReply { fh, direct_io: append, keep_cache: as_before && self.coherence() != Coherence::Shared }))
     }
 
     async fn truncate_to_nothing(&self, caller: &Caller, ino: Ino) -> Result<Attr, Errno> {
@@ -172,6 +173,9 @@ impl Vfs {
         let written = u32::try_from(data.len()).map_err(|_| Errno::INVAL)?;
         if written == 0 {
             return Ok(0);
+        }
+        if self.meta.is_lock_lost(ino) {
+            return Err(Errno::IO);
         }
         if flags & libc::O_APPEND as u32 != 0 {
             let at = self.writers.append(caller, ino, data).await.map_err(write_errno)?;
@@ -210,8 +214,12 @@ impl Vfs {
         flushed.and(released)
     }
 
-    /// What was written through the kernel's pages is what they hold: the next open need not drop them.
+    /// What was written through the kernel's pages is what they hold: the next open need not drop them. Where other hosts write, the
+    /// state after our commit may be the work of both, and the pages next to ours may be older.
     async fn note_written(&self, ino: Ino, around_pages: bool) {
+        if self.coherence() == Coherence::Networked {
+            return self.seen.forget(ino);
+        }
         match self.attr_of(ino).await {
             Ok(attr) if !around_pages => self.seen.note(ino, &attr),
             _ => self.seen.forget(ino),

@@ -28,7 +28,7 @@ impl Meta {
     pub async fn chunk(&self, ino: Ino, index: u32, length: u64) -> Result<ChunkView, Errno> {
         let queries =
             [Query::List(key::chunk(ino, index)), Query::Get(key::inode(ino)), Query::ZScore(key::DELFILES, key::delfile(ino, length))];
-        let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("read a chunk", &e))?;
+        let values = self.driver.read("read a chunk", &queries).await?;
         let [Value::List(elements), Value::Bytes(record), Value::Score(deleted_at)] = &values[..] else { return Err(Errno::IO) };
         let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
         let attr = match record {

@@ -29,6 +29,8 @@ pub mod xattr;
 
 #[cfg(test)]
 mod names_test;
+#[cfg(test)]
+mod trips_test;
 
 pub use create::NewNode;
 pub use open::{OpenMode, Opened};

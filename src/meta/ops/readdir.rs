@@ -46,6 +46,9 @@ impl Meta {
     pub async fn readdir(&self, ino: Ino, cursor: Cursor, limit: u32) -> Result<DirPage, Errno> {
         let range = ScanRange::Dir(key::dir(ino));
         let page = self.store().scan(&range, cursor, limit.max(1)).await.map_err(|e| errno_of("readdir", &e))?;
+        if let Some(facts) = &self.driver.facts {
+            facts.learn_page(&key::dir(ino), &page.items);
+        }
         Ok(DirPage { entries: page.items.into_iter().filter_map(|item| entry(ino, item)).collect(), next: page.next })
     }
 }

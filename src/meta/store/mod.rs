@@ -5,6 +5,8 @@
 
 #[doc(hidden)]
 pub mod conformance;
+#[doc(hidden)]
+pub mod counting;
 pub mod embedded;
 #[doc(hidden)]
 pub mod powercut;
@@ -256,6 +258,18 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// Who else may change a store, and what it costs to ask: from this follows what may be remembered, here and in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coherence {
+    /// Nobody else: the kernel may keep names, attributes and pages.
+    Alone,
+    /// Other processes of this host, which cannot tell each other's kernels anything; asking costs microseconds. The kernel keeps nothing.
+    Shared,
+    /// Anybody, and asking costs a round trip. The kernel keeps names and attributes for its timeouts; pages last until an open or a
+    /// lock that finds the file changed. Mutations start from what was learned before.
+    Networked,
+}
+
 /// A metadata store. Implementations never block for longer than a local transaction takes without yielding.
 pub trait Store: Send + Sync {
     /// Answers all queries from one state, one value each.
@@ -273,8 +287,19 @@ pub trait Store: Send + Sync {
     /// The frame of a small block, if it is kept here.
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>>;
 
-    /// Whether other processes use the store right now: if so nothing may be remembered beyond one answer.
+    /// Whether others use the store, or may: what one process is done with another may still need.
     fn shared(&self) -> bool;
+
+    /// What may be remembered. May change whenever other processes come or go.
+    fn coherence(&self) -> Coherence {
+        if self.shared() { Coherence::Shared } else { Coherence::Alone }
+    }
+
+    /// What the store's clock will show when a commit sent now arrives there, less what ours shows now, in microseconds; 0 if it has none of
+    /// its own.
+    fn clock_ahead_us(&self) -> i64 {
+        0
+    }
 
     /// Takes the lock that says session `sid` lives; held until the store is dropped. False if another process holds it.
     fn claim_session(&self, sid: u64) -> Result<bool, StoreError>;

@@ -171,6 +171,13 @@ impl Writers {
         }
     }
 
+    /// The inode was read after whatever this process has committed, under a lock that keeps others from changing it.
+    pub fn forget_recent(&self, ino: Ino) {
+        if let Some(entry) = self.existing(ino) {
+            entry.state().machine.forget_recent();
+        }
+    }
+
     /// Whether bytes of the inode are buffered and not committed.
     pub fn is_dirty(&self, ino: Ino) -> bool {
         self.existing(ino).is_some_and(|entry| entry.state().machine.is_dirty())
