@@ -179,9 +179,10 @@ impl Driver {
 
     /// One read; what it tells is remembered.
     pub(crate) async fn read(&self, what: &'static str, queries: &[Query]) -> Result<Vec<Value>, Errno> {
+        let asked = self.facts.as_ref().map_or(0, Facts::ask);
         let values = self.store.read(queries).await.map_err(|e| errno_of(what, &e))?;
         if let Some(facts) = &self.facts {
-            facts.learn(queries.iter().zip(&values));
+            facts.learn(queries.iter().zip(&values), asked);
         }
         Ok(values)
     }
@@ -198,14 +199,16 @@ impl Driver {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
+        let asked = self.facts.as_ref().map_or(0, Facts::ask);
         let commit = self.store.commit(guards, writes, reads).await.map_err(|e| errno_of(what, &e))?;
         if let Some(facts) = &self.facts {
             match &commit {
                 Commit::Done { replies, values } => {
+                    // First the answers: they are of the moment after the writes, but other commits may have come since.
+                    facts.learn(reads.iter().zip(values), asked);
                     facts.committed(guards, writes, replies);
-                    facts.learn(reads.iter().zip(values));
                 }
-                Commit::Conflict(values) => facts.learn(values.iter().map(|(query, value)| (query, value))),
+                Commit::Conflict(values) => facts.learn(values.iter().map(|(query, value)| (query, value)), asked),
             }
         }
         Ok(commit)

@@ -38,6 +38,16 @@ impl Meta {
         Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, deleted_at: *deleted_at })
     }
 
+    /// The first list of a file as the open, the lock or the read told it that came just before, if this process has committed nothing since.
+    pub fn recent_chunk(&self, ino: Ino, index: u32) -> Option<ChunkView> {
+        // Opens and locks ask for this one; of others an answer from before them may be known.
+        let facts = self.driver.facts.as_ref().filter(|_| index == 0)?;
+        let values = facts.recall_recent(&[Query::List(key::chunk(ino, 0)), Query::Get(key::inode(ino))])?;
+        let [Value::List(elements), Value::Bytes(Some(record))] = &values[..] else { return None };
+        let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
+        Some(ChunkView { records: records?, attr: Some(Record::decode(record.clone())?.attr), deleted_at: None })
+    }
+
     /// The same for a handle that may know an old length: who deleted the file marked it with the length it had in the end. Answers the
     /// length that counts.
     pub async fn chunk_of_open(&self, ino: Ino, index: u32, length: u64) -> Result<(ChunkView, u64), Errno> {

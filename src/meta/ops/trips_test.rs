@@ -257,6 +257,13 @@ async fn attributes_and_data() {
     host.took("read");
     meta.open(&root, file, OpenMode::default()).await.expect("opens");
     host.took("read");
+    // The first list came along; a commit of our own makes it old.
+    let view = meta.recent_chunk(file, 0).expect("known");
+    assert_eq!((view.attr.map(|attr| attr.length), view.records.is_empty()), (Some(100), false));
+    let id = meta.next_slice().await.expect("an id");
+    meta.write(file, 0, &[slice(0, id, 10)], host.meta.clock().now()).await.expect("writes");
+    assert_eq!(meta.recent_chunk(file, 0), None);
+    host.store.take();
     meta.close(file).await.expect("closes");
     host.took("");
 }
