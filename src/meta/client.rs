@@ -6,10 +6,11 @@ use crate::meta::facts::Facts;
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
 use crate::meta::key;
+use crate::meta::ops::append::Appenders;
 use crate::meta::ops::session::Beat;
 use crate::meta::pacing::Pacing;
 use crate::meta::setting::Setting;
-use crate::meta::store::{Coherence, Query, Store, Value};
+use crate::meta::store::{Query, Sharing, Store, Value};
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{BoxFuture, Caller, Duty, Errno, FrameSource, Ino, SliceId, Time};
 use bytes::Bytes;
@@ -61,6 +62,8 @@ pub struct Meta {
     pub(crate) locked: Mutex<std::collections::HashSet<Ino>>,
     /// Write locks held through this process.
     pub(crate) fence: Fence,
+    /// Who appends next.
+    pub(crate) appenders: Appenders,
     /// When this session was last prolonged.
     pub(crate) beat: Mutex<Beat>,
     /// Held by the one who prolongs a session that is overdue.
@@ -88,7 +91,7 @@ pub struct Cx<'a> {
 impl Meta {
     /// Metadata over a store that holds `config.setting`.
     pub fn new(config: MetaConfig) -> Meta {
-        let is_far = config.store.coherence() == Coherence::Networked;
+        let is_far = config.store.sharing() == Sharing::Server;
         let facts = is_far.then(|| Facts::new(config.clock.clone()));
         let ids = |counter, (batch, least)| Arc::new(Ids::new(config.store.clone(), counter, batch, least, is_far));
         Meta {
@@ -102,6 +105,7 @@ impl Meta {
                 facts,
             },
             fence: Fence::default(),
+            appenders: Appenders::default(),
             beat: Mutex::default(),
             reviving: Default::default(),
             setting: config.setting,
@@ -231,6 +235,9 @@ impl Meta {
 
 impl FrameSource for Meta {
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, Errno>> {
+        if !self.driver.store.keeps_frames() {
+            return Box::pin(std::future::ready(Ok(None)));
+        }
         Box::pin(async move { self.driver.store.frame(id).await.map_err(|e| errno_of("read a frame", &e)) })
     }
 }

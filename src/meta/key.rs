@@ -51,6 +51,8 @@ fixed! {
     LAST_CLEANUP_FILES = "lastCleanupFiles",
     /// Last run of the slice job.
     NEXT_CLEANUP_SLICES = "nextCleanupSlices",
+    /// Pando's own, hash: inode → the client whose turn it is to append. Empty but for moments.
+    TURNS = "_pando:turns",
     /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
     FRAMES = "_pando:f",
 }
@@ -108,16 +110,6 @@ pub fn sustained(sid: u64) -> Key {
 /// Field of a lock hash: session and owner (metadata §7).
 pub fn lock_field(sid: u64, owner: u64) -> Bytes {
     format!("{sid}_{owner:016X}").into()
-}
-
-/// What a session's connections keep of their last commits, by connection.
-pub fn ops(sid: u64, conn: u64) -> Key {
-    format!("_pando:op:{sid}_{conn}").into()
-}
-
-/// What all of `ops` of a session begin with.
-pub fn ops_of(sid: u64) -> Key {
-    format!("_pando:op:{sid}_").into()
 }
 
 /// Whether a value is a counter of use. Plans decide on these and do not guard them: everybody changes them all the time.

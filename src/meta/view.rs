@@ -129,10 +129,13 @@ impl View {
         }
     }
 
-    /// Whether a field is what this process wrote there. Asked by those who guard it: unless it is known otherwise it is presumed to be so.
-    pub fn field_still_is(&self, key: &Key, field: &Bytes, value: &Bytes) -> bool {
-        let known = self.facts.get(&Query::HGet(key.clone(), field.clone()));
-        known.is_none_or(|(known, _)| *known == Value::Bytes(Some(value.clone())))
+    /// A field of a hash that the plan guards whatever it is: unless it is known otherwise it is presumed to be this, because the guard
+    /// brings the truth as a read would.
+    pub fn field_or(&self, key: &Key, field: &Bytes, presumed: Option<&Bytes>) -> Option<Bytes> {
+        match self.facts.get(&Query::HGet(key.clone(), field.clone())) {
+            Some((Value::Bytes(known), _)) => known.clone(),
+            _ => presumed.cloned(),
+        }
     }
 
     /// All fields of a small hash.

@@ -1,7 +1,6 @@
 //! Open files: open, create, tmpfile, read, write, flush, fsync, release.
 
 use crate::meta::ops::{NewNode, OpenMode};
-use crate::meta::store::Coherence;
 use crate::types::{Attr, Caller, Errno, Ino, Kind, Name};
 use crate::vfs::names::permissions;
 use crate::vfs::{Entry, OpenReply, Vfs, inode_errno, write_errno};
@@ -138,7 +137,7 @@ impl Vfs {
         }
         let fh = self.handles.open_file(ino, &attr, flags.write, append);
         // An append lands where the file ends when it is committed, which the kernel cannot know when it fills its pages.
-        Ok((attr, OpenReply { fh, direct_io: append, keep_cache: as_before && self.coherence() != Coherence::Shared }))
+        Ok((attr, OpenReply { fh, direct_io: append, keep_cache: as_before && !self.shared() }))
     }
 
     async fn truncate_to_nothing(&self, caller: &Caller, ino: Ino) -> Result<Attr, Errno> {
@@ -217,7 +216,7 @@ impl Vfs {
     /// What was written through the kernel's pages is what they hold: the next open need not drop them. Where other hosts write, the
     /// state after our commit may be the work of both, and the pages next to ours may be older.
     async fn note_written(&self, ino: Ino, around_pages: bool) {
-        if self.coherence() == Coherence::Networked {
+        if self.meta.is_far() {
             return self.seen.forget(ino);
         }
         match self.attr_of(ino).await {

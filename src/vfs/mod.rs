@@ -32,7 +32,7 @@ pub use lock::Lock;
 use crate::block::BlockStore;
 use crate::chunk::Chunks;
 use crate::meta::Meta;
-use crate::meta::store::Coherence;
+use crate::meta::store::Sharing;
 use crate::types::{Attr, Caller, Errno, Ino};
 use crate::vfs::handle::Handles;
 use crate::vfs::mount::Mount;
@@ -168,16 +168,17 @@ impl Vfs {
         self.kernel.read().expect("never poisoned: no code under it panics").clone()
     }
 
-    fn coherence(&self) -> Coherence {
-        self.meta.store().coherence()
+    /// Whether kernels are to remember nothing.
+    fn shared(&self) -> bool {
+        self.meta.store().sharing() == Sharing::Neighbours
     }
 
     fn entry(&self, ino: Ino, attr: Attr) -> Entry {
-        self.mount.entry(ino, attr, self.coherence() == Coherence::Shared)
+        self.mount.entry(ino, attr, self.shared())
     }
 
     fn attr_reply(&self, ino: Ino, attr: Attr) -> AttrReply {
-        self.mount.attr(ino, attr, self.coherence() == Coherence::Shared)
+        self.mount.attr(ino, attr, self.shared())
     }
 
     /// Commits everything written to the inode so far, or tells what went wrong since it was last asked. A file that is gone, or was

@@ -4,7 +4,7 @@ use crate::meta::client::Cx;
 use crate::meta::driver::{Basis, errno_of};
 use crate::meta::ops::lock::is_of_session;
 use crate::meta::ops::stats;
-use crate::meta::store::{Guard, Key, Query, ScanRange, Value, Write};
+use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Caller, Duty, Errno, Ino, Kind, Time};
@@ -23,8 +23,6 @@ pub const HEARTBEAT: Duration = Duration::from_secs(12);
 pub const SESSION_TTL: Duration = Duration::from_secs(5 * HEARTBEAT.as_secs());
 /// Sessions looked at in one round of cleaning.
 const SESSIONS_MAX: u32 = 1000;
-/// Keys asked for at once.
-const SCAN_KEYS: u32 = 4096;
 /// Session numbers tried before giving up; one is in use only if the counter was set back.
 const CLAIMS_MAX: u32 = 16;
 
@@ -198,23 +196,9 @@ impl Meta {
                 self.ask(Duty::DeleteFile { ino, length });
             }
         }
-        let mut writes: Vec<_> = self.keys(key::ops_of(sid)).await?.into_iter().map(Write::Del).collect();
-        writes.extend([Write::HDel(key::SESSION_INFOS, key::decimal(sid)), Write::ZRem(key::ALL_SESSIONS, key::decimal(sid))]);
-        self.apply("end session", &writes).await?;
-        Ok(())
-    }
-
-    /// The keys that begin so.
-    async fn keys(&self, prefix: Key) -> Result<Vec<Key>, Errno> {
-        let scan = ScanRange::Keys(prefix);
-        let mut keys = Vec::new();
-        let mut cursor = Some(Default::default());
-        while let Some(from) = cursor {
-            let page = self.driver.store.scan(&scan, from, SCAN_KEYS).await.map_err(|e| errno_of("list keys", &e))?;
-            keys.extend(page.items.into_iter().map(|item| item.name));
-            cursor = page.next;
-        }
-        Ok(keys)
+        self.apply("end session", &[Write::HDel(key::SESSION_INFOS, key::decimal(sid)), Write::ZRem(key::ALL_SESSIONS, key::decimal(sid))])
+            .await?;
+        self.driver.store.forget_session(sid).await.map_err(|e| errno_of("end session", &e))
     }
 
     async fn members(&self, set: &Key) -> Result<Vec<Bytes>, Errno> {

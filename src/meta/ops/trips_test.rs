@@ -1,13 +1,13 @@
 //! How many exchanges with the store an operation takes, in the sequences in which a kernel asks for them.
 
-use crate::env::ManualClock;
+use crate::env::{Clock, ManualClock};
 use crate::meta::ops::chunk::testing::slice;
 use crate::meta::ops::lock::LockKind;
 use crate::meta::ops::*;
 use crate::meta::setting::Setting;
 use crate::meta::store::counting::CountingStore;
 use crate::meta::store::embedded::EmbeddedStore;
-use crate::meta::store::{Query, Store, Write};
+use crate::meta::store::{Query, Store, Value, Write};
 use crate::meta::{AtimeMode, Meta, MetaConfig, codec, key};
 use crate::types::{Attr, Caller, Errno, Flags, Ino, Kind, Name, Time};
 use bytes::Bytes;
@@ -301,6 +301,164 @@ async fn locks() {
     host.meta.flock(file, 1, LockKind::Unlock).await.expect("released");
     other.meta.flock(file, 1, LockKind::Exclusive).await.expect("is free");
     other.took("conflict commit");
+}
+
+#[tokio::test]
+async fn data_written_under_a_lock_that_is_lost_is_never_committed() {
+    let (host, root) = (Host::new().await, Caller::root());
+    let other = host.other().await;
+    let file = host.make(ROOT, "f", Kind::File).await;
+    let meta = &host.meta;
+    meta.open(&root, file, OpenMode::default()).await.expect("opens");
+    let now = host.clock.now();
+    meta.flock(file, 1, LockKind::Exclusive).await.expect("is free");
+    meta.set_lock(file, 2, 1, 0, 9, LockKind::Exclusive).await.expect("is free");
+    host.store.take();
+    meta.write(file, 0, &[slice(0, 1, 10)], now).await.expect("under both locks");
+    host.took("commit");
+    // Own changes of a lock are no loss.
+    meta.set_lock(file, 2, 1, 5, 20, LockKind::Exclusive).await.expect("is free");
+    meta.flock(file, 1, LockKind::Shared).await.expect("converts");
+    meta.flock(file, 1, LockKind::Exclusive).await.expect("converts");
+    host.store.take();
+    meta.write(file, 0, &[slice(0, 2, 10)], now).await.expect("under both locks");
+    host.took("commit");
+
+    // As after a session that was away for too long.
+    let sid = meta.sid.load(std::sync::atomic::Ordering::Relaxed);
+    let gone = Write::HDel(key::flock(file), key::lock_field(sid, 1));
+    host.volume.commit(&[], &[gone], &[]).await.expect("commit");
+    let granted = other.meta.flock(file, 1, LockKind::Exclusive).await.expect("is free");
+    let before = other.meta.getattr(file).await.expect("there");
+    assert_eq!(granted, Some(before.clone()), "a grant brings the inode");
+    for _ in 0..2 {
+        assert_eq!(meta.write(file, 0, &[slice(0, 3, 10)], now).await, Err(Errno::OWNERDEAD));
+        assert_eq!(meta.append(file, slice(0, 3, 10), now).await, Err(Errno::OWNERDEAD));
+        assert_eq!(meta.truncate(&root, file, 0).await, Err(Errno::OWNERDEAD));
+        assert_eq!(meta.fallocate(&root, file, fallocate::Falloc::Allocate, 0, 50).await, Err(Errno::OWNERDEAD));
+    }
+    assert_eq!(other.meta.getattr(file).await, Ok(before));
+    // Giving back what is left of the locks heals nothing, closing does.
+    meta.release_locks(file, 1).await.expect("released");
+    assert_eq!(meta.flock(file, 1, LockKind::Shared).await, Err(Errno::IO));
+    assert!(meta.is_lock_lost(file));
+    meta.release_locks(file, 2).await.expect("released");
+    meta.close(file).await.expect("closes");
+    assert_eq!(meta.flock(file, 1, LockKind::Exclusive).await, Err(Errno::AGAIN));
+    other.meta.flock(file, 1, LockKind::Unlock).await.expect("released");
+    meta.flock(file, 1, LockKind::Exclusive).await.expect("is free");
+    meta.write(file, 0, &[slice(0, 4, 10)], now).await.expect("under the new lock");
+}
+
+#[tokio::test]
+async fn after_the_store_was_away_sessions_come_back_before_anybody_is_cleaned() {
+    let (host, root) = (Host::new().await, Caller::root());
+    let (other, dead) = (host.other().await, host.other().await);
+    let file = host.make(ROOT, "f", Kind::File).await;
+    for holder in [&host, &dead] {
+        holder.meta.set_lock(file, 1, 1, 0, 9, LockKind::Shared).await.expect("is free");
+        holder.store.take();
+    }
+    host.clock.advance(Duration::from_secs(90));
+    // The first commit of the one says that its session lives.
+    host.meta.setattr(&root, file, SetAttr { mode: Some(0o600), ..SetAttr::default() }).await.expect("sets");
+    host.took("commit commit");
+    other.meta.heartbeat().await.expect("beats");
+    assert_eq!(other.meta.clean_stale_sessions().await, Ok(0));
+    // One that joins does not know how long the store was away.
+    let newcomer = host.other().await;
+    for _ in 0..5 {
+        for living in [&host, &other, &newcomer] {
+            assert_eq!(living.meta.clean_stale_sessions().await, Ok(0));
+            living.meta.heartbeat().await.expect("beats");
+        }
+        host.clock.advance(Duration::from_secs(12));
+    }
+    assert_eq!(other.meta.clean_stale_sessions().await, Ok(1));
+    assert_eq!(other.meta.sessions().await.expect("listed").len(), 3);
+    other.meta.set_lock(file, 1, 1, 0, 9, LockKind::Shared).await.expect("is free");
+    assert_eq!(other.meta.get_lock(file, 2, 0, 9, LockKind::Exclusive).await.expect("read").map(|lock| lock.exclusive), Some(false));
+}
+
+#[tokio::test]
+async fn clients_of_another_make_are_seen_at_the_heartbeat() {
+    let host = Host::new().await;
+    let pause = |host: &Host| host.meta.driver.pacing.pause(&[Write::Set(key::inode(ROOT), Bytes::new())], 0);
+    let session =
+        |sid: &'static str, version: &str| Write::HSet(key::SESSION_INFOS, sid.into(), format!(r#"{{"Version":"{version}"}}"#).into());
+    for (write, foreign) in [
+        (session("98", "1.4.1+pando.0.9.9"), false),
+        (session("99", "1.4.1+2026-01-01.abcdef"), true),
+        (Write::HSet(key::SESSION_INFOS, "99".into(), "damaged".into()), true),
+        (Write::HDel(key::SESSION_INFOS, "99".into()), false),
+    ] {
+        host.volume.commit(&[], &[write.clone()], &[]).await.expect("commit");
+        host.store.take();
+        host.meta.heartbeat().await.expect("beats");
+        host.took("commit");
+        pause(&host);
+        assert_eq!(!pause(&host).is_zero(), foreign, "{write:?}");
+    }
+}
+
+/// Appends from two hosts; what the places are when all are done.
+async fn append_from_two_hosts(delays_us: [u64; 2], writers: usize, each: usize) -> Vec<(u64, usize)> {
+    let first = Host::new().await;
+    let file = first.make(ROOT, "log", Kind::File).await;
+    let mut tasks = Vec::new();
+    for (which, delay) in delays_us.into_iter().enumerate() {
+        let setting = first.meta.setting().clone();
+        let host = Host::joining(first.volume.clone(), first.clock.clone(), setting, Duration::from_micros(delay)).await;
+        for _ in 0..writers {
+            let meta = host.meta.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut places = Vec::new();
+                for _ in 0..each {
+                    let id = meta.next_slice().await.expect("an id");
+                    let (at, _) = meta.append(file, slice(0, id, 10), meta.clock().now()).await.expect("gets through");
+                    places.push((at, which));
+                }
+                places
+            }));
+        }
+    }
+    let mut places = Vec::new();
+    for task in tasks {
+        places.extend(task.await.expect("ends"));
+    }
+    places.sort_unstable();
+    let expected: Vec<u64> = (0..2 * writers * each).map(|n| 10 * n as u64).collect();
+    assert_eq!(places.iter().map(|(at, _)| *at).collect::<Vec<_>>(), expected);
+    assert_eq!(first.volume.read(&[Query::HGetAll(key::TURNS)]).await, Ok(vec![Value::Pairs(Vec::new())]));
+    places
+}
+
+#[tokio::test]
+async fn appenders_of_two_hosts_all_get_through() {
+    append_from_two_hosts([500, 500], 8, 12).await;
+}
+
+#[tokio::test]
+async fn a_distant_appender_is_not_starved_by_a_near_one() {
+    let places = append_from_two_hosts([200, 5000], 8, 12).await;
+    // The distant host does not have to wait until the near one has nothing left to say.
+    let first_of_distant = places.iter().position(|(_, which)| *which == 1);
+    assert!(first_of_distant < Some(96), "{places:?}");
+}
+
+#[tokio::test]
+async fn a_turn_that_nobody_uses_is_ended() {
+    let host = Host::new().await;
+    let file = host.make(ROOT, "log", Kind::File).await;
+    let stuck = Write::HSet(key::TURNS, key::decimal(file), "77_0".into());
+    host.volume.commit(&[], &[stuck], &[]).await.expect("commit");
+    let meta = host.meta.clone();
+    let waiting = tokio::spawn(async move { meta.append(file, slice(0, 1, 10), meta.clock().now()).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished());
+    host.clock.advance(Duration::from_secs(3));
+    assert_eq!(waiting.await.expect("ends").map(|(at, _)| at), Ok(0));
+    assert_eq!(host.volume.read(&[Query::HGetAll(key::TURNS)]).await, Ok(vec![Value::Pairs(Vec::new())]));
 }
 
 #[tokio::test]

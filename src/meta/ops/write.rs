@@ -58,22 +58,12 @@ impl Meta {
         Ok(written.attr)
     }
 
-    /// Commits a slice at the end of the file, wherever that is when the commit happens, and answers its offset. At a chunk border the
-    /// slice is named by two records. `OWNERDEAD` as `write`.
-    pub async fn append(&self, ino: Ino, slice: NewSlice, mtime: Time) -> Result<(u64, Attr), Errno> {
-        let root = Caller::root();
-        let append = || self.run("append", &root, |view, cx| append_step(view, cx, ino, &slice, mtime));
-        let (offset, written) = self.under_locks(ino, append).await?;
-        self.ask_compaction(ino, (offset / CHUNK_BYTES) as u32, 1, written.list_len);
-        Ok((offset, written.attr))
-    }
-
     /// Whether a file may grow to `length` now: asked when data is buffered, so that a full volume is known at write(2), not only at close.
     pub async fn check_growth(&self, ino: Ino, length: u64) -> Result<(), Errno> {
         self.estimate("check growth", &Caller::root(), |view, cx| check_step(view, cx, ino, length)).await
     }
 
-    fn ask_compaction(&self, ino: Ino, chunk: u32, added: u64, list_len: u64) {
+    pub(crate) fn ask_compaction(&self, ino: Ino, chunk: u32, added: u64, list_len: u64) {
         if is_compaction_due(added, list_len) {
             self.ask(Duty::Compact { ino, chunk });
         }
@@ -89,9 +79,10 @@ fn is_compaction_due(added: u64, list_len: u64) -> bool {
 /// What a commit of data answers.
 #[derive(Debug)]
 pub(crate) struct Written {
-    attr: Attr,
+    /// The attributes after it.
+    pub attr: Attr,
     /// Length of the (first) list after the commit.
-    list_len: u64,
+    pub list_len: u64,
 }
 
 pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, chunk: u32, slices: &[NewSlice], mtime: Time) -> Result<Plan<Written>, Stop> {
@@ -214,7 +205,7 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
 fn fenced(view: &View, cx: &Cx, ino: Ino) -> Result<Vec<Guard>, Stop> {
     let mut guards = Vec::new();
     for (hash, field, value) in cx.fence.held(ino) {
-        if !view.field_still_is(&hash, &field, &value) {
+        if view.field_or(&hash, &field, Some(&value)).as_ref() != Some(&value) {
             return Err(Errno::OWNERDEAD.into());
         }
         guards.push(Guard::Field(hash, field, Some(value)));

@@ -1,7 +1,7 @@
 //! A store as if it were behind a network: every call is counted and may be delayed. For tests of how many round trips things take, and of what
 //! happens when others come in between.
 
-use crate::meta::store::{Coherence, Commit, Cursor, Guard, Query, ScanPage, ScanRange, Store, StoreError, Value, Write};
+use crate::meta::store::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Write};
 use crate::types::{BoxFuture, SliceId};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
@@ -72,8 +72,12 @@ impl Store for CountingStore {
         true
     }
 
-    fn coherence(&self) -> Coherence {
-        Coherence::Networked
+    fn sharing(&self) -> Sharing {
+        Sharing::Server
+    }
+
+    fn keeps_frames(&self) -> bool {
+        false
     }
 
     fn claim_session(&self, _sid: u64) -> Result<bool, StoreError> {

@@ -258,16 +258,15 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
-/// Who else may change a store, and what it costs to ask: from this follows what may be remembered, here and in the kernel.
+/// Who else may change what is in a store, and what follows for those who remember answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coherence {
-    /// Nobody else: the kernel may keep names, attributes and pages.
+pub enum Sharing {
+    /// Nobody at the moment, and whoever comes waits until the kernels have forgotten what they were told.
     Alone,
-    /// Other processes of this host, which cannot tell each other's kernels anything; asking costs microseconds. The kernel keeps nothing.
-    Shared,
-    /// Anybody, and asking costs a round trip. The kernel keeps names and attributes for its timeouts; pages last until an open or a
-    /// lock that finds the file changed. Mutations start from what was learned before.
-    Networked,
+    /// Other processes of this host, right now: kernels are told to remember nothing.
+    Neighbours,
+    /// Anybody at any time: kernels remember for as long as the flags of the mount say.
+    Server,
 }
 
 /// A metadata store. Implementations never block for longer than a local transaction takes without yielding.
@@ -287,12 +286,17 @@ pub trait Store: Send + Sync {
     /// The frame of a small block, if it is kept here.
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>>;
 
-    /// Whether others use the store, or may: what one process is done with another may still need.
+    /// Whether other processes use the store right now: if so nothing may be remembered beyond one answer.
     fn shared(&self) -> bool;
 
-    /// What may be remembered. May change whenever other processes come or go.
-    fn coherence(&self) -> Coherence {
-        if self.shared() { Coherence::Shared } else { Coherence::Alone }
+    /// The same in more detail.
+    fn sharing(&self) -> Sharing {
+        if self.shared() { Sharing::Neighbours } else { Sharing::Alone }
+    }
+
+    /// Whether small blocks are to be kept here as frames; otherwise all become objects.
+    fn keeps_frames(&self) -> bool {
+        true
     }
 
     /// What the store's clock will show when a commit sent now arrives there, less what ours shows now, in microseconds; 0 if it has none of
@@ -306,4 +310,9 @@ pub trait Store: Send + Sync {
 
     /// Whether the process of session `sid` still lives. `None` if this store cannot tell and its expiry decides.
     fn session_alive(&self, sid: u64) -> Option<bool>;
+
+    /// Removes what the store keeps about a session of its own accord; called when it was closed or cleaned.
+    fn forget_session(&self, _sid: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
