@@ -1,20 +1,26 @@
 //! `Meta`: one volume's metadata as the rest of the program uses it. Each operation adds its method in `meta/ops/`.
 
 use crate::env::Clock;
-use crate::meta::driver::{Driver, OpenFiles, errno_of};
+use crate::meta::driver::{Basis, Driver, OpenFiles, errno_of};
+use crate::meta::facts::Facts;
+use crate::meta::fence::Fence;
+use crate::meta::ids::Ids;
 use crate::meta::key;
+use crate::meta::ops::append::Appenders;
+use crate::meta::ops::session::Beat;
+use crate::meta::pacing::Pacing;
 use crate::meta::setting::Setting;
-use crate::meta::store::{Commit, Key, Store, Value, Write};
+use crate::meta::store::{Query, Sharing, Store, Value};
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{BoxFuture, Caller, Duty, Errno, FrameSource, Ino, SliceId, Time};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
-/// Inode numbers taken from the counter at once (metadata §3).
-const INODE_BATCH: u64 = 1024;
-/// Slice ids taken from the counter at once.
-const SLICE_BATCH: u64 = 4096;
+/// Inode numbers taken from the counter at once (metadata §3). Numbers 0 and 1 are never handed out.
+const INODES: (u64, u64) = (1024, 2);
+/// Slice ids taken from the counter at once, and the least one.
+const SLICES: (u64, u64) = (4096, 1);
 
 /// What a `Meta` is made of.
 pub struct MetaConfig {
@@ -50,10 +56,18 @@ pub struct Meta {
     duties: mpsc::Sender<Duty>,
     /// 0 until `new_session`.
     pub(crate) sid: std::sync::atomic::AtomicU64,
-    inodes: tokio::sync::Mutex<std::ops::Range<u64>>,
-    slices: tokio::sync::Mutex<std::ops::Range<u64>>,
+    inodes: Arc<Ids>,
+    slices: Arc<Ids>,
     /// Owners of POSIX and BSD locks held through this process, so that closing can skip what was never locked.
     pub(crate) locked: Mutex<std::collections::HashSet<Ino>>,
+    /// Write locks held through this process.
+    pub(crate) fence: Fence,
+    /// Who appends next.
+    pub(crate) appenders: Appenders,
+    /// When this session was last prolonged.
+    pub(crate) beat: Mutex<Beat>,
+    /// Held by the one who prolongs a session that is overdue.
+    pub(crate) reviving: tokio::sync::Mutex<()>,
     /// What `new_session` has registered; a heartbeat that finds it gone puts it back.
     pub(crate) session_document: Mutex<Bytes>,
 }
@@ -70,19 +84,34 @@ pub struct Cx<'a> {
     pub setting: &'a Setting,
     /// Handles of this process.
     pub open_files: &'a OpenFiles,
+    /// Write locks of this process.
+    pub(crate) fence: &'a Fence,
 }
 
 impl Meta {
     /// Metadata over a store that holds `config.setting`.
     pub fn new(config: MetaConfig) -> Meta {
+        let is_far = config.store.sharing() == Sharing::Server;
+        let facts = is_far.then(|| Facts::new(config.clock.clone()));
+        let ids = |counter, (batch, least)| Arc::new(Ids::new(config.store.clone(), counter, batch, least, is_far));
         Meta {
-            driver: Driver { store: config.store, clock: config.clock, open_files: OpenFiles::new() },
+            inodes: ids(key::NEXT_INODE, INODES),
+            slices: ids(key::NEXT_CHUNK, SLICES),
+            driver: Driver {
+                pacing: Pacing::new(config.clock.clone()),
+                store: config.store,
+                clock: config.clock,
+                open_files: OpenFiles::new(),
+                facts,
+            },
+            fence: Fence::default(),
+            appenders: Appenders::default(),
+            beat: Mutex::default(),
+            reviving: Default::default(),
             setting: config.setting,
             atime: config.atime,
             duties: config.duties,
             sid: Default::default(),
-            inodes: Default::default(),
-            slices: Default::default(),
             locked: Default::default(),
             session_document: Default::default(),
         }
@@ -108,6 +137,11 @@ impl Meta {
         &self.driver.open_files
     }
 
+    /// Whether asking the store costs a round trip.
+    pub fn is_far(&self) -> bool {
+        self.driver.facts.is_some()
+    }
+
     /// Asks for background work.
     pub fn ask(&self, duty: Duty) {
         // Full or closed: the periodic scan finds it again.
@@ -119,8 +153,56 @@ impl Meta {
         self.driver.store.sync().await.map_err(|e| errno_of("sync", &e))
     }
 
-    /// Runs one operation; see `Driver::run`. `step` gets the same `now` in every round.
+    /// Runs a mutation; see `Driver::run`. `step` gets the same `now` in every round.
     pub(crate) async fn run<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        self.begin_mutation().await?;
+        self.run_on(what, caller, Basis::Memory, View::default(), step).await
+    }
+
+    /// Runs an operation that answers what the store says now.
+    pub(crate) async fn answer<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        self.run_on(what, caller, Basis::Store, View::default(), step).await
+    }
+
+    /// Runs an operation on whatever is known, whose answer is no promise.
+    pub(crate) async fn estimate<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        self.run_on(what, caller, Basis::Estimate, View::default(), step).await
+    }
+
+    /// Runs a mutation that most often finds `value`: if nothing better is known that is presumed, and the commit tells whether it was right.
+    pub(crate) async fn run_presuming<T, F>(
+        &self,
+        what: &'static str,
+        caller: &Caller,
+        query: Query,
+        value: Value,
+        step: F,
+    ) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        self.begin_mutation().await?;
+        let queries = [query];
+        let known = self.driver.facts.as_ref().and_then(|facts| facts.recall(&queries)).unwrap_or_else(|| vec![value]);
+        let mut view = View::default();
+        view.remember(queries.into_iter().zip(known));
+        self.run_on(what, caller, Basis::Memory, view, step).await
+    }
+
+    pub(crate) async fn run_on<T, F>(&self, what: &'static str, caller: &Caller, basis: Basis, view: View, step: F) -> Result<T, Errno>
     where
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
@@ -128,47 +210,34 @@ impl Meta {
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
         self.driver
-            .run(what, View::default(), |view| {
-                step(view, &Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files })
+            .run(what, basis, view, |view| {
+                step(view, &Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files, fence: &self.fence })
             })
             .await
     }
 
     /// A fresh inode number.
     pub(crate) async fn next_inode(&self) -> Result<Ino, Errno> {
-        let mut batch = self.inodes.lock().await;
-        // Numbers 0 and 1 are never handed out.
-        Ok(Ino(self.next_id(&mut batch, key::NEXT_INODE, INODE_BATCH, 2).await?))
+        self.inodes.next().await.map(Ino)
     }
 
     /// A fresh slice id, for exactly one upload of data.
     pub async fn next_slice(&self) -> Result<SliceId, Errno> {
-        let mut batch = self.slices.lock().await;
-        self.next_id(&mut batch, key::NEXT_CHUNK, SLICE_BATCH, 1).await
+        self.slices.next().await
     }
 
-    async fn next_id(&self, batch: &mut std::ops::Range<u64>, counter: Key, count: u64, least: u64) -> Result<u64, Errno> {
-        if batch.is_empty() {
-            let commit = self.driver.store.commit(&[], &[Write::IncrBy(counter, count as i64)], &[]).await;
-            let last = match commit.map_err(|e| errno_of("allocate ids", &e))? {
-                Commit::Done { replies, .. } => match replies.first() {
-                    Some(Value::Int(last)) if *last > 0 => *last as u64,
-                    _ => return Err(Errno::IO),
-                },
-                Commit::Conflict(_) => return Err(Errno::IO),
-            };
-            // A counter below what was just added to it was negative: damage.
-            let first = (last + 1).checked_sub(count).ok_or(Errno::IO)?;
-            *batch = first.max(least)..last + 1;
-        }
-        let id = batch.start;
-        batch.start += 1;
-        Ok(id)
+    /// Fetches ids before the first is needed, where that would be waited for.
+    pub(crate) fn fetch_ids_ahead(&self) {
+        self.inodes.refill();
+        self.slices.refill();
     }
 }
 
 impl FrameSource for Meta {
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, Errno>> {
+        if !self.driver.store.keeps_frames() {
+            return Box::pin(std::future::ready(Ok(None)));
+        }
         Box::pin(async move { self.driver.store.frame(id).await.map_err(|e| errno_of("read a frame", &e)) })
     }
 }

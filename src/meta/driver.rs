@@ -1,7 +1,9 @@
 //! The driver loop: the only code that carries plans of operations to a store.
 
 use crate::env::Clock;
-use crate::meta::store::{Commit, Query, Store, StoreError};
+use crate::meta::facts::Facts;
+use crate::meta::pacing::Pacing;
+use crate::meta::store::{Commit, Guard, Query, Store, StoreError, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{Errno, Ino};
 use std::collections::HashMap;
@@ -82,17 +84,31 @@ impl Default for OpenFiles {
     }
 }
 
+/// What an operation may rest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// Only what is read now: the answer is what the store says.
+    Store,
+    /// What was learned before, where the plan guards it; anything else is read. Mutations.
+    Memory,
+    /// What was learned before, guarded or not, unless the operation fails: the answer is an estimate.
+    Estimate,
+}
+
 /// What the loop needs beside the operation.
 pub struct Driver {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) open_files: OpenFiles,
+    /// `None` where reading costs nothing to speak of.
+    pub(crate) facts: Option<Facts>,
+    pub(crate) pacing: Pacing,
 }
 
 impl Driver {
     /// Runs an operation to its end. `step` is pure: it is called again whenever the store has told something new. The result describes
     /// a state that existed: a success by its guards, a failure by a commit that changes nothing and guards what it was decided on.
-    pub async fn run<T, F>(&self, what: &'static str, view: View, step: F) -> Result<T, Errno>
+    pub async fn run<T, F>(&self, what: &'static str, basis: Basis, view: View, step: F) -> Result<T, Errno>
     where
         T: Send + 'static,
         F: Fn(&View) -> Result<Plan<T>, Stop> + Send + Sync,
@@ -110,18 +126,25 @@ impl Driver {
             view.begin();
             let conflict = match step(&view) {
                 Err(Stop::Need(queries)) => {
-                    let values = self.store.read(&queries).await.map_err(|e| errno_of(what, &e))?;
-                    view.learn(queries.into_iter().zip(values));
+                    match self.facts.as_ref().filter(|_| basis != Basis::Store).and_then(|facts| facts.recall(&queries)) {
+                        Some(values) => view.remember(queries.into_iter().zip(values)),
+                        None => self.read_into(what, &mut view, queries).await?,
+                    }
                     continue;
                 }
                 Err(Stop::Fail(errno)) => {
                     let Some(guards) = view.confirmation() else { return Err(errno) };
-                    match self.store.commit(&guards, &[], &[]).await.map_err(|e| errno_of(what, &e))? {
+                    match self.commit(what, &guards, &[], &[]).await? {
                         Commit::Done { .. } => return Err(errno),
                         Commit::Conflict(values) => values,
                     }
                 }
                 Ok(plan) => {
+                    let unguarded = if basis == Basis::Estimate { Vec::new() } else { view.unguarded(&plan.guards) };
+                    if !unguarded.is_empty() {
+                        self.read_into(what, &mut view, unguarded).await?;
+                        continue;
+                    }
                     if plan.while_closed.is_some() && plan.while_closed != closed.as_ref().map(|(ino, _)| *ino) {
                         fence = plan.while_closed;
                         continue;
@@ -129,7 +152,7 @@ impl Driver {
                     if plan.guards.is_empty() && plan.writes.is_empty() && plan.reads.is_empty() {
                         return (plan.finish)(&[], &[]);
                     }
-                    match self.store.commit(&plan.guards, &plan.writes, &plan.reads).await.map_err(|e| errno_of(what, &e))? {
+                    match self.commit(what, &plan.guards, &plan.writes, &plan.reads).await? {
                         Commit::Done { replies, values } => {
                             if let Some(ino) = plan.while_closed {
                                 // Still under the stripe: no handle comes or goes between the decision and this note.
@@ -152,6 +175,43 @@ impl Driver {
             }
             view.learn(conflict);
         }
+    }
+
+    /// One read; what it tells is remembered.
+    pub(crate) async fn read(&self, what: &'static str, queries: &[Query]) -> Result<Vec<Value>, Errno> {
+        let asked = self.facts.as_ref().map_or(0, Facts::ask);
+        let values = self.store.read(queries).await.map_err(|e| errno_of(what, &e))?;
+        if let Some(facts) = &self.facts {
+            facts.learn(queries.iter().zip(&values), asked);
+        }
+        Ok(values)
+    }
+
+    async fn read_into(&self, what: &'static str, view: &mut View, queries: Vec<Query>) -> Result<(), Errno> {
+        let values = self.read(what, &queries).await?;
+        view.learn(queries.into_iter().zip(values));
+        Ok(())
+    }
+
+    /// One commit; what it wrote, or met instead of what it guarded, is remembered.
+    async fn commit(&self, what: &'static str, guards: &[Guard], writes: &[Write], reads: &[Query]) -> Result<Commit, Errno> {
+        let pause = self.pacing.pause(writes, self.store.clock_ahead_us());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let asked = self.facts.as_ref().map_or(0, Facts::ask);
+        let commit = self.store.commit(guards, writes, reads).await.map_err(|e| errno_of(what, &e))?;
+        if let Some(facts) = &self.facts {
+            match &commit {
+                Commit::Done { replies, values } => {
+                    // First the answers: they are of the moment after the writes, but other commits may have come since.
+                    facts.learn(reads.iter().zip(values), asked);
+                    facts.committed(guards, writes, replies);
+                }
+                Commit::Conflict(values) => facts.learn(values.iter().map(|(query, value)| (query, value)), asked),
+            }
+        }
+        Ok(commit)
     }
 }
 

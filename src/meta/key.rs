@@ -1,6 +1,6 @@
 //! The names of keys (metadata §2). Nothing else in the program spells one.
 
-use crate::meta::store::Key;
+use crate::meta::store::{Key, Query};
 use crate::types::{Ino, Name, SliceId};
 use bytes::Bytes;
 
@@ -51,6 +51,8 @@ fixed! {
     LAST_CLEANUP_FILES = "lastCleanupFiles",
     /// Last run of the slice job.
     NEXT_CLEANUP_SLICES = "nextCleanupSlices",
+    /// Pando's own, hash: inode → the client whose turn it is to append. Empty but for moments.
+    TURNS = "_pando:turns",
     /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
     FRAMES = "_pando:f",
 }
@@ -108,6 +110,15 @@ pub fn sustained(sid: u64) -> Key {
 /// Field of a lock hash: session and owner (metadata §7).
 pub fn lock_field(sid: u64, owner: u64) -> Bytes {
     format!("{sid}_{owner:016X}").into()
+}
+
+/// Whether a value is a counter of use. Plans decide on these and do not guard them: everybody changes them all the time.
+pub fn is_counter(query: &Query) -> bool {
+    match query {
+        Query::Get(key) => *key == USED_SPACE || *key == TOTAL_INODES,
+        Query::HGet(key, _) => *key == DIR_QUOTA_USED_SPACE || *key == DIR_QUOTA_USED_INODES,
+        _ => false,
+    }
 }
 
 /// Field of `sliceRef`.

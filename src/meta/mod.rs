@@ -9,4 +9,8 @@ pub mod store;
 pub mod view;
 
 mod client;
+mod facts;
+mod fence;
+mod ids;
+mod pacing;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};

@@ -8,6 +8,9 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+/// The batch of facts that were not read in this run: remembered from earlier ones, or presumed. They are true only where a guard says so.
+const REMEMBERED: u32 = 0;
+
 /// The values known so far in one run of an operation. Reading a value that is not known stops the step with what it needs; every value
 /// that was looked at is remembered, so that a failure can be confirmed by guarding exactly what it was decided on.
 #[derive(Default)]
@@ -59,6 +62,15 @@ impl View {
         self.facts.insert(query, (value, self.batch));
     }
 
+    /// Takes in what was true once, or is likely. What was read in this run stays.
+    pub fn remember(&mut self, answers: impl IntoIterator<Item = (Query, Value)>) {
+        let mut remembered = View::default();
+        remembered.learn(answers);
+        for (query, (value, _)) in remembered.facts {
+            self.facts.entry(query).or_insert((value, REMEMBERED));
+        }
+    }
+
     /// Forgets what was looked at; called before each step.
     pub fn begin(&self) {
         self.used.borrow_mut().clear();
@@ -81,13 +93,24 @@ impl View {
         match self.facts.get(&query) {
             None => Err(Stop::Need(vec![query])),
             Some((value, _)) => {
-                let mut used = self.used.borrow_mut();
-                if !used.contains(&query) {
-                    used.push(query);
-                }
+                self.note_used(query);
                 Ok(value)
             }
         }
+    }
+
+    fn note_used(&self, query: Query) {
+        let mut used = self.used.borrow_mut();
+        if !used.contains(&query) {
+            used.push(query);
+        }
+    }
+
+    /// A fact as last known. Of hashes whose emptiness was asked about and is not known emptiness was presumed.
+    fn known(&self, query: &Query) -> Option<&(Value, u32)> {
+        const EMPTY: &(Value, u32) = &(Value::Int(0), REMEMBERED);
+        let presumed = matches!(query, Query::HLen { .. }).then_some(EMPTY);
+        self.facts.get(query).or(presumed)
     }
 
     /// A string.
@@ -106,6 +129,15 @@ impl View {
         }
     }
 
+    /// A field of a hash that the plan guards whatever it is: unless it is known otherwise it is presumed to be this, because the guard
+    /// brings the truth as a read would.
+    pub fn field_or(&self, key: &Key, field: &Bytes, presumed: Option<&Bytes>) -> Option<Bytes> {
+        match self.facts.get(&Query::HGet(key.clone(), field.clone())) {
+            Some((Value::Bytes(known), _)) => known.clone(),
+            _ => presumed.cloned(),
+        }
+    }
+
     /// All fields of a small hash.
     pub fn fields(&self, key: &Key) -> Result<&[(Bytes, Bytes)], Stop> {
         match self.fact(Query::HGetAll(key.clone()))? {
@@ -114,10 +146,13 @@ impl View {
         }
     }
 
-    /// Whether a hash has no field.
+    /// Whether a hash has no field. Asked by those who can go on only if it has none: unless it is known otherwise it is presumed to be so,
+    /// because the guard they need brings the truth as a read would.
     pub fn hash_is_empty(&self, key: &Key) -> Result<bool, Stop> {
-        match self.fact(Query::HLen { key: key.clone(), limit: 1 })? {
-            Value::Int(count) => Ok(*count == 0),
+        let query = Query::HLen { key: key.clone(), limit: 1 };
+        self.note_used(query.clone());
+        match self.known(&query) {
+            Some((Value::Int(count), _)) => Ok(*count == 0),
             _ => Err(Errno::IO.into()),
         }
     }
@@ -178,13 +213,21 @@ impl View {
     /// Guards of everything the last step looked at; `None` if it all came from one answer of the store, which is a state that existed.
     pub fn confirmation(&self) -> Option<Vec<Guard>> {
         let used = self.used.borrow();
-        let facts: Vec<_> = used.iter().filter_map(|query| self.facts.get(query).map(|fact| (query, fact))).collect();
-        let mut batches = facts.iter().map(|(_, (_, batch))| batch);
+        let facts: Vec<_> = used.iter().filter_map(|query| self.known(query).map(|fact| (query, fact))).collect();
+        let mut batches = facts.iter().map(|(_, (_, batch))| *batch);
         let first = batches.next()?;
-        if batches.all(|batch| batch == first) {
+        if first != REMEMBERED && batches.all(|batch| batch == first) {
             return None;
         }
         Some(facts.into_iter().filter_map(|(query, (value, _))| guard_of(query, value)).collect())
+    }
+
+    /// What the last step looked at and did not read in this run, although none of these guards will tell whether it is still so.
+    pub fn unguarded(&self, guards: &[Guard]) -> Vec<Query> {
+        let used = self.used.borrow();
+        let rests_on_memory = |query: &&Query| self.known(query).is_some_and(|(_, batch)| *batch == REMEMBERED);
+        let remembered = used.iter().filter(rests_on_memory).filter(|query| !key::is_counter(query));
+        remembered.filter(|query| !guards.iter().any(|guard| guard.query() == **query)).cloned().collect()
     }
 }
 

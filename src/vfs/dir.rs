@@ -4,8 +4,9 @@
 
 use crate::meta::ops::DirEntry;
 use crate::types::{Caller, Errno, Ino, Kind, Name};
-use crate::vfs::listing::{Listing, PAGE_ENTRIES, Step};
+use crate::vfs::listing::{Listing, PAGE_ENTRIES, PAGE_ENTRIES_FAR, Step};
 use crate::vfs::{Entry, OpenReply, Vfs};
+use std::time::Duration;
 
 /// Cookie of `.`.
 const DOT: u64 = 1;
@@ -99,7 +100,8 @@ impl Vfs {
     async fn read_pages(&self, dir: Ino, listing: &mut Listing, cursor: crate::meta::store::Cursor) -> Result<(), Errno> {
         let mut cursor = Some(cursor);
         while let Some(at) = cursor {
-            let page = match self.meta.readdir(dir, at.clone(), PAGE_ENTRIES).await {
+            let limit = if self.meta.is_far() { PAGE_ENTRIES_FAR } else { PAGE_ENTRIES };
+            let page = match self.meta.readdir(dir, at.clone(), limit).await {
                 Ok(page) => page,
                 // Removed while it is open: an empty directory, as on a local filesystem.
                 Err(Errno::NOENT) => Default::default(),
@@ -113,11 +115,20 @@ impl Vfs {
     /// What a lookup of the name answers now. The kernel takes it for one: it would bind the name to an inode that has another by now,
     /// or cut a file that has grown since, if it were told what an earlier request had read.
     async fn entry_of(&self, caller: &Caller, dir: Ino, entry: &DirEntry, fresh: bool) -> Option<Entry> {
-        let (ino, attr) = match &entry.attr {
-            Some(attr) if fresh => (entry.ino, attr.clone()),
-            _ => self.meta.lookup(caller, dir, &Name::new(&entry.name).ok()?).await.ok()?,
+        let name = Name::new(&entry.name).ok()?;
+        let (ino, attr, age) = match (&entry.attr, self.meta.recent_entry(dir, &name)) {
+            (Some(attr), _) if fresh => (entry.ino, attr.clone(), Duration::ZERO),
+            // A round trip for each would take longer than the kernel is told to believe it; what this process has changed is in it.
+            (_, Some(recent)) => recent,
+            _ => {
+                let (ino, attr) = self.meta.lookup(caller, dir, &name).await.ok()?;
+                (ino, attr, Duration::ZERO)
+            }
         };
-        Some(self.entry(ino, self.overlaid(ino, attr)))
+        let mut found = self.entry(ino, self.overlaid(ino, attr));
+        found.entry_ttl = found.entry_ttl.saturating_sub(age);
+        found.attr_ttl = found.attr_ttl.saturating_sub(age);
+        Some(found)
     }
 
     /// Closes the handle.

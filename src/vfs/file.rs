@@ -173,6 +173,9 @@ impl Vfs {
         if written == 0 {
             return Ok(0);
         }
+        if self.meta.is_lock_lost(ino) {
+            return Err(Errno::IO);
+        }
         if flags & libc::O_APPEND as u32 != 0 {
             let at = self.writers.append(caller, ino, data).await.map_err(write_errno)?;
             if at != offset {
@@ -210,8 +213,12 @@ impl Vfs {
         flushed.and(released)
     }
 
-    /// What was written through the kernel's pages is what they hold: the next open need not drop them.
+    /// What was written through the kernel's pages is what they hold: the next open need not drop them. Where other hosts write, the
+    /// state after our commit may be the work of both, and the pages next to ours may be older.
     async fn note_written(&self, ino: Ino, around_pages: bool) {
+        if self.meta.is_far() {
+            return self.seen.forget(ino);
+        }
         match self.attr_of(ino).await {
             Ok(attr) if !around_pages => self.seen.note(ino, &attr),
             _ => self.seen.forget(ino),

@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Entries asked for at once: one read of the store takes about a millisecond, and two pages with their attributes stay below 1 MiB.
 pub(crate) const PAGE_ENTRIES: u32 = 1024;
+/// The same behind a network, where a read takes a round trip before it begins; two pages stay below 4 MiB.
+pub(crate) const PAGE_ENTRIES_FAR: u32 = 4096;
 /// Pages kept whole: where the reader is, and the one before, since the kernel steps back a little when its buffer was full.
 const WHOLE_PAGES: usize = 2;
 /// Entries handed out by one step: about what one reply to the kernel holds, since they are copied out of the page.

@@ -1,17 +1,23 @@
 //! Locks and what they mean for caches. The order of things lives here:
 //!
-//! grant: commit → the kernel's attributes are dropped → reply, so that the holder's next read sees what the last one wrote;
+//! grant: commit, which brings the inode as it is then → what we believed of it is dropped → the kernel's attributes are dropped → reply, so
+//! that the holder's next read sees what the last one wrote;
 //! release: flush → commit → reply, so that what was written under the lock is there before anybody else can hold it.
 
+use crate::env::{Random, SystemRandom};
 use crate::meta::ops::lock::LockKind;
-use crate::types::{Caller, Cancel, Errno, Ino};
+use crate::types::{Attr, Caller, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
+use std::ops::Range;
 use std::time::Duration;
 
 /// First and longest pause between two tries for a lock that somebody else holds: a lock held for the length of a transaction is met
 /// quickly, one held for long costs 50 reads a second.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
-const PAUSE_MAX: Duration = Duration::from_millis(20);
+const PAUSES_NEAR: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(20);
+/// The same behind a network, where a thousand waiters of many hosts ask one server: 20 questions a second each.
+const PAUSES_FAR: Range<Duration> = Duration::from_millis(2)..Duration::from_millis(50);
+/// A pause is shortened by up to this part (one n-th), so that waiters which were refused together do not come back together.
+const PAUSE_JITTER: u64 = 4;
 
 /// A byte-range lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +58,7 @@ impl Vfs {
             }
             // Released even if the data could not be stored: for the application the lock is gone, and it is told of the data.
             let flushed = self.flush_data(ino).await;
-            let released = self.try_lock(ino, owner, lock, flock).await;
+            let released = self.try_lock(ino, owner, lock, flock).await.map(drop);
             return flushed.and(released);
         }
         // An exclusive lock may become a shared one: others may read from then on.
@@ -63,12 +69,17 @@ impl Vfs {
             // Before the lock is there, so that no release of the handle can miss it.
             handle.add_lock_owner(owner);
         }
-        acquire(&caller.cancel, wait, || self.try_lock(ino, owner, lock, flock)).await?;
+        let pauses = if self.meta.is_far() { PAUSES_FAR } else { PAUSES_NEAR };
+        let attr = acquire(&caller.cancel, wait, pauses, || self.try_lock(ino, owner, lock, flock)).await?;
+        if let Some(attr) = attr {
+            self.writers.forget_recent(ino);
+            handle.inode.note(&self.overlaid(ino, attr));
+        }
         self.kernel().forget_attr(self.mount.outward(ino));
         Ok(())
     }
 
-    async fn try_lock(&self, ino: Ino, owner: u64, lock: Lock, flock: bool) -> Result<(), Errno> {
+    async fn try_lock(&self, ino: Ino, owner: u64, lock: Lock, flock: bool) -> Result<Option<Attr>, Errno> {
         if flock {
             self.meta.flock(ino, owner, lock.kind).await
         } else {
@@ -84,12 +95,12 @@ impl Vfs {
 
 /// Tries until it succeeds, or fails for another reason than somebody else's lock. Only the pauses are called off, never a try: so a
 /// waiter that gives up has nothing committed, and one that has something committed is told.
-async fn acquire<F, T>(cancel: &Cancel, wait: bool, attempt: F) -> Result<(), Errno>
+async fn acquire<F, T, G>(cancel: &Cancel, wait: bool, pauses: Range<Duration>, attempt: F) -> Result<G, Errno>
 where
     F: Fn() -> T,
-    T: Future<Output = Result<(), Errno>>,
+    T: Future<Output = Result<G, Errno>>,
 {
-    let mut pause = PAUSE_MIN;
+    let mut pause = pauses.start;
     loop {
         match attempt().await {
             Err(Errno::AGAIN) if wait => {}
@@ -98,9 +109,15 @@ where
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Errno::INTR),
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+            () = tokio::time::sleep(shortened(pause)) => pause = (pause * 2).min(pauses.end),
         }
     }
+}
+
+/// A pause less its random part.
+fn shortened(pause: Duration) -> Duration {
+    let span = (pause.as_micros() as u64 / PAUSE_JITTER).max(1);
+    pause - Duration::from_micros(SystemRandom.u64() % span)
 }
 
 #[cfg(test)]
@@ -115,7 +132,7 @@ mod tests {
             let n = tries.fetch_add(1, Ordering::Relaxed);
             async move { if n < busy { Err(Errno::AGAIN) } else { outcome } }
         };
-        let result = acquire(&cancel, wait, attempt).await;
+        let result = acquire(&cancel, wait, PAUSES_FAR, attempt).await;
         (result, tries.load(Ordering::Relaxed))
     }
 

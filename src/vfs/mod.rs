@@ -32,6 +32,7 @@ pub use lock::Lock;
 use crate::block::BlockStore;
 use crate::chunk::Chunks;
 use crate::meta::Meta;
+use crate::meta::store::Sharing;
 use crate::types::{Attr, Caller, Errno, Ino};
 use crate::vfs::handle::Handles;
 use crate::vfs::mount::Mount;
@@ -167,8 +168,9 @@ impl Vfs {
         self.kernel.read().expect("never poisoned: no code under it panics").clone()
     }
 
+    /// Whether kernels are to remember nothing.
     fn shared(&self) -> bool {
-        self.meta.store().shared()
+        self.meta.store().sharing() == Sharing::Neighbours
     }
 
     fn entry(&self, ino: Ino, attr: Attr) -> Entry {
@@ -190,6 +192,7 @@ impl Vfs {
 fn write_errno(errno: Errno) -> Errno {
     match errno {
         Errno::NOENT | Errno::PERM | Errno::INVAL => Errno::BADF,
+        Errno::OWNERDEAD => Errno::IO,
         errno => errno,
     }
 }
@@ -197,7 +200,11 @@ fn write_errno(errno: Errno) -> Errno {
 /// An inode the kernel names and the volume does not have: ESTALE makes the kernel look the name up again, ENOENT would reach the
 /// application although the name may stand for another inode by now.
 fn inode_errno(errno: Errno) -> Errno {
-    if errno == Errno::NOENT { Errno::STALE } else { errno }
+    match errno {
+        Errno::NOENT => Errno::STALE,
+        Errno::OWNERDEAD => Errno::IO,
+        errno => errno,
+    }
 }
 
 #[cfg(test)]

@@ -32,7 +32,11 @@ impl Vfs {
         if dir == self.mount.root() {
             return Ok(dir);
         }
-        let parent = self.meta.parent_of(dir).await.map_err(inode_errno)?;
+        let parent = match self.meta.recent_attr(dir) {
+            // The directory was just opened.
+            Some((attr, _)) if attr.is_dir() => attr.parent,
+            _ => self.meta.parent_of(dir).await.map_err(inode_errno)?,
+        };
         Ok(self.mount.parent(dir, parent))
     }
 

@@ -116,7 +116,12 @@ impl Reader {
         let start = chunk_start + u64::from(part.pos);
         let mut rereads = 0;
         loop {
-            let (view, length) = self.meta.chunk_of_open(ino, part.index, length).await?;
+            // An object that is missing asks for the list as it is now.
+            let recent = if rereads == 0 { self.meta.recent_chunk(ino, part.index) } else { None };
+            let (view, length) = match recent {
+                Some(view) => (view, length),
+                None => self.meta.chunk_of_open(ino, part.index, length).await?,
+            };
             let file_end = self.readable_to(&view, length)?;
             let end = file_end.min(start + u64::from(part.len));
             if end <= start {

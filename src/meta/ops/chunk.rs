@@ -28,7 +28,7 @@ impl Meta {
     pub async fn chunk(&self, ino: Ino, index: u32, length: u64) -> Result<ChunkView, Errno> {
         let queries =
             [Query::List(key::chunk(ino, index)), Query::Get(key::inode(ino)), Query::ZScore(key::DELFILES, key::delfile(ino, length))];
-        let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("read a chunk", &e))?;
+        let values = self.driver.read("read a chunk", &queries).await?;
         let [Value::List(elements), Value::Bytes(record), Value::Score(deleted_at)] = &values[..] else { return Err(Errno::IO) };
         let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
         let attr = match record {
@@ -36,6 +36,16 @@ impl Meta {
             Some(bytes) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
         };
         Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, deleted_at: *deleted_at })
+    }
+
+    /// The first list of a file as the open, the lock or the read told it that came just before, if this process has committed nothing since.
+    pub fn recent_chunk(&self, ino: Ino, index: u32) -> Option<ChunkView> {
+        // Opens and locks ask for this one; of others an answer from before them may be known.
+        let facts = self.driver.facts.as_ref().filter(|_| index == 0)?;
+        let values = facts.recall_recent(&[Query::List(key::chunk(ino, 0)), Query::Get(key::inode(ino))])?;
+        let [Value::List(elements), Value::Bytes(Some(record))] = &values[..] else { return None };
+        let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
+        Some(ChunkView { records: records?, attr: Some(Record::decode(record.clone())?.attr), deleted_at: None })
     }
 
     /// The same for a handle that may know an old length: who deleted the file marked it with the length it had in the end. Answers the

@@ -18,7 +18,7 @@ impl Meta {
     /// Copies up to `len` bytes from `off` of one file to `to_off` of another (or the same, without overlap). Answers how many bytes were
     /// copied, 0 at the end of the source, and the target's attributes. Buffered data of both is committed before.
     pub async fn copy_range(&self, caller: &Caller, from: Ino, off: u64, to: Ino, to_off: u64, len: u64) -> Result<(u64, Attr), Errno> {
-        self.run("copy", caller, |view, cx| step(view, cx, from, off, to, to_off, len)).await
+        self.under_locks(to, || self.run("copy", caller, |view, cx| step(view, cx, from, off, to, to_off, len))).await
     }
 }
 

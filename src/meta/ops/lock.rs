@@ -1,15 +1,19 @@
 //! BSD and POSIX locks (metadata §7): hashes per inode, a field per session and owner. Nothing waits here; who waits asks again.
 
 use crate::meta::client::Cx;
-use crate::meta::codec::{LockRecord, decode_locks, encode_locks};
-use crate::meta::store::{Guard, Key, Query, Write};
+use crate::meta::codec::{LockRecord, Record, decode_locks, encode_locks};
+use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Caller, Errno, Ino};
+use crate::types::{Attr, Caller, Errno, Ino};
 use bytes::Bytes;
+use tracing::error;
 
 /// The last byte a POSIX lock can name: "to the end".
 pub const LOCK_END_MAX: u64 = i64::MAX as u64;
+
+/// Own changes of a lock that one change of data may run into. Each needs a request of an application at the very moment.
+const LOCK_CHANGES_MAX: u32 = 16;
 
 /// What a lock request wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,23 +28,91 @@ pub enum LockKind {
 
 impl Meta {
     /// Takes, converts or releases the BSD lock of an owner. `AGAIN` if another owner is in the way; what was held then stays held.
-    pub async fn flock(&self, ino: Ino, owner: u64, kind: LockKind) -> Result<(), Errno> {
+    /// Answers the inode as it is in the moment in which a lock is granted.
+    pub async fn flock(&self, ino: Ino, owner: u64, kind: LockKind) -> Result<Option<Attr>, Errno> {
         // An open of the inode and this may go on together; `release_locks` keeps both out while it forgets the inode.
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
-        self.run("flock", &Caller::root(), |view, cx| flock_step(view, cx, ino, owner, kind)).await
+        self.change_lock("flock", ino, key::flock(ino), owner, kind, |view, cx| flock_step(view, cx, ino, owner, kind)).await
     }
 
-    /// Sets the POSIX lock of an owner on `start..=end`. `AGAIN` if another owner is in the way.
-    pub async fn set_lock(&self, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<(), Errno> {
+    /// Sets the POSIX lock of an owner on `start..=end`. Otherwise as `flock`.
+    pub async fn set_lock(&self, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<Option<Attr>, Errno> {
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
-        self.run("set lock", &Caller::root(), |view, cx| set_step(view, cx, ino, owner, pid, start, end, kind)).await
+        let step = |view: &View, cx: &Cx| set_step(view, cx, ino, owner, pid, start, end, kind);
+        self.change_lock("set lock", ino, key::plock(ino), owner, kind, step).await
+    }
+
+    /// Most files are locked by nobody: that is presumed, and the commit that takes the lock tells if it is wrong.
+    async fn change_lock<F>(
+        &self,
+        what: &'static str,
+        ino: Ino,
+        hash: Key,
+        owner: u64,
+        kind: LockKind,
+        step: F,
+    ) -> Result<Option<Attr>, Errno>
+    where
+        F: Fn(&View, &Cx) -> Result<Plan<Changed>, Stop> + Send + Sync,
+    {
+        if kind != LockKind::Unlock && self.fence.is_lost(ino) {
+            return Err(Errno::IO);
+        }
+        let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
+        let before = self.fence.hold(ino, &hash, &field, None);
+        let presumed = (Query::HGetAll(hash.clone()), Value::Pairs(Vec::new()));
+        let changed = self.run_presuming(what, &Caller::root(), presumed.0, presumed.1, step).await;
+        let held = match &changed {
+            Ok(changed) => changed.excluding.clone(),
+            Err(_) => before,
+        };
+        self.fence.hold(ino, &hash, &field, held);
+        changed.map(|changed| changed.attr)
+    }
+
+    /// Runs a change of the data of an inode, which guards the write locks of this process. If one is gone, nothing of the inode is changed any
+    /// more until all of its handles are closed: OWNERDEAD.
+    pub(crate) async fn under_locks<T, F>(&self, ino: Ino, change: impl Fn() -> F) -> Result<T, Errno>
+    where
+        F: Future<Output = Result<T, Errno>>,
+    {
+        for _ in 0..LOCK_CHANGES_MAX {
+            if self.fence.is_lost(ino) {
+                return Err(Errno::OWNERDEAD);
+            }
+            match change().await {
+                Err(Errno::OWNERDEAD) => {}
+                outcome => return outcome,
+            }
+            if self.is_lock_gone(ino).await? && self.fence.lose(ino) {
+                error!(%ino, "a lock of this file was lost to other clients while this one was away: what was written under it is not stored");
+            }
+        }
+        Err(Errno::IO)
+    }
+
+    /// Whether a write lock that this process holds is not there. While we change it ourselves it may not be either.
+    async fn is_lock_gone(&self, ino: Ino) -> Result<bool, Errno> {
+        let held = self.fence.held(ino);
+        let queries: Vec<_> = held.iter().map(|(hash, field, _)| Query::HGet(hash.clone(), field.clone())).collect();
+        if queries.is_empty() {
+            return Ok(false);
+        }
+        let values = self.driver.read("look for locks", &queries).await?;
+        let is_there = held.iter().zip(values).all(|((_, _, wrote), found)| found == Value::Bytes(Some(wrote.clone())));
+        Ok(!is_there && self.fence.held(ino) == held)
+    }
+
+    /// Whether a lock under which this process wrote the inode is lost, and a handle from then still open.
+    pub fn is_lock_lost(&self, ino: Ino) -> bool {
+        self.fence.is_lost(ino)
     }
 
     /// The lock that would be in the way of such a request, the one that begins first; its pid is 0 if another session holds it.
     pub async fn get_lock(&self, ino: Ino, owner: u64, start: u64, end: u64, kind: LockKind) -> Result<Option<LockRecord>, Errno> {
-        self.run("get lock", &Caller::root(), |view, cx| get_step(view, cx, ino, owner, start, end, kind)).await
+        self.answer("get lock", &Caller::root(), |view, cx| get_step(view, cx, ino, owner, start, end, kind)).await
     }
 
     /// Releases what an owner holds, POSIX locks on all bytes and the BSD lock. Costs nothing if this process never locked the inode.
@@ -48,11 +120,12 @@ impl Meta {
         if !self.may_be_locked(ino) {
             return Ok(());
         }
+        // What a failure leaves behind is tried again by the release of the handle.
         self.set_lock(ino, owner, 0, 0, LOCK_END_MAX, LockKind::Unlock).await?;
         self.flock(ino, owner, LockKind::Unlock).await?;
         // Nobody of this process takes a lock of the inode between the question and the forgetting.
         let _stripe = self.driver.open_files.stripe(ino).write().await;
-        if !self.run("look for locks", &Caller::root(), |view, cx| holds_step(view, cx, ino)).await? {
+        if !self.answer("look for locks", &Caller::root(), |view, cx| holds_step(view, cx, ino)).await? {
             self.locked.lock().expect("never poisoned: no code under it panics").remove(&ino);
         }
         Ok(())
@@ -81,12 +154,32 @@ fn require_session(cx: &Cx) -> Result<(), Errno> {
     if cx.sid == 0 { Err(Errno::NOLCK) } else { Ok(()) }
 }
 
-/// The plan that gives our field of a lock hash a new value, or none.
-fn store_field(cx: &Cx, hash: Key, fields: &[(Bytes, Bytes)], field: Bytes, value: Option<Bytes>) -> Plan<()> {
+/// What a request for a lock has led to.
+struct Changed {
+    /// The inode in the moment of a grant.
+    attr: Option<Attr>,
+    /// The value of our field, if it holds an exclusive lock.
+    excluding: Option<Bytes>,
+}
+
+/// The plan that gives our field of a lock hash a new value, or none. A grant brings the inode and its first list as they are in that moment:
+/// whatever was known of them before may be older than the last holder's changes.
+fn store_field(
+    cx: &Cx,
+    ino: Ino,
+    hash: Key,
+    fields: &[(Bytes, Bytes)],
+    field: Bytes,
+    value: Option<Bytes>,
+    excludes: bool,
+) -> Plan<Changed> {
     let registry = key::locked(cx.sid);
     let mut writes = Vec::new();
+    let mut reads = Vec::new();
+    let excluding = value.clone().filter(|_| excludes);
     match value {
         Some(value) => {
+            reads = vec![Query::Get(key::inode(ino)), Query::List(key::chunk(ino, 0))];
             writes.push(Write::HSet(hash.clone(), field, value));
             // For shared locks, too: what is not listed survives the session for ever.
             writes.push(Write::SAdd(registry, hash.clone()));
@@ -99,31 +192,40 @@ fn store_field(cx: &Cx, hash: Key, fields: &[(Bytes, Bytes)], field: Bytes, valu
             }
         }
     }
-    Plan::new(vec![Guard::Fields(hash, fields.to_vec())], writes, ())
+    let finish = move |_: &[Value], values: &[Value]| {
+        let attr = match values.first() {
+            Some(Value::Bytes(Some(bytes))) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
+            _ => None,
+        };
+        Ok(Changed { attr, excluding })
+    };
+    Plan { guards: vec![Guard::Fields(hash, fields.to_vec())], writes, reads, while_closed: None, finish: Box::new(finish) }
 }
 
-fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind) -> Result<Plan<()>, Stop> {
+fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind) -> Result<Plan<Changed>, Stop> {
     require_session(cx)?;
     let (hash, field) = (key::flock(ino), key::lock_field(cx.sid, owner));
     let fields = view.fields(&hash)?;
     let own = fields.iter().find(|(name, _)| *name == field).map(|(_, value)| &value[..]);
     let mut others = fields.iter().filter(|(name, _)| *name != field);
     let value: &'static [u8] = match kind {
-        LockKind::Unlock if own.is_none() => return Ok(Plan::answer(())),
-        LockKind::Unlock => return Ok(store_field(cx, hash.clone(), fields, field, None)),
+        LockKind::Unlock if own.is_none() => return Ok(Plan::answer(Changed { attr: None, excluding: None })),
+        LockKind::Unlock => return Ok(store_field(cx, ino, hash.clone(), fields, field, None, false)),
         LockKind::Shared if others.any(|(_, value)| *value == b"W"[..]) => return Err(Errno::AGAIN.into()),
         LockKind::Exclusive if others.next().is_some() => return Err(Errno::AGAIN.into()),
         LockKind::Shared => b"R",
         LockKind::Exclusive => b"W",
     };
+    let excludes = kind == LockKind::Exclusive;
     if own == Some(value) {
-        return Ok(Plan::answer(()));
+        let excluding = excludes.then(|| Bytes::from_static(value));
+        return Ok(Plan::answer(Changed { attr: None, excluding }));
     }
-    Ok(store_field(cx, hash.clone(), fields, field, Some(Bytes::from_static(value))))
+    Ok(store_field(cx, ino, hash.clone(), fields, field, Some(Bytes::from_static(value)), excludes))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the fields of struct flock")]
-fn set_step(view: &View, cx: &Cx, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<Plan<()>, Stop> {
+fn set_step(view: &View, cx: &Cx, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<Plan<Changed>, Stop> {
     require_session(cx)?;
     let end = end.min(LOCK_END_MAX);
     if start > end {
@@ -139,11 +241,12 @@ fn set_step(view: &View, cx: &Cx, ino: Ino, owner: u64, pid: u32, start: u64, en
         None => Vec::new(),
     };
     let merged = merge(&own, start, end, (kind != LockKind::Unlock).then_some((kind == LockKind::Exclusive, pid)));
-    if merged == own {
-        return Ok(Plan::answer(()));
-    }
+    let excludes = merged.iter().any(|lock| lock.exclusive);
     let value = (!merged.is_empty()).then(|| encode_locks(&merged));
-    Ok(store_field(cx, hash.clone(), fields, field, value))
+    if merged == own {
+        return Ok(Plan::answer(Changed { attr: None, excluding: value.filter(|_| excludes) }));
+    }
+    Ok(store_field(cx, ino, hash.clone(), fields, field, value, excludes))
 }
 
 fn get_step(view: &View, cx: &Cx, ino: Ino, owner: u64, start: u64, end: u64, kind: LockKind) -> Result<Plan<Option<LockRecord>>, Stop> {
@@ -313,7 +416,7 @@ mod tests {
             (&a, 2, U, Ok(()), "1_00000000DEADBEEF=R"),
         ];
         for (n, (meta, owner, kind, want, state)) in table.into_iter().enumerate() {
-            assert_eq!(ready(meta.flock(INO, owner, kind)), want, "row {n}");
+            assert_eq!(ready(meta.flock(INO, owner, kind)).map(drop), want, "row {n}");
             let seen: Vec<_> = pairs(&world, key::flock(INO))
                 .iter()
                 .map(|(field, value)| format!("{}={}", String::from_utf8_lossy(field), String::from_utf8_lossy(value)))
@@ -342,7 +445,7 @@ mod tests {
             (&a, 1, 20, 19, R, Err(Errno::INVAL)),
         ];
         for (n, (meta, owner, start, end, kind, want)) in table.into_iter().enumerate() {
-            assert_eq!(ready(meta.set_lock(INO, owner, 40 + owner as u32, start, end, kind)), want, "row {n}");
+            assert_eq!(ready(meta.set_lock(INO, owner, 40 + owner as u32, start, end, kind)).map(drop), want, "row {n}");
         }
         let fields = pairs(&world, key::plock(INO));
         let hex: String = fields.iter().find(|(f, _)| f == "2_0000000000000001").unwrap().1.iter().map(|b| format!("{b:02x}")).collect();
@@ -375,7 +478,7 @@ mod tests {
     fn a_race_for_a_lock_has_one_winner() {
         let world = World::new();
         let (a, b) = (with_session(&world), with_session(&world));
-        world.store.before_commit(move || ready(b.flock(INO, 1, W)).unwrap());
+        world.store.before_commit(move || drop(ready(b.flock(INO, 1, W)).unwrap()));
         assert_eq!(ready(a.flock(INO, 1, W)), Err(Errno::AGAIN));
     }
 

@@ -41,17 +41,17 @@ pub(crate) fn parent_step(view: &View, ino: Ino) -> Result<Plan<Ino>, Stop> {
 impl Meta {
     /// The inode a name stands for. An entry without record is ENOENT.
     pub async fn lookup(&self, caller: &Caller, parent: Ino, name: &Name) -> Result<(Ino, Attr), Errno> {
-        self.run("lookup", caller, |view, _| step(view, parent, name)).await
+        self.answer("lookup", caller, |view, _| step(view, parent, name)).await
     }
 
     /// The attributes of an inode.
     pub async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
-        self.run("getattr", &Caller::root(), |view, _| getattr_step(view, ino)).await
+        self.answer("getattr", &Caller::root(), |view, _| getattr_step(view, ino)).await
     }
 
     /// The directory that contains an inode; the root contains itself.
     pub async fn parent_of(&self, ino: Ino) -> Result<Ino, Errno> {
-        self.run("parent", &Caller::root(), |view, _| parent_step(view, ino)).await
+        self.answer("parent", &Caller::root(), |view, _| parent_step(view, ino)).await
     }
 
     /// Follows a path from the root of the volume. Symbolic links are not followed: as an intermediate component they are ENOTDIR.

@@ -3,6 +3,7 @@
 //! A step reads through a `View`, decides, and yields guards and writes; `Meta::run` carries them to the store. Writes stand in the
 //! order of metadata §6, commutative counters last.
 
+pub mod append;
 pub mod chunk;
 pub mod compact;
 pub mod copy;
@@ -29,6 +30,8 @@ pub mod xattr;
 
 #[cfg(test)]
 mod names_test;
+#[cfg(test)]
+mod trips_test;
 
 pub use create::NewNode;
 pub use open::{OpenMode, Opened};

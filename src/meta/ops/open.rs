@@ -125,7 +125,15 @@ impl Meta {
     /// Opens an inode: one handle is counted on success.
     pub async fn open(&self, caller: &Caller, ino: Ino, mode: OpenMode) -> Result<Attr, Errno> {
         self.count_handle(ino).await;
-        let opened = self.run("open", caller, |view, _| step(view, ino, mode)).await;
+        let opened = self
+            .answer("open", caller, |view, _| {
+                if self.is_far() {
+                    // Most files have one list, and the first read asks for it.
+                    view.want([Query::Get(key::inode(ino)), Query::List(key::chunk(ino, 0))])?;
+                }
+                step(view, ino, mode)
+            })
+            .await;
         // The file may have lost its last link to a process of ours whose last handle went just before this one came: that handle's
         // close saw this one and left the file to it.
         if opened.as_ref().map_or(true, |attr| attr.nlink == 0) {
@@ -202,6 +210,9 @@ impl Meta {
             let _removals = self.open_files().stripe(ino).read().await;
             self.open_files().remove(ino)
         };
+        if !self.open_files().is_open(ino) {
+            self.fence.closed(ino);
+        }
         if !last_of_unlinked {
             return Ok(());
         }

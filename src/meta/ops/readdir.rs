@@ -3,10 +3,12 @@
 use crate::meta::Meta;
 use crate::meta::codec::{self, Record};
 use crate::meta::driver::errno_of;
+use crate::meta::facts::Facts;
 use crate::meta::key;
-use crate::meta::store::{Cursor, ScanItem, ScanRange};
-use crate::types::{Attr, Errno, Ino, Kind};
+use crate::meta::store::{Cursor, Query, ScanItem, ScanRange};
+use crate::types::{Attr, Errno, Ino, Kind, Name};
 use bytes::Bytes;
+use std::time::Duration;
 use tracing::error;
 
 /// One entry of a directory.
@@ -42,10 +44,30 @@ fn entry(dir: Ino, item: ScanItem) -> Option<DirEntry> {
 }
 
 impl Meta {
+    /// What a name of a directory that was just listed stands for, and how long ago that was the store's word. `None` where the store is near,
+    /// or if it is not known or too long ago.
+    pub fn recent_entry(&self, dir: Ino, name: &Name) -> Option<(Ino, Attr, Duration)> {
+        let facts = self.driver.facts.as_ref()?;
+        let (entry, entry_age) = facts.recent(&Query::HGet(key::dir(dir), key::name(name)))?;
+        let (_, ino) = codec::decode_entry(&entry?)?;
+        let (attr, attr_age) = self.recent_attr(ino)?;
+        Some((ino, attr, entry_age.max(attr_age)))
+    }
+
+    /// The same of the attributes of an inode.
+    pub fn recent_attr(&self, ino: Ino) -> Option<(Attr, Duration)> {
+        let (record, age) = self.driver.facts.as_ref()?.recent(&Query::Get(key::inode(ino)))?;
+        Some((Record::decode(record?)?.attr, age))
+    }
+
     /// A page of at most `limit` entries from `cursor` on, with attributes. What stays during the whole listing is seen.
     pub async fn readdir(&self, ino: Ino, cursor: Cursor, limit: u32) -> Result<DirPage, Errno> {
         let range = ScanRange::Dir(key::dir(ino));
+        let asked = self.driver.facts.as_ref().map_or(0, Facts::ask);
         let page = self.store().scan(&range, cursor, limit.max(1)).await.map_err(|e| errno_of("readdir", &e))?;
+        if let Some(facts) = &self.driver.facts {
+            facts.learn_page(&key::dir(ino), &page.items, asked);
+        }
         Ok(DirPage { entries: page.items.into_iter().filter_map(|item| entry(ino, item)).collect(), next: page.next })
     }
 }

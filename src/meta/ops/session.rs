@@ -1,7 +1,7 @@
 //! Sessions: the lease under which a client holds locks and unlinked open files, and the cleaning up after those that ended (metadata §5).
 
 use crate::meta::client::Cx;
-use crate::meta::driver::errno_of;
+use crate::meta::driver::{Basis, errno_of};
 use crate::meta::ops::lock::is_of_session;
 use crate::meta::ops::stats;
 use crate::meta::store::{Guard, Key, Query, Value, Write};
@@ -10,6 +10,7 @@ use crate::meta::{Meta, key};
 use crate::types::{Caller, Duty, Errno, Ino, Kind, Time};
 use bytes::Bytes;
 use serde_json::{Map, json};
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -36,6 +37,15 @@ pub struct SessionEntry {
     pub document: Map<String, serde_json::Value>,
 }
 
+/// When the session was last prolonged, by both clocks: one stands still while the host sleeps, the other may be set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Beat {
+    wall: i64,
+    mono: Duration,
+    /// Until then (monotonic) nobody's session is cleaned: all may have been kept from prolonging them, as this one was.
+    quiet_until: Duration,
+}
+
 impl Meta {
     /// Begins this process's session and answers its number.
     pub async fn new_session(&self, mountpoint: &str) -> Result<u64, Errno> {
@@ -52,7 +62,10 @@ impl Meta {
         )
         .await?;
         *self.session_document.lock().expect("never poisoned: no code under it panics") = document;
+        // Whether the store was away just before is not known.
+        self.note_beat(now, self.driver.clock.elapsed(), self.is_far());
         self.sid.store(sid, Ordering::Relaxed);
+        self.fetch_ids_ahead();
         Ok(sid)
     }
 
@@ -69,10 +82,41 @@ impl Meta {
         Err(Errno::IO)
     }
 
+    /// Whether the session may have expired: until it is prolonged others may take what it holds.
+    fn is_overdue(&self) -> bool {
+        let beat = *self.beat();
+        let ttl = SESSION_TTL.as_secs() as i64;
+        let late = self.driver.clock.elapsed().saturating_sub(beat.mono) > SESSION_TTL || self.driver.clock.now().sec - beat.wall > ttl;
+        late && self.sid.load(Ordering::Relaxed) != 0
+    }
+
+    /// After the store was away the first thing it is told is that this session lives.
+    pub(crate) async fn begin_mutation(&self) -> Result<(), Errno> {
+        if !self.is_far() || !self.is_overdue() {
+            return Ok(());
+        }
+        let _reviving = self.reviving.lock().await;
+        if self.is_overdue() { self.heartbeat().await } else { Ok(()) }
+    }
+
+    fn beat(&self) -> MutexGuard<'_, Beat> {
+        self.beat.lock().expect("never poisoned: no code under it panics")
+    }
+
+    fn note_beat(&self, now: Time, mono: Duration, was_away: bool) {
+        let mut beat = self.beat();
+        let quiet_until = if was_away { self.driver.clock.elapsed() + SESSION_TTL } else { beat.quiet_until };
+        *beat = Beat { wall: now.sec, mono, quiet_until };
+    }
+
     /// Prolongs this process's session.
     pub async fn heartbeat(&self) -> Result<(), Errno> {
         let document = self.session_document.lock().expect("never poisoned: no code under it panics").clone();
-        let lapsed = self.run("heartbeat", &Caller::root(), |view, cx| heartbeat_step(view, cx, &document)).await?;
+        let (now, mono, was_away) = (self.driver.clock.now(), self.driver.clock.elapsed(), self.is_overdue());
+        let step = |view: &View, cx: &Cx| heartbeat_step(view, cx, &document);
+        let Beaten { lapsed, foreign } = self.run_on("heartbeat", &Caller::root(), Basis::Memory, View::default(), step).await?;
+        self.note_beat(now, mono, was_away);
+        self.driver.pacing.set_foreign(foreign);
         if lapsed {
             error!("the session was ended by another client; locks and the data of unlinked open files may be lost");
         }
@@ -94,12 +138,13 @@ impl Meta {
     pub async fn clean_stale_sessions(&self) -> Result<usize, Errno> {
         let now = self.driver.clock.now().sec;
         let own = self.sid.load(Ordering::Relaxed);
+        let quiet_until = self.beat().quiet_until;
         let mut cleaned = 0;
         for (sid, expiry) in self.session_expiries().await? {
             // Where the store knows whether the process lives, its clock may be as wrong as it likes.
             let is_stale = match self.driver.store.session_alive(sid) {
                 Some(alive) => !alive,
-                None => expiry <= now,
+                None => expiry <= now && self.driver.clock.elapsed() >= quiet_until,
             };
             if sid == own || !is_stale {
                 continue;
@@ -153,7 +198,7 @@ impl Meta {
         }
         self.apply("end session", &[Write::HDel(key::SESSION_INFOS, key::decimal(sid)), Write::ZRem(key::ALL_SESSIONS, key::decimal(sid))])
             .await?;
-        Ok(())
+        self.driver.store.forget_session(sid).await.map_err(|e| errno_of("end session", &e))
     }
 
     async fn members(&self, set: &Key) -> Result<Vec<Bytes>, Errno> {
@@ -183,10 +228,25 @@ fn expiry(now: Time) -> i64 {
     now.sec + SESSION_TTL.as_secs() as i64
 }
 
-/// True if the session had been removed meanwhile.
-fn heartbeat_step(view: &View, cx: &Cx, document: &Bytes) -> Result<Plan<bool>, Stop> {
+/// What a heartbeat tells.
+#[derive(Default)]
+struct Beaten {
+    /// The session had been removed meanwhile.
+    lapsed: bool,
+    /// Another kind of client has a session.
+    foreign: bool,
+}
+
+/// Whether a session document is of a client that is none of ours.
+fn is_foreign(document: &[u8]) -> bool {
+    let document: Option<Map<String, serde_json::Value>> = serde_json::from_slice(document).ok();
+    let version = document.as_ref().and_then(|document| document.get("Version")?.as_str()).unwrap_or_default();
+    !version.contains("+pando.")
+}
+
+fn heartbeat_step(view: &View, cx: &Cx, document: &Bytes) -> Result<Plan<Beaten>, Stop> {
     if cx.sid == 0 {
-        return Ok(Plan::answer(false));
+        return Ok(Plan::answer(Beaten::default()));
     }
     let sid = key::decimal(cx.sid);
     let stored = view.field(&key::SESSION_INFOS, sid.clone())?;
@@ -195,7 +255,12 @@ fn heartbeat_step(view: &View, cx: &Cx, document: &Bytes) -> Result<Plan<bool>, 
     if lapsed {
         writes.push(Write::HSet(key::SESSION_INFOS, sid.clone(), document.clone()));
     }
-    Ok(Plan::new(vec![Guard::Field(key::SESSION_INFOS, sid, stored)], writes, lapsed))
+    let finish = move |_: &[Value], values: &[Value]| {
+        let Some(Value::Pairs(sessions)) = values.first() else { return Err(Errno::IO) };
+        Ok(Beaten { lapsed, foreign: sessions.iter().any(|(_, document)| is_foreign(document)) })
+    };
+    let guards = vec![Guard::Field(key::SESSION_INFOS, sid, stored)];
+    Ok(Plan { guards, writes, reads: vec![Query::HGetAll(key::SESSION_INFOS)], while_closed: None, finish: Box::new(finish) })
 }
 
 /// Removes what a session holds in one lock hash.

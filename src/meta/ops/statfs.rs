@@ -63,7 +63,7 @@ fn stat(setting: &Setting, used: u64, inodes_used: u64) -> StatFs {
 impl Meta {
     /// Size and use of the volume.
     pub async fn statfs(&self) -> Result<StatFs, Errno> {
-        self.run("statfs", &Caller::root(), |view, cx| {
+        self.answer("statfs", &Caller::root(), |view, cx| {
             let (used, inodes_used) = stats::used(view)?;
             Ok(Plan::answer(stat(cx.setting, used, inodes_used)))
         })

@@ -43,7 +43,7 @@ impl Meta {
     {
         let mut present = None;
         for _ in 0..SCANS_MAX {
-            match self.run(what, caller, |view, cx| step(view, cx, present.as_ref())).await? {
+            match self.under_locks(ino, || self.run(what, caller, |view, cx| step(view, cx, present.as_ref()))).await? {
                 Outcome::Done(attr) => return Ok(attr),
                 Outcome::List(record) => present = Some(Present { record, chunks: self.chunks_present(ino, 0..u32::MAX).await? }),
             }

@@ -48,27 +48,22 @@ impl NewSlice {
 
 impl Meta {
     /// Commits slices of one chunk in order, all or none. `NOENT` when the inode is gone; an unlinked inode that is still kept accepts data.
+    /// `OWNERDEAD` when a lock under which they may have been written is lost: they must never be committed.
     /// `mtime` is the time of the last write among them.
     pub async fn write(&self, ino: Ino, chunk: u32, slices: &[NewSlice], mtime: Time) -> Result<Attr, Errno> {
-        let written = self.run("write", &Caller::root(), |view, cx| step(view, cx, ino, chunk, slices, mtime)).await?;
+        let root = Caller::root();
+        let write = || self.run("write", &root, |view, cx| step(view, cx, ino, chunk, slices, mtime));
+        let written = self.under_locks(ino, write).await?;
         self.ask_compaction(ino, chunk, slices.len() as u64, written.list_len);
         Ok(written.attr)
     }
 
-    /// Commits a slice at the end of the file, wherever that is when the commit happens, and answers its offset. At a chunk border the
-    /// slice is named by two records.
-    pub async fn append(&self, ino: Ino, slice: NewSlice, mtime: Time) -> Result<(u64, Attr), Errno> {
-        let (offset, written) = self.run("append", &Caller::root(), |view, cx| append_step(view, cx, ino, &slice, mtime)).await?;
-        self.ask_compaction(ino, (offset / CHUNK_BYTES) as u32, 1, written.list_len);
-        Ok((offset, written.attr))
-    }
-
     /// Whether a file may grow to `length` now: asked when data is buffered, so that a full volume is known at write(2), not only at close.
     pub async fn check_growth(&self, ino: Ino, length: u64) -> Result<(), Errno> {
-        self.run("check growth", &Caller::root(), |view, cx| check_step(view, cx, ino, length)).await
+        self.estimate("check growth", &Caller::root(), |view, cx| check_step(view, cx, ino, length)).await
     }
 
-    fn ask_compaction(&self, ino: Ino, chunk: u32, added: u64, list_len: u64) {
+    pub(crate) fn ask_compaction(&self, ino: Ino, chunk: u32, added: u64, list_len: u64) {
         if is_compaction_due(added, list_len) {
             self.ask(Duty::Compact { ino, chunk });
         }
@@ -84,9 +79,10 @@ fn is_compaction_due(added: u64, list_len: u64) -> bool {
 /// What a commit of data answers.
 #[derive(Debug)]
 pub(crate) struct Written {
-    attr: Attr,
+    /// The attributes after it.
+    pub attr: Attr,
     /// Length of the (first) list after the commit.
-    list_len: u64,
+    pub list_len: u64,
 }
 
 pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, chunk: u32, slices: &[NewSlice], mtime: Time) -> Result<Plan<Written>, Stop> {
@@ -192,6 +188,7 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
     let mtime = if seen { old.mtime.next() } else { mtime };
     let attr = Attr { length, mtime, ctime: cx.now, ..old.clone() };
     let mut guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
+    guards.extend(fenced(view, cx, ino)?);
     let mut counters = Vec::new();
     if length != old.length {
         let (bytes, space) = (length as i64 - old.length as i64, attr.space() - old.space());
@@ -202,6 +199,18 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
     }
     let write = Write::Set(key::inode(ino), record.rewrite(&attr));
     Ok(DataChange { attr, guards, record: write, counters })
+}
+
+/// Data written under a lock is committed only while the lock is there; OWNERDEAD if it is not.
+fn fenced(view: &View, cx: &Cx, ino: Ino) -> Result<Vec<Guard>, Stop> {
+    let mut guards = Vec::new();
+    for (hash, field, value) in cx.fence.held(ino) {
+        if view.field_or(&hash, &field, Some(&value)).as_ref() != Some(&value) {
+            return Err(Errno::OWNERDEAD.into());
+        }
+        guards.push(Guard::Field(hash, field, Some(value)));
+    }
+    Ok(guards)
 }
 
 /// The directories whose statistics hold this inode, and how many links each has. An unlinked inode is in none.

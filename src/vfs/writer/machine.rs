@@ -192,6 +192,11 @@ impl Machine {
         }
     }
 
+    /// The inode was just read in a state that counts, whatever was committed here before.
+    pub fn forget_recent(&mut self) {
+        self.recent = None;
+    }
+
     /// Takes note of attributes committed past the machine (an append).
     pub fn note(&mut self, attr: &Attr, now: Now) {
         self.recent = Some(Recent { length: attr.length, mtime: attr.mtime, ctime: attr.ctime, at: now.mono });
@@ -290,6 +295,8 @@ impl Machine {
             }
             // The file is gone for good: nobody can ever read these bytes.
             Err(Errno::NOENT) => self.abandon(Errno::NOENT, actions),
+            // Written under a lock that others have by now: tried again later, these bytes would go over theirs.
+            Err(Errno::OWNERDEAD) => self.abandon(Errno::IO, actions),
             Err(errno) => {
                 let keys: Vec<u64> = self.slices.iter().filter(|s| s.committing).map(|s| s.key).collect();
                 for slice in &mut self.slices {

@@ -148,6 +148,7 @@ impl World {
                 sid: self.meta.sid.load(Ordering::Relaxed),
                 setting: &self.meta.setting,
                 open_files: self.meta.open_files(),
+                fence: &self.meta.fence,
             };
             match step(&view, &cx) {
                 Ok(plan) => return plan,
