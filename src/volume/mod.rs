@@ -7,6 +7,7 @@ mod create;
 mod fsck;
 mod gate;
 mod info;
+mod objects;
 mod status;
 mod stores;
 mod url;
@@ -15,6 +16,7 @@ pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, creat
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
+pub use objects::{check_bucket, location};
 pub use status::{session, status};
 pub use stores::Stores;
 pub use url::MetaUrl;
