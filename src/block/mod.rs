@@ -6,6 +6,7 @@ mod flight;
 mod retry;
 mod store;
 
+pub(crate) use retry::retrying;
 pub use store::{BlockConfig, BlockStore, FRAME_BYTES_MAX};
 
 use crate::object::ObjectError;

@@ -106,6 +106,7 @@ fn wanted(args: &Args) -> anyhow::Result<NewVolume> {
         hash_prefix: args.hash_prefix.then_some(true),
         bucket,
         force: args.force,
+        ..NewVolume::default()
     })
 }
 

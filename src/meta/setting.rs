@@ -115,6 +115,29 @@ impl Setting {
         self.text("Bucket")
     }
 
+    /// Access key of the bucket, empty if there is none. It is no secret.
+    pub fn access_key(&self) -> &str {
+        self.text("AccessKey")
+    }
+
+    /// Secret key of the bucket, empty if there is none. The message says why it cannot be read.
+    pub fn secret_key(&self) -> Result<String, String> {
+        self.secret("SecretKey")
+    }
+
+    /// Session token for the bucket, like `secret_key`.
+    pub fn session_token(&self) -> Result<String, String> {
+        self.secret("SessionToken")
+    }
+
+    fn secret(&self, field: &str) -> Result<String, String> {
+        match self.text(field) {
+            "" => Ok(String::new()),
+            _ if self.switch("KeyEncrypted") => Err(format!("the volume has an encrypted {field}, which this build does not support")),
+            text => Ok(text.into()),
+        }
+    }
+
     /// Block size in bytes.
     pub fn block_bytes(&self) -> u32 {
         (self.number("BlockSize") * 1024) as u32

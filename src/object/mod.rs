@@ -9,6 +9,8 @@ pub mod file;
 pub mod memory;
 #[doc(hidden)]
 pub mod powercut;
+pub mod s3;
+pub mod sharded;
 
 use crate::types::BoxFuture;
 use bytes::Bytes;
@@ -28,6 +30,8 @@ pub enum ObjectError {
     Retry(String),
     /// The request cannot succeed (a bad key, a range outside the object).
     Invalid(String),
+    /// The object is there, and its bytes are not those that were stored.
+    Damaged(String),
 }
 
 impl fmt::Display for ObjectError {
@@ -38,6 +42,7 @@ impl fmt::Display for ObjectError {
             ObjectError::Denied(why) => write!(f, "the object store refused: {why}"),
             ObjectError::Retry(why) => write!(f, "the object store failed: {why}"),
             ObjectError::Invalid(why) => write!(f, "not a request the object store can answer: {why}"),
+            ObjectError::Damaged(why) => write!(f, "the object is damaged: {why}"),
         }
     }
 }
@@ -71,4 +76,9 @@ pub trait ObjectStore: Send + Sync {
 
     /// Objects whose key begins with `prefix` and sorts after `after`, in key order, at most `limit`.
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<ObjectMeta>, ObjectError>>;
+
+    /// Makes the bucket if it is not there. Where there is nothing to make, it is.
+    fn create(&self) -> BoxFuture<'_, Result<(), ObjectError>> {
+        Box::pin(async { Ok(()) })
+    }
 }

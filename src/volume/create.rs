@@ -5,8 +5,10 @@ use crate::meta::codec::encode_attr;
 use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
+use crate::object::ObjectStore;
 use crate::types::{Attr, Flags, Ino, Kind, Time};
-use crate::volume::stores::{DATABASE, OBJECTS, bucket_dir, load_setting, open_objects, open_store};
+use crate::volume::objects::{OBJECTS, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
+use crate::volume::stores::{DATABASE, load_setting, open_store};
 use crate::volume::{MetaUrl, VolumeError, gate};
 use bytes::Bytes;
 use serde_json::json;
@@ -18,8 +20,10 @@ use std::sync::Arc;
 
 /// Block size of a volume that does not say otherwise, in KiB.
 pub const BLOCK_KIB_DEFAULT: u64 = 4096;
-/// The object that says whose blocks lie under a name (data §1.5).
-const UUID_OBJECT: &str = "juicefs_uuid";
+/// What a volume keeps its objects in if nothing is said.
+const STORAGE_DEFAULT: &str = "file";
+/// Set, it keeps a creation from testing and looking into the bucket, and from marking it (cli §12).
+const NO_CHECK: &str = "JFS_NO_CHECK_OBJECT_STORAGE";
 /// Fewest and most characters of a volume's name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=63;
 
@@ -36,8 +40,18 @@ pub struct NewVolume {
     pub inodes: Option<u64>,
     /// Objects are spread over 256 prefixes.
     pub hash_prefix: Option<bool>,
-    /// Directory of the objects; inside the volume's own if `None`.
+    /// What keeps the objects: `file`, `s3` or `minio`; `file` if `None`.
+    pub storage: Option<String>,
+    /// Bucket URL, or directory of the objects: inside the volume's own if `None`.
     pub bucket: Option<String>,
+    /// Access key of the bucket; from the environment of every client if `None`.
+    pub access_key: Option<String>,
+    /// Secret key of the bucket.
+    pub secret_key: Option<String>,
+    /// Token for temporary keys.
+    pub session_token: Option<String>,
+    /// Storage class of objects; the bucket's own if `None`.
+    pub storage_class: Option<String>,
     /// Take a bucket that holds objects under the name, or is not known to hold the volume's.
     pub force: bool,
 }
@@ -119,24 +133,30 @@ pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, Volume
 }
 
 async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> Result<Created, VolumeError> {
-    let bucket = wanted.bucket.clone().unwrap_or_else(|| format!("{OBJECTS}/"));
-    let root = bucket_dir(url.dir(), &bucket);
-    make_dir(&root)?;
-    let objects = open_objects(root.clone())?;
-    let prefix = format!("{}/", wanted.name);
-    let strangers = objects.list(&prefix, "", 2).await.map_err(|e| VolumeError::Failed(format!("cannot list {}: {e}", root.display())))?;
-    // What a creation that was cut short left behind is no stranger.
-    if !wanted.force && strangers.iter().any(|object| object.key != format!("{prefix}{UUID_OBJECT}")) {
-        return Err(VolumeError::Refused(format!(
-            "Storage {}/{prefix} is not empty; please clean it up or pick another volume name",
-            root.display()
-        )));
-    }
     let uuid = uuid_v4(&SystemRandom);
     let block_kib = wanted.block_kib.unwrap_or(BLOCK_KIB_DEFAULT);
     assert!(BLOCK_KIB.contains(&block_kib) && block_kib.is_power_of_two(), "the command line rounds block sizes");
-    let mut setting = Setting::new(&wanted.name, &uuid, "file", &bucket, block_kib);
+    let storage = wanted.storage.as_deref().unwrap_or(STORAGE_DEFAULT);
+    let bucket = match &wanted.bucket {
+        Some(bucket) => bucket.clone(),
+        None if storage == STORAGE_DEFAULT => format!("{OBJECTS}/"),
+        None => return Err(VolumeError::Refused(format!("storage {storage} needs a bucket, e.g. --bucket https://HOST/BUCKET"))),
+    };
+    let mut setting = Setting::new(&wanted.name, &uuid, storage, &bucket, block_kib);
     apply(&mut setting, wanted);
+    if let Some(class) = &wanted.storage_class {
+        setting.set("StorageClass", json!(class));
+        setting.set("Tiers", json!({"0": {"ID": 0, "StorageClass": class, "Tag": ""}}));
+    }
+    gate::check(&setting, false).map_err(VolumeError::Refused)?;
+    let objects = match prepare_bucket(url, &setting, wanted.force).await {
+        Ok(objects) => objects,
+        // Perhaps another process made the volume meanwhile, and what lies in the bucket is its own.
+        Err(error) => match load_setting(store.as_ref()).await? {
+            Some(setting) => return update(url, store, setting, wanted).await,
+            None => return Err(error),
+        },
+    };
     let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
     let root_record = encode_attr(&Attr {
         flags: Flags(0),
@@ -161,9 +181,11 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
     match store.commit(&guards, &writes, &[] as &[Query]).await? {
         Commit::Done { .. } => {
             store.sync().await?;
-            let object = format!("{prefix}{UUID_OBJECT}");
-            if let Err(error) = objects.put(&object, Bytes::from(uuid)).await {
-                tracing::warn!("cannot store {object}: {error}");
+            if checks_buckets() {
+                let object = format!("{}/{UUID_OBJECT}", wanted.name);
+                if let Err(error) = objects.put(&object, Bytes::from(uuid)).await {
+                    tracing::warn!("cannot store {object}: {error}");
+                }
             }
             Ok(Created::New(setting))
         }
@@ -172,6 +194,30 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
             None => Err(VolumeError::Failed("the setting of the volume was removed while it was created; try again".into())),
         },
     }
+}
+
+/// The bucket of a new volume: it works, and nobody else's objects lie under the name.
+async fn prepare_bucket(url: &MetaUrl, setting: &Setting, force: bool) -> Result<Arc<dyn ObjectStore>, VolumeError> {
+    let dir = Some(url.dir());
+    for root in directories(setting, dir)? {
+        make_dir(&root)?;
+    }
+    let objects = open_objects(setting, dir).await?;
+    if !checks_buckets() {
+        return Ok(objects);
+    }
+    let place = location(setting, dir);
+    let wrong = |why: String| VolumeError::Failed(format!("Storage {place} is not configured correctly: {why}"));
+    check_bucket(objects.as_ref(), setting.name()).await.map_err(wrong)?;
+    let empty = is_empty(objects.as_ref(), setting.name()).await.map_err(|e| wrong(format!("cannot list objects: {e}")))?;
+    if !empty && !force {
+        return Err(VolumeError::Refused(format!("Storage {place} is not empty; please clean it up or pick another volume name")));
+    }
+    Ok(objects)
+}
+
+fn checks_buckets() -> bool {
+    std::env::var_os(NO_CHECK).is_none_or(|value| value.is_empty())
 }
 
 async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
@@ -196,16 +242,25 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
     let mut new = old.clone();
     apply(&mut new, wanted);
     if let Some(bucket) = &wanted.bucket {
-        let root = bucket_dir(url.dir(), bucket);
-        let known = open_objects(root.clone())?.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok();
+        new.set("Bucket", json!(bucket));
+    }
+    if let Some(storage) = &wanted.storage {
+        new.set("Storage", json!(storage));
+        gate::check(&new, false).map_err(VolumeError::Refused)?;
+    }
+    if (new.storage(), new.bucket()) != (old.storage(), old.bucket()) {
+        let objects = open_objects(&new, Some(url.dir())).await;
+        let known = match objects {
+            Ok(objects) => objects.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok(),
+            Err(_) => false,
+        };
         if !known && !wanted.force {
             return Err(VolumeError::Refused(format!(
                 "{} does not hold the objects of volume {}; copy them there first, or add --force",
-                root.display(),
+                location(&new, Some(url.dir())),
                 old.name()
             )));
         }
-        new.set("Bucket", json!(bucket));
     }
     if new == old {
         return Ok(Created::Updated(old));
@@ -229,6 +284,11 @@ fn apply(setting: &mut Setting, wanted: &NewVolume) {
     }
     if let Some(hash_prefix) = wanted.hash_prefix.filter(|on| *on != setting.hash_prefix()) {
         setting.set("HashPrefix", json!(hash_prefix));
+    }
+    for (field, value) in [("AccessKey", &wanted.access_key), ("SecretKey", &wanted.secret_key), ("SessionToken", &wanted.session_token)] {
+        if let Some(value) = value {
+            setting.set(field, json!(value));
+        }
     }
 }
 

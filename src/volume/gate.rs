@@ -50,10 +50,7 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     if setting.is_encrypted() {
         return refuse("EncryptKey", &"(set)");
     }
-    if setting.shards() > 1 {
-        return refuse("Shards", &setting.shards());
-    }
-    if setting.storage() != "file" {
+    if !matches!(setting.storage(), "file" | "s3" | "minio") {
         return refuse("Storage", &setting.storage());
     }
     if !text("RangerService").is_empty() {
@@ -119,8 +116,7 @@ mod tests {
             ("UserGroupQuota", json!(true)),
             ("Compression", json!("lz4")),
             ("EncryptKey", json!("pem")),
-            ("Shards", json!(2)),
-            ("Storage", json!("s3")),
+            ("Storage", json!("oss")),
             ("MinClientVersion", json!("1.5.0-A")),
             ("MaxClientVersion", json!("1.3.9")),
         ] {

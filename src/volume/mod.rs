@@ -7,6 +7,7 @@ mod create;
 mod fsck;
 mod gate;
 mod info;
+mod objects;
 mod status;
 mod stores;
 mod url;
@@ -15,6 +16,7 @@ pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, creat
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
+pub use objects::{check_bucket, location};
 pub use status::{session, status};
 pub use stores::Stores;
 pub use url::MetaUrl;
@@ -128,7 +130,9 @@ pub struct Volume {
 impl Volume {
     /// Opens a volume, joins its other users, starts the background work.
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
-        Volume::over(Stores::open(url).await?, options).await
+        let stores = Stores::open(url).await?;
+        objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
+        Volume::over(stores, options).await
     }
 
     /// The same over stores that are open; tests bring stores that fail.

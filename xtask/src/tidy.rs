@@ -28,6 +28,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("fuser", &["src/fuse/"]),
     ("rusqlite", &["src/meta/store/embedded/"]),
+    ("aws_sdk_s3", &["src/object/s3/"]),
+    ("aws_config", &["src/object/s3/"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];
