@@ -57,7 +57,7 @@ impl Chunks {
     /// whole. A small result is not stored: it is the frame that is answered.
     async fn store_merged(&self, id: SliceId, records: &[SliceRecord], plan: &CompactPlan) -> Result<Option<Bytes>, BlockError> {
         let block_bytes = self.blocks.block_bytes();
-        if plan.len <= FRAME_BYTES_MAX.min(block_bytes) {
+        if plan.len <= FRAME_BYTES_MAX.min(block_bytes) && self.meta.store().keeps_frames() {
             let data = whole(self.read(records, plan.pos..plan.pos + plan.len).await?);
             return Ok(Some(self.blocks.encode(&data)));
         }

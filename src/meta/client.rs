@@ -169,6 +169,9 @@ impl Meta {
 
 impl FrameSource for Meta {
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, Errno>> {
+        if !self.driver.store.keeps_frames() {
+            return Box::pin(std::future::ready(Ok(None)));
+        }
         Box::pin(async move { self.driver.store.frame(id).await.map_err(|e| errno_of("read a frame", &e)) })
     }
 }

@@ -32,6 +32,7 @@ pub use lock::Lock;
 use crate::block::BlockStore;
 use crate::chunk::Chunks;
 use crate::meta::Meta;
+use crate::meta::store::Sharing;
 use crate::types::{Attr, Caller, Errno, Ino};
 use crate::vfs::handle::Handles;
 use crate::vfs::mount::Mount;
@@ -167,8 +168,9 @@ impl Vfs {
         self.kernel.read().expect("never poisoned: no code under it panics").clone()
     }
 
+    /// Whether kernels are to remember nothing.
     fn shared(&self) -> bool {
-        self.meta.store().shared()
+        self.meta.store().sharing() == Sharing::Neighbours
     }
 
     fn entry(&self, ino: Ino, attr: Attr) -> Entry {

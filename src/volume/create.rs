@@ -4,9 +4,10 @@ use crate::env::{Clock, SystemClock, SystemRandom, uuid_v4};
 use crate::meta::codec::encode_attr;
 use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
+use crate::meta::store::redis;
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::types::{Attr, Flags, Ino, Kind, Time};
-use crate::volume::stores::{DATABASE, OBJECTS, bucket_dir, load_setting, open_objects, open_store};
+use crate::volume::stores::{COMMAND_PATIENCE, DATABASE, OBJECTS, bucket_dir, load_setting, open_objects, open_store};
 use crate::volume::{MetaUrl, VolumeError, gate};
 use bytes::Bytes;
 use serde_json::json;
@@ -101,7 +102,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// Makes a volume in the directory of `url`, or changes the setting of the one that is there.
 pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, VolumeError> {
     check_name(&wanted.name).map_err(VolumeError::Refused)?;
-    let dir = url.dir();
+    let Some(dir) = url.dir() else {
+        let store = open_store(url, redis::Options { patience: Some(COMMAND_PATIENCE), writes: true }).await?;
+        return create_over(url, store, wanted).await;
+    };
     match place(dir).map_err(|e| VolumeError::Failed(format!("cannot look into {}: {e}", dir.display())))? {
         Place::Foreign => {
             return Err(VolumeError::Refused(format!(
@@ -111,7 +115,12 @@ pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, Volume
         }
         Place::Free | Place::Volume => make_dir(dir)?,
     }
-    let store = open_store(dir)?;
+    // Nobody waits for a server here.
+    let store = open_store(url, redis::Options { patience: None, writes: true }).await?;
+    create_over(url, store, wanted).await
+}
+
+async fn create_over(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> Result<Created, VolumeError> {
     match load_setting(store.as_ref()).await? {
         Some(setting) => update(url, store, setting, wanted).await,
         None => create_in(url, store, wanted).await,
@@ -119,8 +128,8 @@ pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, Volume
 }
 
 async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> Result<Created, VolumeError> {
-    let bucket = wanted.bucket.clone().unwrap_or_else(|| format!("{OBJECTS}/"));
-    let root = bucket_dir(url.dir(), &bucket);
+    let bucket = wanted.bucket.clone().unwrap_or_else(|| bucket_of(url));
+    let root = bucket_dir(url.dir(), &bucket)?;
     make_dir(&root)?;
     let objects = open_objects(root.clone())?;
     let prefix = format!("{}/", wanted.name);
@@ -196,7 +205,7 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
     let mut new = old.clone();
     apply(&mut new, wanted);
     if let Some(bucket) = &wanted.bucket {
-        let root = bucket_dir(url.dir(), bucket);
+        let root = bucket_dir(url.dir(), bucket)?;
         let known = open_objects(root.clone())?.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok();
         if !known && !wanted.force {
             return Err(VolumeError::Refused(format!(
@@ -217,6 +226,17 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
             Ok(Created::Updated(new))
         }
         Commit::Conflict(_) => Err(VolumeError::Failed("somebody else changed the setting at the same time; try again".into())),
+    }
+}
+
+/// Directory of the objects if none is named: inside that of the volume; beside a server where the format's client puts them.
+fn bucket_of(url: &MetaUrl) -> String {
+    // SAFETY: geteuid has no preconditions.
+    let home = std::env::var("HOME").ok().filter(|_| unsafe { libc::geteuid() } != 0);
+    match (url.dir(), home) {
+        (Some(_), _) => format!("{OBJECTS}/"),
+        (None, None) => "/var/jfs/".into(),
+        (None, Some(home)) => format!("{home}/.juicefs/local/"),
     }
 }
 

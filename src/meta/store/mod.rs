@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod embedded;
 #[doc(hidden)]
 pub mod powercut;
+pub mod redis;
 
 use crate::types::{BoxFuture, SliceId};
 use bytes::Bytes;
@@ -256,6 +257,17 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// Who else may change what is in a store, and what follows for those who remember answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody at the moment, and whoever comes waits until the kernels have forgotten what they were told.
+    Alone,
+    /// Other processes of this host, right now: kernels are told to remember nothing.
+    Neighbours,
+    /// Anybody at any time: kernels remember for as long as the flags of the mount say.
+    Server,
+}
+
 /// A metadata store. Implementations never block for longer than a local transaction takes without yielding.
 pub trait Store: Send + Sync {
     /// Answers all queries from one state, one value each.
@@ -276,9 +288,30 @@ pub trait Store: Send + Sync {
     /// Whether other processes use the store right now: if so nothing may be remembered beyond one answer.
     fn shared(&self) -> bool;
 
+    /// The same in more detail.
+    fn sharing(&self) -> Sharing {
+        if self.shared() { Sharing::Neighbours } else { Sharing::Alone }
+    }
+
+    /// Whether small blocks are to be kept here as frames; otherwise all become objects.
+    fn keeps_frames(&self) -> bool {
+        true
+    }
+
+    /// How often the store was found to have lost what it had acknowledged. After each time, numbers taken from its counters and not yet
+    /// used must be dropped: they may have been given out again.
+    fn losses(&self) -> u64 {
+        0
+    }
+
     /// Takes the lock that says session `sid` lives; held until the store is dropped. False if another process holds it.
     fn claim_session(&self, sid: u64) -> Result<bool, StoreError>;
 
     /// Whether the process of session `sid` still lives. `None` if this store cannot tell and its expiry decides.
     fn session_alive(&self, sid: u64) -> Option<bool>;
+
+    /// Removes what the store keeps about a session of its own accord; called when it was closed or cleaned.
+    fn forget_session(&self, _sid: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }

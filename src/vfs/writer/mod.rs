@@ -80,7 +80,8 @@ struct Table {
 impl Writers {
     /// Writers over a volume's metadata and blocks.
     pub fn new(config: WritersConfig) -> Arc<Writers> {
-        let shape = Shape { block_bytes: config.blocks.block_bytes(), frame_bytes_max: FRAME_BYTES_MAX };
+        let frame_bytes_max = if config.meta.store().keeps_frames() { FRAME_BYTES_MAX } else { 0 };
+        let shape = Shape { block_bytes: config.blocks.block_bytes(), frame_bytes_max };
         let clock = config.meta.clock().clone();
         let backend = Arc::new(Live { meta: config.meta, blocks: config.blocks });
         Writers::over(backend, clock, shape, config.buffer_bytes)
