@@ -51,7 +51,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
     volume::check_name(&args.name).map_err(anyhow::Error::msg)?;
     let wanted = wanted(args)?;
-    if args.no_update && place(url.dir()).with_context(|| format!("cannot look into {url}"))? == Place::Volume {
+    let there = match url.dir() {
+        Some(dir) => place(dir).with_context(|| format!("cannot look into {url}"))? == Place::Volume,
+        None => true,
+    };
+    if args.no_update && there {
         let runtime = small_runtime()?;
         if !matches!(runtime.block_on(volume::Stores::open(&url)), Err(volume::VolumeError::NotFormatted(_))) {
             return Ok(());
@@ -59,7 +63,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let setting = match small_runtime()?.block_on(volume::create(&url, &wanted))? {
         Created::New(setting) => {
-            info!("Data use file://{}", url.dir().join(setting.bucket()).display());
+            let dir = url.dir().map_or_else(|| setting.bucket().into(), |dir| dir.join(setting.bucket()));
+            info!("Data use file://{}", dir.display());
             setting
         }
         Created::Updated(setting) => setting,

@@ -128,7 +128,12 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
     let url = volume_of(&args.volume)?;
     let options = kernel_options(&args.options)?;
     let read_only = args.read_only || options.read_only;
-    let found = place(url.dir()).with_context(|| format!("cannot look into {url}"))?;
+    let found = match url.dir() {
+        Some(dir) => place(dir).with_context(|| format!("cannot look into {url}"))?,
+        // The server is asked when the volume is opened.
+        None => Place::Volume,
+    };
+    let ttl_max = if url.dir().is_some() { KERNEL_TTL_MAX } else { Duration::MAX };
     match found {
         Place::Volume => {}
         Place::Free if read_only => bail!("database is not formatted: {url} holds no volume, and a read-only mount makes none"),
@@ -137,11 +142,11 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
     }
     let mut ttl = |option: &str, text: Option<&String>| -> anyhow::Result<Duration> {
         let asked = value(option, text, KERNEL_TTL_MAX, values::duration)?;
-        if asked > KERNEL_TTL_MAX {
+        if asked > ttl_max {
             // A second process that joins waits this long before it serves.
             warnings.push(format!("--{option} {} is more than a local volume allows; using 1 second", text.map_or("", String::as_str)));
         }
-        Ok(asked.min(KERNEL_TTL_MAX))
+        Ok(asked.min(ttl_max))
     };
     let attr_ttl = ttl("attr-cache", args.attr_cache.as_ref())?;
     let entry_ttl = ttl("entry-cache", args.entry_cache.as_ref())?;
@@ -172,7 +177,7 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
     let plan = MountPlan {
-        fresh: NewVolume { name: volume::name_of(url.dir()), ..NewVolume::default() },
+        fresh: NewVolume { name: url.dir().map(volume::name_of).unwrap_or_default(), ..NewVolume::default() },
         volume: VolumeOptions {
             read_only,
             mountpoint: mountpoint.to_string_lossy().into_owned(),

@@ -13,7 +13,7 @@ pub struct Record {
     pub pid: u32,
     /// When it began, in ticks since boot: with the number it names a process for good, numbers alone are used again.
     pub start: u64,
-    /// Directory of the volume.
+    /// Directory or address of the volume, without password.
     pub volume: PathBuf,
     /// Inode that is the root of the mount.
     pub root: u64,

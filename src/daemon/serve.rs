@@ -4,6 +4,7 @@ use crate::daemon::{MountError, MountPlan, Record, SUBTYPE, entries, ready_line,
 use crate::fuse::{FuseConfig, FuseSession};
 use crate::volume::{self, Created, Volume, VolumeError};
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -38,9 +39,10 @@ pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountErro
 
 async fn open(plan: &MountPlan) -> Result<Volume, VolumeError> {
     match Volume::open(&plan.url, plan.volume.clone()).await {
-        Err(VolumeError::NotFormatted(dir)) if !plan.volume.read_only => {
+        // Beside a server it must be said where the objects go: `format` does.
+        Err(VolumeError::NotFormatted(url)) if !plan.volume.read_only && plan.url.dir().is_some() => {
             if let Created::New(setting) = volume::create(&plan.url, &plan.fresh).await? {
-                info!("made volume {} in {}", setting.name(), dir.display());
+                info!("made volume {} in {}", setting.name(), url);
             }
             Volume::open(&plan.url, plan.volume.clone()).await
         }
@@ -117,7 +119,7 @@ fn hint(error: &io::Error) -> &'static str {
 fn write_record(plan: &MountPlan, root: u64) -> Option<impl Drop + use<>> {
     let write = || -> io::Result<_> {
         let entry = entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::ErrorKind::NotFound)?;
-        Record::new(plan.url.dir(), root).write(&entry)
+        Record::new(Path::new(&plan.url.without_password()), root).write(&entry)
     };
     write().inspect_err(|error| warn!("`pando umount` will not wait for this process: cannot write its record: {error}")).ok()
 }

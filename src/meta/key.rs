@@ -140,3 +140,16 @@ pub fn decimal(n: impl std::fmt::Display) -> Bytes {
 pub fn name(name: &Name) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
 }
+
+/// Connections of one session that may have a hash of their own: more than one only after its number was given out twice.
+pub const OP_CONNECTIONS_MAX: u32 = 8;
+
+/// Pando's own: outcomes of the commits of one connection. `who` is a session id, or a word of a process without one.
+pub fn op(who: &str, connection: u32) -> Key {
+    format!("_pando:op:{who}_{connection}").into()
+}
+
+/// Pando's own: what the start-up checks try commands on.
+pub fn probe(random: u64) -> Key {
+    format!("_pando:probe:{random:016x}").into()
+}

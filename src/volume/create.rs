@@ -4,11 +4,12 @@ use crate::env::{Clock, SystemClock, SystemRandom, uuid_v4};
 use crate::meta::codec::encode_attr;
 use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
+use crate::meta::store::redis;
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::object::ObjectStore;
 use crate::types::{Attr, Flags, Ino, Kind, Time};
 use crate::volume::objects::{OBJECTS, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
-use crate::volume::stores::{DATABASE, load_setting, open_store};
+use crate::volume::stores::{COMMAND_PATIENCE, DATABASE, load_setting, open_store};
 use crate::volume::{MetaUrl, VolumeError, gate};
 use bytes::Bytes;
 use serde_json::json;
@@ -115,7 +116,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// Makes a volume in the directory of `url`, or changes the setting of the one that is there.
 pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, VolumeError> {
     check_name(&wanted.name).map_err(VolumeError::Refused)?;
-    let dir = url.dir();
+    let Some(dir) = url.dir() else {
+        let store = open_store(url, redis::Options { patience: Some(COMMAND_PATIENCE), writes: true }).await?;
+        return create_over(url, store, wanted).await;
+    };
     match place(dir).map_err(|e| VolumeError::Failed(format!("cannot look into {}: {e}", dir.display())))? {
         Place::Foreign => {
             return Err(VolumeError::Refused(format!(
@@ -125,7 +129,12 @@ pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, Volume
         }
         Place::Free | Place::Volume => make_dir(dir)?,
     }
-    let store = open_store(dir)?;
+    // Nobody waits for a server here.
+    let store = open_store(url, redis::Options { patience: None, writes: true }).await?;
+    create_over(url, store, wanted).await
+}
+
+async fn create_over(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> Result<Created, VolumeError> {
     match load_setting(store.as_ref()).await? {
         Some(setting) => update(url, store, setting, wanted).await,
         None => create_in(url, store, wanted).await,
@@ -139,7 +148,7 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
     let storage = wanted.storage.as_deref().unwrap_or(STORAGE_DEFAULT);
     let bucket = match &wanted.bucket {
         Some(bucket) => bucket.clone(),
-        None if storage == STORAGE_DEFAULT => format!("{OBJECTS}/"),
+        None if storage == STORAGE_DEFAULT => bucket_of(url),
         None => return Err(VolumeError::Refused(format!("storage {storage} needs a bucket, e.g. --bucket https://HOST/BUCKET"))),
     };
     let mut setting = Setting::new(&wanted.name, &uuid, storage, &bucket, block_kib);
@@ -198,7 +207,7 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
 
 /// The bucket of a new volume: it works, and nobody else's objects lie under the name.
 async fn prepare_bucket(url: &MetaUrl, setting: &Setting, force: bool) -> Result<Arc<dyn ObjectStore>, VolumeError> {
-    let dir = Some(url.dir());
+    let dir = url.dir();
     for root in directories(setting, dir)? {
         make_dir(&root)?;
     }
@@ -249,7 +258,7 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
         gate::check(&new, false).map_err(VolumeError::Refused)?;
     }
     if (new.storage(), new.bucket()) != (old.storage(), old.bucket()) {
-        let objects = open_objects(&new, Some(url.dir())).await;
+        let objects = open_objects(&new, url.dir()).await;
         let known = match objects {
             Ok(objects) => objects.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok(),
             Err(_) => false,
@@ -257,7 +266,7 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
         if !known && !wanted.force {
             return Err(VolumeError::Refused(format!(
                 "{} does not hold the objects of volume {}; copy them there first, or add --force",
-                location(&new, Some(url.dir())),
+                location(&new, url.dir()),
                 old.name()
             )));
         }
@@ -272,6 +281,17 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
             Ok(Created::Updated(new))
         }
         Commit::Conflict(_) => Err(VolumeError::Failed("somebody else changed the setting at the same time; try again".into())),
+    }
+}
+
+/// Directory of the objects if none is named: inside that of the volume; beside a server where the format's client puts them.
+fn bucket_of(url: &MetaUrl) -> String {
+    // SAFETY: geteuid has no preconditions.
+    let home = std::env::var("HOME").ok().filter(|_| unsafe { libc::geteuid() } != 0);
+    match (url.dir(), home) {
+        (Some(_), _) => format!("{OBJECTS}/"),
+        (None, None) => "/var/jfs/".into(),
+        (None, Some(home)) => format!("{home}/.juicefs/local/"),
     }
 }
 

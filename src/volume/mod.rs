@@ -26,13 +26,13 @@ use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
 use crate::jobs::{self, JobsConfig, JobsHandle};
-use crate::meta::store::{Store, StoreError};
+use crate::meta::store::redis;
+use crate::meta::store::{Sharing, Store, StoreError};
 use crate::meta::{AtimeMode, Meta, MetaConfig};
 use crate::types::{Caller, Duty, Errno, FrameSource, Ino, Kind, Name};
 use crate::vfs::writer::{Writers, WritersConfig};
 use crate::vfs::{Vfs, VfsConfig};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -51,8 +51,8 @@ const CACHE_SHARE: usize = 4;
 /// Why a volume cannot be used.
 #[derive(Debug)]
 pub enum VolumeError {
-    /// There is no volume in this directory.
-    NotFormatted(PathBuf),
+    /// There is no volume at this address.
+    NotFormatted(String),
     /// It is there, but must not or cannot be used this way; says what to do.
     Refused(String),
     /// Something outside failed.
@@ -62,8 +62,8 @@ pub enum VolumeError {
 impl fmt::Display for VolumeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            VolumeError::NotFormatted(dir) => {
-                write!(f, "database is not formatted: {} holds no volume; `pando format {0} NAME` makes one", dir.display())
+            VolumeError::NotFormatted(url) => {
+                write!(f, "database is not formatted: {url} holds no volume; `pando format {url} NAME` makes one")
             }
             VolumeError::Refused(why) | VolumeError::Failed(why) => f.write_str(why),
         }
@@ -106,7 +106,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Whether extended attributes are offered.
     pub xattr: bool,
-    /// Kernel timeouts for attributes, names of files, names of directories; never above `KERNEL_TTL_MAX`.
+    /// Kernel timeouts for attributes, names of files, names of directories; on an embedded volume
+    /// never above `KERNEL_TTL_MAX`.
     pub attr_ttl: Duration,
     /// See `attr_ttl`.
     pub entry_ttl: Duration,
@@ -130,7 +131,9 @@ pub struct Volume {
 impl Volume {
     /// Opens a volume, joins its other users, starts the background work.
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
-        let stores = Stores::open(url).await?;
+        // A server that is away later is a pause for applications, not a failure.
+        let server = redis::Options { patience: None, writes: !options.read_only };
+        let stores = Stores::open_for(url, server).await?;
         objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
         Volume::over(stores, options).await
     }
@@ -140,7 +143,7 @@ impl Volume {
         let Stores { store, setting, objects } = stores;
         // From here on others see that they are not alone and let kernels remember nothing. What they told them before still holds for a
         // while: a change made now would not be seen through those mounts.
-        if !options.read_only && store.shared() {
+        if !options.read_only && store.sharing() == Sharing::Neighbours {
             info!("volume {} is in use by another process; waiting for its kernel timeouts to end", setting.name());
             tokio::time::sleep(KERNEL_TTL_MAX + KERNEL_TTL_SLACK).await;
         }
@@ -194,13 +197,14 @@ impl Volume {
             Some(path) => self.subdir(path).await?,
             None => Ino::ROOT,
         };
+        let longest = if self.store().sharing() == Sharing::Server { Duration::MAX } else { KERNEL_TTL_MAX };
         let config = VfsConfig {
             root,
             read_only: options.read_only || self.read_only,
             xattr: options.xattr,
-            attr_ttl: options.attr_ttl.min(KERNEL_TTL_MAX),
-            entry_ttl: options.entry_ttl.min(KERNEL_TTL_MAX),
-            dir_entry_ttl: options.dir_entry_ttl.min(KERNEL_TTL_MAX),
+            attr_ttl: options.attr_ttl.min(longest),
+            entry_ttl: options.entry_ttl.min(longest),
+            dir_entry_ttl: options.dir_entry_ttl.min(longest),
             umask: options.umask,
         };
         Ok((Vfs::new(self.meta.clone(), self.blocks.clone(), self.chunks.clone(), self.writers.clone(), config), root))

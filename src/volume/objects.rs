@@ -49,7 +49,11 @@ pub(super) async fn open_objects(setting: &Setting, dir: Option<&Path>) -> Resul
 /// The directories that hold the objects of a volume; none if a server does.
 pub(super) fn directories(setting: &Setting, dir: Option<&Path>) -> Result<Vec<PathBuf>, VolumeError> {
     match setting.storage() {
-        "file" => Ok(buckets(setting)?.iter().map(|bucket| bucket_dir(dir, bucket)).collect()),
+        "file" => {
+            let roots: Vec<_> = buckets(setting)?.iter().map(|bucket| bucket_dir(dir, bucket)).collect();
+            roots.iter().try_for_each(|root| check_dir(dir, root))?;
+            Ok(roots)
+        }
         _ => Ok(Vec::new()),
     }
 }
@@ -82,7 +86,11 @@ fn buckets(setting: &Setting) -> Result<Vec<String>, VolumeError> {
 
 async fn open_bucket(setting: &Setting, dir: Option<&Path>, bucket: &str) -> Result<Arc<dyn ObjectStore>, VolumeError> {
     let flavor = match setting.storage() {
-        "file" => return open_dir(bucket_dir(dir, bucket)),
+        "file" => {
+            let root = bucket_dir(dir, bucket);
+            check_dir(dir, &root)?;
+            return open_dir(root);
+        }
         "s3" => Flavor::S3,
         "minio" => Flavor::Minio,
         other => {
@@ -115,6 +123,14 @@ fn bucket_dir(dir: Option<&Path>, bucket: &str) -> PathBuf {
     let bucket = bucket.strip_prefix("file://").unwrap_or(bucket);
     let bucket = if bucket.is_empty() { OBJECTS } else { bucket };
     dir.map_or_else(|| PathBuf::from(bucket), |dir| dir.join(bucket))
+}
+
+/// Beside a server there is no directory that a relative path could lie in.
+fn check_dir(dir: Option<&Path>, root: &Path) -> Result<(), VolumeError> {
+    if dir.is_some() || root.is_absolute() {
+        return Ok(());
+    }
+    Err(VolumeError::Refused(format!("the directory of the objects must be an absolute path, and is {:?}", root.display())))
 }
 
 /// Storage class and tag of new objects: those of tier 0, which older settings do not have (data §2.5).

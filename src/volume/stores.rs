@@ -4,15 +4,21 @@ use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::setting::Setting;
 use crate::meta::store::embedded::EmbeddedStore;
+use crate::meta::store::redis::{self, RedisStore};
 use crate::meta::store::{Query, Store, Value};
 use crate::object::ObjectStore;
 use crate::volume::objects::open_objects;
 use crate::volume::{MetaUrl, VolumeError, gate};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tracing::warn;
 
 /// The database of an embedded volume, inside its directory.
 pub const DATABASE: &str = "pando.db";
+
+/// How long a command waits for a server that is away.
+pub const COMMAND_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Metadata, setting and objects of one volume.
 pub struct Stores {
@@ -25,26 +31,42 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Opens what is there. A volume this build must not touch is refused.
+    /// Opens what is there, for a command: it gives up when a server stays away. A volume this build must not touch is refused.
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
-        match url.dir().join(DATABASE).try_exists() {
-            Ok(true) => {}
-            Ok(false) => return Err(VolumeError::NotFormatted(url.dir().into())),
-            // Most likely it is another user's: whether it holds a volume cannot be told.
-            Err(error) => return Err(VolumeError::Failed(format!("cannot look into {url}: {error}"))),
+        Stores::open_for(url, redis::Options { patience: Some(COMMAND_PATIENCE), writes: false }).await
+    }
+
+    /// The same with a choice of how a server is used.
+    pub async fn open_for(url: &MetaUrl, options: redis::Options) -> Result<Stores, VolumeError> {
+        let not_formatted = || VolumeError::NotFormatted(url.to_string());
+        if let Some(dir) = url.dir() {
+            match dir.join(DATABASE).try_exists() {
+                Ok(true) => {}
+                Ok(false) => return Err(not_formatted()),
+                // Most likely it is another user's: whether it holds a volume cannot be told.
+                Err(error) => return Err(VolumeError::Failed(format!("cannot look into {url}: {error}"))),
+            }
         }
-        let store = open_store(url.dir())?;
-        let setting = load_setting(store.as_ref()).await?.ok_or_else(|| VolumeError::NotFormatted(url.dir().into()))?;
+        let store = open_store(url, options).await?;
+        let setting = load_setting(store.as_ref()).await?.ok_or_else(not_formatted)?;
         gate::check(&setting, has_quotas(store.as_ref()).await?).map_err(VolumeError::Refused)?;
-        let objects = open_objects(&setting, Some(url.dir())).await?;
+        let objects = open_objects(&setting, url.dir()).await?;
         Ok(Stores { store, setting, objects })
     }
 }
 
-/// Opens the metadata store of an embedded volume; creates an empty one if there is none.
-pub(super) fn open_store(dir: &Path) -> Result<Arc<dyn Store>, VolumeError> {
-    let store = EmbeddedStore::open(dir).map_err(|e| VolumeError::Failed(format!("cannot open the volume in {}: {e}", dir.display())))?;
-    Ok(Arc::new(store))
+/// Opens the metadata store of a volume. That of an embedded one is created if there is none.
+pub(super) async fn open_store(url: &MetaUrl, options: redis::Options) -> Result<Arc<dyn Store>, VolumeError> {
+    let failed = |e| VolumeError::Failed(format!("cannot open the volume in {url}: {e}"));
+    Ok(match url {
+        MetaUrl::Embedded(dir) => Arc::new(EmbeddedStore::open(dir).map_err(failed)?),
+        MetaUrl::Redis(redis) => {
+            for warning in &redis.warnings {
+                warn!("{warning}");
+            }
+            Arc::new(RedisStore::open(redis, options).await.map_err(failed)?)
+        }
+    })
 }
 
 /// The setting, `None` if the store holds no volume.

@@ -1,5 +1,6 @@
 //! `MetaUrl`: where the metadata of a volume is.
 
+use crate::meta::store::redis::url::{ProcessEnvironment, RedisUrl};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,10 +9,12 @@ use std::path::{Path, PathBuf};
 pub enum MetaUrl {
     /// A directory of this host that holds the whole volume.
     Embedded(PathBuf),
+    /// A Redis server, sentinels or a cluster.
+    Redis(Box<RedisUrl>),
 }
 
 impl MetaUrl {
-    /// Reads the argument. A path begins with `/`, `.` or `~`, or names a directory that exists; everything else is the URL of a server.
+    /// Reads the argument. A path begins with `/`, `.` or `~`, or names a directory that exists; everything else is the address of a Redis server.
     /// Paths come back absolute, so that a later change of the working directory does not matter.
     pub fn parse(text: &str) -> Result<MetaUrl, String> {
         if text.is_empty() {
@@ -29,29 +32,32 @@ impl MetaUrl {
                 Err(error) => Err(format!("the working directory is not known ({error}); give {text} as an absolute path")),
             };
         }
-        match text.split_once("://") {
-            None => Err(format!(
-                "there is no directory {text}; to make a new volume write ./{text} (without ./ it means a Redis server, which this build \
-                 does not support)"
-            )),
-            Some(("redis" | "rediss" | "unix", _)) => {
-                Err("Redis volumes are not supported by this build; give a directory, e.g. `./vol`, to keep the volume on this host".into())
-            }
-            Some((scheme, _)) => Err(format!("Invalid meta driver: {scheme}")),
-        }
+        RedisUrl::parse(text, &ProcessEnvironment).map(|url| MetaUrl::Redis(Box::new(url)))
     }
 
     /// The directory of an embedded volume.
-    pub fn dir(&self) -> &Path {
+    pub fn dir(&self) -> Option<&Path> {
         match self {
-            MetaUrl::Embedded(dir) => dir,
+            MetaUrl::Embedded(dir) => Some(dir),
+            MetaUrl::Redis(_) => None,
+        }
+    }
+
+    /// The address as others may see it; passwords have to come from the environment of whoever uses it.
+    pub fn without_password(&self) -> String {
+        match self {
+            MetaUrl::Embedded(dir) => dir.display().to_string(),
+            MetaUrl::Redis(url) => url.to_string().replacen(":****@", "@", 1),
         }
     }
 }
 
 impl fmt::Display for MetaUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.dir().display())
+        match self {
+            MetaUrl::Embedded(dir) => write!(f, "{}", dir.display()),
+            MetaUrl::Redis(url) => write!(f, "{url}"),
+        }
     }
 }
 
@@ -66,17 +72,19 @@ mod tests {
     #[test]
     fn paths_and_servers() {
         assert_eq!(MetaUrl::parse("/a/b"), Ok(MetaUrl::Embedded("/a/b".into())));
-        assert!(MetaUrl::parse("./x").expect("a path").dir().is_absolute());
-        assert!(MetaUrl::parse("src").is_ok(), "an existing directory needs no ./");
-        for (text, what) in [
-            ("redis://:secret@h/1", "Redis"),
-            ("localhost", "Redis"),
-            ("foo://x", "Invalid meta driver: foo"),
-            ("", "empty"),
-            ("sqlite3://a.db", "Invalid meta driver: sqlite3"),
+        assert!(MetaUrl::parse("./x").expect("a path").dir().expect("embedded").is_absolute());
+        assert!(MetaUrl::parse("src").expect("a path").dir().is_some(), "an existing directory needs no ./");
+        for (text, shown, without) in [
+            ("redis://:secret@h/1", "redis://:****@h/1", "redis://@h/1"),
+            ("localhost", "redis://localhost", "redis://localhost"),
+            ("u:secret@h:1/2", "redis://u:****@h:1/2", "redis://u@h:1/2"),
         ] {
+            let url = MetaUrl::parse(text).expect(text);
+            assert_eq!((url.dir(), url.to_string().as_str(), url.without_password().as_str()), (None, shown, without));
+        }
+        for (text, what) in [("foo://x", "Invalid meta driver: foo"), ("", "empty"), ("sqlite3://a.db", "Invalid meta driver: sqlite3")] {
             let error = MetaUrl::parse(text).expect_err("refused");
-            assert!(error.contains(what) && !error.contains("secret"), "{error}");
+            assert!(error.contains(what), "{error}");
         }
     }
 }

@@ -1,0 +1,366 @@
+-- One commit: all guards, then all checks, then all writes, then the reads. Nothing can fail after the first write.
+-- KEYS: every key the program names. ARGV: the prefix of all keys, then the program as `script.rs` lays it out.
+-- Values are opaque bytes. Numbers in Lua are doubles: the only ones computed here are u32, and estimates that decide whether an addition
+-- stays far from the limits of an i64.
+local K, A, p = KEYS, ARGV, 1
+local call, try = redis.call, redis.pcall
+local S, T = {}, {} -- strings as they will be once the writes before are done (false: absent); types likewise
+local bad
+
+local function nxt()
+  p = p + 1
+  return A[p]
+end
+
+local function num()
+  p = p + 1
+  return tonumber(A[p])
+end
+
+local function key()
+  p = p + 1
+  return K[tonumber(A[p])]
+end
+
+local function list()
+  local out = {}
+  for i = 1, num() do
+    out[i] = nxt()
+  end
+  return out
+end
+
+-- The inode of an entry as decimal text; those of the trash are above 2^53.
+local function inode(entry)
+  local a, b, c, d, e, f, g, h = string.byte(entry, 2, 9)
+  local high = ((a * 256 + b) * 256 + c) * 256 + d
+  if high < 2097152 then
+    return string.format('%.0f', high * 4294967296 + ((e * 256 + f) * 256 + g) * 256 + h)
+  end
+  local limbs, text = {a * 256 + b, c * 256 + d, e * 256 + f, g * 256 + h}, ''
+  repeat
+    local rest, more = 0, false
+    for i = 1, 4 do
+      local x = rest * 65536 + limbs[i]
+      limbs[i] = math.floor(x / 1000000)
+      rest = x - limbs[i] * 1000000
+      more = more or limbs[i] > 0
+    end
+    text = string.format(more and '%06.0f' or '%.0f', rest) .. text
+  until not more
+  return text
+end
+
+local function str(k)
+  local v = S[k]
+  if v == nil then
+    v = call('GET', k)
+    S[k] = v
+    T[k] = v and 'string' or 'none'
+  end
+  return v
+end
+
+local query = {
+  G = function() return str(key()) end,
+  F = function() return call('HGET', key(), nxt()) end,
+  A = function() return call('HGETALL', key()) end,
+  N = function() return call('HLEN', key()) end,
+  L = function() return call('LRANGE', key(), 0, -1) end,
+  M = function() return call('SMEMBERS', key()) end,
+  Z = function() return call('ZSCORE', key(), nxt()) end,
+  R = function() return call('ZRANGEBYSCORE', key(), '-inf', nxt(), 'WITHSCORES', 'LIMIT', 0, nxt()) end,
+  E = function()
+    local entry = call('HGET', key(), nxt())
+    if not entry then
+      return false
+    end
+    local record = false
+    if #entry == 9 then
+      record = try('GET', A[1] .. 'i' .. inode(entry))
+    end
+    return {entry, type(record) == 'string' and record}
+  end,
+}
+
+-- Each answers whether the guard holds, and the value it looked at.
+local guard = {
+  V = function()
+    local v = str(key())
+    if num() == 0 then
+      return not v, v
+    end
+    return v == nxt(), v
+  end,
+  B = function()
+    local v = str(key())
+    local holds = v ~= false
+    for _ = 1, num() do
+      local from, to, want = num(), num(), nxt()
+      holds = holds and string.sub(v, from, to) == want
+    end
+    return holds, v
+  end,
+  F = function()
+    local k = key()
+    local v = call('HGET', k, nxt())
+    T[k] = 'hash'
+    if num() == 0 then
+      return not v, v
+    end
+    return v == nxt(), v
+  end,
+  H = function()
+    local v = call('HGETALL', key())
+    local found, count = {}, num()
+    for i = 1, #v, 2 do
+      found[v[i]] = v[i + 1]
+    end
+    local holds = #v == 2 * count
+    for _ = 1, count do
+      local field = nxt()
+      holds = found[field] == nxt() and holds
+    end
+    return holds, v
+  end,
+  e = function()
+    local v = call('HLEN', key())
+    return v == 0, v
+  end,
+  n = function()
+    local v = call('HLEN', key())
+    return v ~= 0, v
+  end,
+  p = function()
+    local v, want = call('LRANGE', key(), 0, -1), list()
+    local holds = #v >= #want
+    for i = 1, #want do
+      holds = holds and v[i] == want[i]
+    end
+    return holds, v
+  end,
+  l = function()
+    local v, want = call('LRANGE', key(), 0, -1), list()
+    local holds = #v == #want
+    for i = 1, #want do
+      holds = holds and v[i] == want[i]
+    end
+    return holds, v
+  end,
+  s = function()
+    local v = call('ZSCORE', key(), nxt())
+    if num() == 0 then
+      return not v, v
+    end
+    local want = tonumber(nxt())
+    return v ~= false and tonumber(v) == want, v
+  end,
+}
+
+local function typed(k, t)
+  local is = T[k]
+  if is == nil then
+    is = call('TYPE', k).ok
+  end
+  if is ~= t and is ~= 'none' then
+    bad = bad or ('a ' .. is .. ' where a ' .. t .. ' belongs: ' .. k)
+  end
+  T[k] = t
+end
+
+-- Whether INCRBY or HINCRBY of this text succeeds.
+local function addable(v, delta)
+  if not v then
+    return true
+  end
+  if #v > 20 or not (v == '0' or string.find(v, '^%-?[1-9]%d*$')) then
+    return false
+  end
+  return math.abs(tonumber(v) + tonumber(delta)) < 9.2e18
+end
+
+local function hash(command)
+  return function()
+    local k = key()
+    typed(k, 'hash')
+    return {command, k, nxt(), nxt()}
+  end
+end
+
+local function member(command, t)
+  return function()
+    local k = key()
+    typed(k, t)
+    return {command, k, nxt()}
+  end
+end
+
+local function push(command)
+  return function()
+    local k = key()
+    typed(k, 'list')
+    return {command, k, unpack(list())}
+  end
+end
+
+-- Each checks one write and answers the command that does it.
+local write = {
+  set = function()
+    local k, v = key(), nxt()
+    S[k], T[k] = v, 'string'
+    return {'SET', k, v}
+  end,
+  pat = function()
+    local k, offset, bytes = key(), num(), nxt()
+    local v = str(k)
+    if not v or #v < offset + #bytes then
+      bad = bad or ('a value too short to patch: ' .. k)
+      return
+    end
+    S[k] = string.sub(v, 1, offset) .. bytes .. string.sub(v, offset + #bytes + 1)
+    return {'SETRANGE', k, offset, bytes}
+  end,
+  add = function()
+    local k, offset, delta = key(), num(), num()
+    local v = str(k)
+    if not v or #v < offset + 4 then
+      bad = bad or ('a value too short to count in: ' .. k)
+      return
+    end
+    local a, b, c, d = string.byte(v, offset + 1, offset + 4)
+    local n = ((a * 256 + b) * 256 + c) * 256 + d + delta
+    if n < 0 or n > 4294967295 then
+      bad = bad or ('a count out of range: ' .. k)
+      return
+    end
+    local low = n % 65536
+    local high = (n - low) / 65536
+    local bytes = string.char(math.floor(high / 256), high % 256, math.floor(low / 256), low % 256)
+    S[k] = string.sub(v, 1, offset) .. bytes .. string.sub(v, offset + 5)
+    return {'SETRANGE', k, offset, bytes}
+  end,
+  del = function()
+    local k = key()
+    S[k], T[k] = false, 'none'
+    return {'DEL', k}
+  end,
+  inc = function()
+    local k, delta = key(), nxt()
+    local v = str(k)
+    if not addable(v, delta) then
+      bad = bad or ('no counter, or one at its limit: ' .. k)
+      return
+    end
+    S[k], T[k] = string.format('%.0f', tonumber(v or '0') + tonumber(delta)), 'string'
+    return {'INCRBY', k, delta}
+  end,
+  hse = hash('HSET'),
+  hde = member('HDEL', 'hash'),
+  hin = function()
+    local k, field, delta = key(), nxt(), nxt()
+    typed(k, 'hash')
+    if not bad and not addable(call('HGET', k, field), delta) then
+      bad = 'no counter, or one at its limit: ' .. k
+    end
+    return {'HINCRBY', k, field, delta}
+  end,
+  hip = function()
+    return {'?', key(), nxt(), nxt()}
+  end,
+  rpu = push('RPUSH'),
+  rpx = push('RPUSHX'),
+  lpu = push('LPUSH'),
+  ltr = function()
+    local k = key()
+    typed(k, 'list')
+    return {'LTRIM', k, nxt(), -1}
+  end,
+  sad = member('SADD', 'set'),
+  sre = member('SREM', 'set'),
+  zad = function()
+    local k = key()
+    typed(k, 'zset')
+    return {'ZADD', k, nxt(), nxt()}
+  end,
+  zre = member('ZREM', 'zset'),
+}
+
+-- Commands whose answers are told.
+local told = {INCRBY = true, HDEL = true, HINCRBY = true, RPUSH = true, RPUSHX = true, LPUSH = true, SREM = true, ZREM = true}
+-- Type and further arguments of what a query reads.
+local reads = {G = {'string', 0}, F = {'hash', 1}, A = {'hash', 0}, N = {'hash', 0}, L = {'list', 0}, M = {'set', 0}, Z = {'zset', 1},
+  R = {'zset', 2}, E = {'hash', 1}}
+
+-- The fence: a hash that still holds our token, or none.
+local fence, token, slot, record
+if nxt() == '1' then
+  fence, token, slot, record = key(), nxt(), nxt(), nxt()
+  if call('HGET', fence, 'token') ~= token then
+    return {2}
+  end
+end
+
+local found, conflict = {}, false
+for i = 1, num() do
+  local holds, value = guard[nxt()]()
+  found[i] = value
+  conflict = conflict or not holds
+end
+if conflict then
+  return {0, found}
+end
+
+local todo, count = {}, num()
+for i = 1, count do
+  todo[i] = write[nxt()]()
+end
+local wanted = num()
+if count > 0 then
+  local from = p
+  for _ = 1, wanted do
+    local kind = reads[nxt()]
+    typed(key(), kind[1])
+    p = p + kind[2]
+  end
+  p = from
+  if bad then
+    return {3, bad}
+  end
+end
+
+local replies = {}
+for i = 1, count do
+  local w = todo[i]
+  local name = w[1]
+  if name == '?' then
+    local v = try('HGET', w[2], w[3])
+    if type(v) == 'string' and addable(v, w[4]) then
+      try('HINCRBY', w[2], w[3], w[4])
+    end
+  elseif told[name] then
+    -- Checked above; should a counter fail all the same, the rest of the commit stands and the caller is told.
+    local n = try(unpack(w))
+    if type(n) ~= 'number' then
+      n = '?'
+    elseif math.abs(n) >= 9007199254740992 then
+      -- More than a double holds: the text is exact.
+      n = name == 'INCRBY' and call('GET', w[2]) or call('HGET', w[2], w[3])
+    else
+      n = string.format('%.0f', n)
+    end
+    replies[#replies + 1] = n
+  else
+    call(unpack(w))
+  end
+end
+replies = table.concat(replies, ',')
+if fence then
+  call('HSET', fence, slot, record .. replies)
+end
+
+S = {}
+local values = {}
+for i = 1, wanted do
+  values[i] = query[nxt()]()
+end
+return {1, replies, values}

@@ -1,0 +1,209 @@
+//! `Link`: the one connection everybody shares, made anew when it breaks. Requests wait while the server is away.
+
+use super::connect::{Connector, Layout, ask};
+use super::error::Fault;
+use super::script::bytes;
+use crate::env::{Random, SystemRandom};
+use crate::meta::store::StoreError;
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value as Reply};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
+
+/// A connection that worked when it was last used.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub conn: MultiplexedConnection,
+    /// Counts connections: a later one has a higher number.
+    pub generation: u64,
+    /// Names one life of the server process; empty if it does not tell.
+    pub run_id: String,
+}
+
+/// The link.
+pub(super) struct Link {
+    connector: Connector,
+    layout: Layout,
+    /// Before every key.
+    pub prefix: Bytes,
+    /// How long a request waits for the server; `None`: for ever.
+    patience: Option<Duration>,
+    retry_min: Duration,
+    retry_max: Duration,
+    live: Mutex<Option<Live>>,
+    /// Held while connecting; the number of the last connection.
+    connecting: tokio::sync::Mutex<u64>,
+}
+
+/// The pauses of one request.
+pub(super) struct Patience {
+    deadline: Option<Instant>,
+    pauses: u32,
+    why: String,
+}
+
+impl Patience {
+    fn gave_up(&self) -> StoreError {
+        let why = if self.why.is_empty() { "no answer" } else { &self.why };
+        StoreError::Failed(format!("the Redis server cannot be reached: {why}"))
+    }
+}
+
+impl Link {
+    /// Connects for the first time.
+    pub async fn open(
+        connector: Connector,
+        db: u32,
+        patience: Option<Duration>,
+        opening: Duration,
+        retry: (Duration, Duration),
+    ) -> Result<Link, StoreError> {
+        let mut link = Link {
+            connector,
+            layout: Layout::Database,
+            prefix: Bytes::new(),
+            patience,
+            retry_min: retry.0,
+            retry_max: retry.1,
+            live: Mutex::new(None),
+            connecting: tokio::sync::Mutex::new(0),
+        };
+        // Nobody is served yet: a wrong address must end in a message.
+        let mut patience = Patience { deadline: Some(Instant::now() + opening), pauses: 0, why: String::new() };
+        link.layout = loop {
+            match link.connector.layout().await {
+                Ok(layout) => break layout,
+                Err(fault) => link.pause(&mut patience, fault).await?,
+            }
+        };
+        if link.layout == Layout::Cluster {
+            link.prefix = format!("{{{db}}}").into();
+        }
+        link.live(&mut patience).await?;
+        Ok(link)
+    }
+
+    /// Begins a request.
+    pub fn patience(&self) -> Patience {
+        Patience { deadline: self.patience.map(|patience| Instant::now() + patience), pauses: 0, why: String::new() }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Live>> {
+        // Only plain assignments happen under it.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection; makes one if there is none.
+    pub async fn live(&self, patience: &mut Patience) -> Result<Live, StoreError> {
+        loop {
+            if let Some(live) = self.current().clone() {
+                return Ok(live);
+            }
+            let mut last = match patience.deadline {
+                None => self.connecting.lock().await,
+                Some(deadline) => timeout_at(deadline, self.connecting.lock()).await.map_err(|_| patience.gave_up())?,
+            };
+            if let Some(live) = self.current().clone() {
+                return Ok(live);
+            }
+            let begin = Instant::now();
+            loop {
+                match self.connect(*last + 1).await {
+                    Ok((live, place)) => {
+                        *last = live.generation;
+                        *self.current() = Some(live.clone());
+                        if live.generation > 1 {
+                            info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
+                        }
+                        return Ok(live);
+                    }
+                    // A volume in use waits even for what looks like a wrong password: an operator may be at work.
+                    Err(Fault::Store(error)) if *last > 0 && self.patience.is_none() => {
+                        self.pause(patience, Fault::Elsewhere(error.to_string())).await?;
+                    }
+                    Err(fault) => self.pause(patience, fault).await?,
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, generation: u64) -> Result<(Live, String), Fault> {
+        let (mut conn, place) = self.connector.connect(self.layout, &self.prefix).await?;
+        let run_id = match ask(&mut conn, redis::cmd("INFO").arg("server")).await {
+            Ok(reply) => info_field(&reply, "run_id").unwrap_or_default(),
+            // Not everybody may ask.
+            Err(Fault::Store(_)) => String::new(),
+            Err(fault) => return Err(fault),
+        };
+        Ok((Live { conn, generation, run_id }, place))
+    }
+
+    /// Waits before the next attempt, longer each time, never in step with other clients. Fails when the request has waited enough.
+    pub async fn pause(&self, patience: &mut Patience, fault: Fault) -> Result<(), StoreError> {
+        let why = match fault {
+            Fault::Store(error) => return Err(error),
+            Fault::NoScript => return Ok(()),
+            Fault::Lost(why) | Fault::Later(why) | Fault::Elsewhere(why) => why,
+        };
+        let longest = self.retry_min.saturating_mul(1 << patience.pauses.min(20)).min(self.retry_max);
+        // Half of it at least, so that pauses do grow.
+        let pause = longest / 2 + Duration::from_nanos(SystemRandom.u64() % u64::try_from(longest.as_nanos() / 2 + 1).unwrap_or(u64::MAX));
+        patience.pauses += 1;
+        patience.why = why;
+        if patience.deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
+            return Err(patience.gave_up());
+        }
+        sleep(pause).await;
+        Ok(())
+    }
+
+    /// Stops using a connection, unless that has happened already.
+    pub fn retire(&self, generation: u64, why: &str) {
+        let mut current = self.current();
+        if current.as_ref().is_some_and(|live| live.generation == generation) {
+            *current = None;
+            warn!("the connection to Redis is lost, requests wait: {why}");
+        }
+    }
+
+    /// One attempt. A connection that is of no use is given up.
+    pub async fn attempt(&self, live: &Live, cmd: &Cmd) -> Result<Reply, Fault> {
+        let answer = ask(&mut live.conn.clone(), cmd).await;
+        if let Err(Fault::Lost(why) | Fault::Elsewhere(why)) = &answer {
+            self.retire(live.generation, why);
+        }
+        answer
+    }
+
+    /// A request that may happen twice.
+    pub async fn request(&self, cmd: &Cmd) -> Result<Reply, StoreError> {
+        let mut patience = self.patience();
+        loop {
+            let live = self.live(&mut patience).await?;
+            match self.attempt(&live, cmd).await {
+                Ok(reply) => return Ok(reply),
+                Err(fault) => self.pause(&mut patience, fault).await?,
+            }
+        }
+    }
+
+    /// A connection beside the shared one, for a command that keeps it busy.
+    pub async fn beside(&self) -> Result<MultiplexedConnection, Fault> {
+        Ok(self.connector.connect(self.layout, &self.prefix).await?.0)
+    }
+
+    /// The life of the server that is connected now; scans of one life mean nothing in another.
+    pub async fn run_id(&self) -> Result<String, StoreError> {
+        Ok(self.live(&mut self.patience()).await?.run_id)
+    }
+}
+
+/// A field of what INFO answers.
+pub(super) fn info_field(reply: &Reply, field: &str) -> Option<String> {
+    let text = bytes(reply.clone()).ok().flatten()?;
+    let text = String::from_utf8_lossy(&text);
+    text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(|value| value.trim().to_owned())
+}

@@ -1,0 +1,317 @@
+//! The Redis store: a server, a master behind sentinels, or the node of a cluster that holds the volume's slot.
+//!
+//! Reads of one simple value are plain commands; everything else is one run of the generic script (`commit.lua`). All requests of the
+//! process share one connection (`link.rs`). While the server is away they wait; what became of a commit whose answer was lost is found
+//! out before it is tried again (`lane.rs`).
+
+mod connect;
+mod error;
+mod lane;
+mod link;
+mod probe;
+mod rollback;
+mod scan;
+mod script;
+#[cfg(test)]
+mod tests;
+pub mod url;
+
+use super::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Write};
+use crate::env::{Random, SystemRandom};
+use crate::meta::key;
+use crate::types::{BoxFuture, SliceId};
+use bytes::Bytes;
+use connect::{Connector, ask};
+use error::Fault;
+use lane::{Lane, Owner};
+use link::Link;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value as Reply};
+use rollback::Counters;
+use script::{Answer, Fence, Program};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+use url::RedisUrl;
+
+/// How long opening waits for the server: a person, or a service that starts with the machine, is waiting for an answer.
+const OPENING_TIME: Duration = Duration::from_secs(10);
+/// How long `sync` waits for the replicas before it fails.
+const REPLICAS_TIME: Duration = Duration::from_secs(30);
+/// One wait for replicas, in milliseconds.
+const REPLICAS_WAIT_MS: u64 = 1000;
+/// How long the outcomes of a session that was taken for dead are kept: its process may come back and ask.
+const LAPSED_TTL_S: u64 = 86_400;
+
+/// How a store is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long a request waits while the server is away; `None`: for ever, a pause for applications.
+    pub patience: Option<Duration>,
+    /// Whether anything will be written: then the rights to do so are checked at once.
+    pub writes: bool,
+}
+
+/// The store.
+pub struct RedisStore {
+    link: Link,
+    digest: String,
+    lane: Mutex<Arc<Lane>>,
+    /// 0: no session.
+    session: AtomicU64,
+    counters: Counters,
+    fsync_replicas: u32,
+    /// For waiting for replicas.
+    syncing: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+}
+
+impl RedisStore {
+    /// Connects, and checks what the server is and allows.
+    pub async fn open(url: &RedisUrl, options: Options) -> Result<RedisStore, StoreError> {
+        let connector = Connector::new(url.clone())?;
+        let opening = options.patience.unwrap_or(OPENING_TIME);
+        let link = Link::open(connector, url.db, options.patience, opening, (url.retry_min, url.retry_max)).await?;
+        let store = RedisStore {
+            link,
+            digest: redis::Script::new(script::TEXT).get_hash().to_owned(),
+            lane: Mutex::new(Arc::new(Lane::new(Owner::Nobody(SystemRandom.u64())))),
+            session: AtomicU64::new(0),
+            counters: Counters::default(),
+            fsync_replicas: url.fsync_replicas,
+            syncing: tokio::sync::Mutex::new(None),
+        };
+        probe::run(&store.link, &store.digest, options.writes).await?;
+        Ok(store)
+    }
+
+    fn lane(&self) -> Arc<Lane> {
+        // Only plain assignments happen under it.
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_lane(&self, owner: Owner) {
+        *self.lane.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Lane::new(owner));
+    }
+
+    /// Runs a program without writes; it may happen twice.
+    async fn look(&self, program: &Program<'_>) -> Result<Commit, StoreError> {
+        let mut patience = self.link.patience();
+        let mut digest = Some(self.digest.as_str());
+        loop {
+            let live = self.link.live(&mut patience).await?;
+            match self.link.attempt(&live, &program.command(digest, None)).await {
+                Ok(reply) => {
+                    return match program.decode(reply)? {
+                        Answer::Commit(commit) => Ok(commit),
+                        Answer::Fenced => Err(StoreError::Failed("the server fenced a request without a fence".into())),
+                    };
+                }
+                Err(Fault::NoScript) => digest = None,
+                Err(fault) => self.link.pause(&mut patience, fault).await?,
+            }
+        }
+    }
+
+    /// Runs a program with writes: it happens once, whatever becomes of the connection.
+    async fn change(&self, program: &Program<'_>, writes: &[Write], reads: &[Query]) -> Result<Commit, StoreError> {
+        let lane = self.lane();
+        let slot = lane.slot().await;
+        let number = lane.number();
+        let mut patience = self.link.patience();
+        let mut digest = Some(self.digest.as_str());
+        let mut unknown = false;
+        loop {
+            let live = self.link.live(&mut patience).await?;
+            let pass = match lane.pass(&self.link, &live, &self.counters).await {
+                Ok(pass) => pass,
+                Err(fault) => {
+                    self.link.pause(&mut patience, fault).await?;
+                    continue;
+                }
+            };
+            if unknown {
+                // This pass was made after the connection that got no answer was given up.
+                if let Some(told) = pass.outcomes.get(&number) {
+                    let replies = program.replies(told)?;
+                    self.counters.note(writes, &replies);
+                    lane.acknowledged.note(slot.index, number);
+                    // What was to be read after the writes is read later: no older than it would have been.
+                    let values = self.read(reads).await?;
+                    return Ok(Commit::Done { replies, values });
+                }
+                unknown = false;
+            }
+            let fence = Fence { hash: &pass.hash, token: &pass.token, slot: slot.index, number };
+            match self.link.attempt(&live, &program.command(digest, Some(&fence))).await {
+                Ok(reply) => match program.decode(reply)? {
+                    Answer::Commit(commit) => {
+                        if let Commit::Done { replies, .. } = &commit {
+                            self.counters.note(writes, replies);
+                            lane.acknowledged.note(slot.index, number);
+                        }
+                        return Ok(commit);
+                    }
+                    // Somebody removed our hash, or a newer connection has replaced the token. Nothing was done.
+                    Answer::Fenced => {
+                        lane.void(&pass);
+                        self.link.pause(&mut patience, Fault::Later("the token of this process was removed".into())).await?;
+                    }
+                },
+                Err(Fault::NoScript) => digest = None,
+                Err(fault) => {
+                    if let Fault::Lost(_) = fault {
+                        unknown = true;
+                        self.link.retire(live.generation, "a commit was not answered");
+                    }
+                    self.link.pause(&mut patience, fault).await.map_err(|error| after(unknown, error))?;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_replicas(&self) -> Result<(), StoreError> {
+        let begin = Instant::now();
+        let mut patience = self.link.patience();
+        let mut conn = self.syncing.lock().await;
+        let lane = self.lane();
+        loop {
+            let live = self.link.live(&mut patience).await?;
+            let asked = async {
+                let pass = lane.pass(&self.link, &live, &self.counters).await?;
+                let conn = match &mut *conn {
+                    Some(conn) => conn,
+                    none => none.insert(self.link.beside().await?),
+                };
+                // WAIT counts from the last write of its own connection, and this one comes after everything committed before.
+                ask(conn, redis::cmd("HSET").arg(&pass.hash[..]).arg("sync").arg(live.generation)).await?;
+                ask(conn, redis::cmd("WAIT").arg(self.fsync_replicas).arg(REPLICAS_WAIT_MS)).await
+            };
+            match asked.await {
+                Ok(Reply::Int(count)) if count >= i64::from(self.fsync_replicas) => return Ok(()),
+                Ok(reply) if begin.elapsed() > REPLICAS_TIME => {
+                    return Err(StoreError::Failed(format!(
+                        "{} replicas are wanted and {reply:?} have the changes after {} s",
+                        self.fsync_replicas,
+                        REPLICAS_TIME.as_secs()
+                    )));
+                }
+                Ok(_) => {}
+                Err(fault) => {
+                    *conn = None;
+                    self.link.pause(&mut patience, fault).await?;
+                }
+            }
+        }
+    }
+
+    async fn forget(&self, sid: u64) -> Result<(), StoreError> {
+        let own = self.session.load(Ordering::Relaxed) == sid;
+        if own {
+            // What is still committed gets a hash that goes by itself.
+            self.session.store(0, Ordering::Relaxed);
+            self.set_lane(Owner::Nobody(SystemRandom.u64()));
+        }
+        for conn in 0..key::OP_CONNECTIONS_MAX {
+            let hash = script::prefixed(&self.link.prefix, &key::op(&sid.to_string(), conn));
+            let mut cmd: Cmd;
+            if own {
+                cmd = redis::cmd("DEL");
+                cmd.arg(&hash[..]);
+            } else {
+                cmd = redis::cmd("EXPIRE");
+                cmd.arg(&hash[..]).arg(LAPSED_TTL_S);
+            }
+            self.link.request(&cmd).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Says so if a request that is given up may have happened.
+fn after(unknown: bool, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Failed(why) if unknown => StoreError::Failed(format!("{why}; whether the last change happened is not known")),
+        error => error,
+    }
+}
+
+impl Store for RedisStore {
+    fn read<'a>(&'a self, queries: &'a [Query]) -> BoxFuture<'a, Result<Vec<Value>, StoreError>> {
+        Box::pin(async move {
+            match queries {
+                [] => return Ok(Vec::new()),
+                [query] => {
+                    if let Some(cmd) = script::plain(&self.link.prefix, query) {
+                        let reply = self.link.request(&cmd).await?;
+                        return Ok(vec![script::value(&self.link.prefix, query, reply)?]);
+                    }
+                }
+                _ => {}
+            }
+            let program = Program::new(&self.link.prefix, &[], &[], queries)?;
+            match self.look(&program).await? {
+                Commit::Done { values, .. } => Ok(values),
+                Commit::Conflict(_) => Err(StoreError::Failed("the server saw a conflict in a read".into())),
+            }
+        })
+    }
+
+    fn commit<'a>(&'a self, guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> BoxFuture<'a, Result<Commit, StoreError>> {
+        Box::pin(async move {
+            let program = Program::new(&self.link.prefix, guards, writes, reads)?;
+            if writes.is_empty() { self.look(&program).await } else { self.change(&program, writes, reads).await }
+        })
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        if self.fsync_replicas == 0 {
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        Box::pin(self.wait_for_replicas())
+    }
+
+    fn scan<'a>(&'a self, range: &'a ScanRange, cursor: Cursor, limit: u32) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
+        Box::pin(scan::page(&self.link, range, cursor, limit))
+    }
+
+    fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        Box::pin(async move {
+            let query = Query::HGet(key::FRAMES, Bytes::copy_from_slice(&id.to_be_bytes()));
+            match self.read(std::slice::from_ref(&query)).await?.pop() {
+                Some(Value::Bytes(frame)) => Ok(frame),
+                _ => Err(StoreError::Failed("the server gave no answer about a frame".into())),
+            }
+        })
+    }
+
+    fn keeps_frames(&self) -> bool {
+        false
+    }
+
+    fn shared(&self) -> bool {
+        true
+    }
+
+    fn sharing(&self) -> Sharing {
+        Sharing::Server
+    }
+
+    fn losses(&self) -> u64 {
+        self.counters.losses()
+    }
+
+    fn claim_session(&self, sid: u64) -> Result<bool, StoreError> {
+        self.session.store(sid, Ordering::Relaxed);
+        self.set_lane(Owner::Session(sid));
+        Ok(true)
+    }
+
+    fn session_alive(&self, _sid: u64) -> Option<bool> {
+        None
+    }
+
+    fn forget_session(&self, sid: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.forget(sid))
+    }
+}

@@ -1,0 +1,463 @@
+//! The generic script: how guards, writes and reads become its arguments, and its answer a `Commit`.
+
+use crate::meta::codec;
+use crate::meta::store::{Commit, Guard, Key, Query, StoreError, Value, Write};
+use bytes::Bytes;
+use redis::{Cmd, Value as Reply};
+use std::collections::HashMap;
+use std::fmt::Display;
+
+/// Guards, checks, writes, reads: see there.
+pub(super) const TEXT: &str = include_str!("commit.lua");
+/// Elements of one list write or guard. Lua hands them to a command on its stack, which holds 8,000.
+const ELEMENTS_MAX: usize = 4000;
+/// Keys under which sets keep names of keys: these bear the prefix, too (metadata §1.5).
+const SETS_OF_KEYS: &[u8] = b"locked";
+
+/// What proves that a commit is ours and remembers that it happened.
+pub(super) struct Fence<'a> {
+    pub hash: &'a [u8],
+    pub token: &'a [u8],
+    pub slot: usize,
+    pub number: u64,
+}
+
+/// Bytes before the replies in a slot: the number, and the kernel's name of the request (none yet).
+const RECORD_HEAD: usize = 16;
+
+/// The answer of the script.
+pub(super) enum Answer {
+    Commit(Commit),
+    /// The token is another one by now; nothing was done.
+    Fenced,
+}
+
+/// Keys and arguments of one run.
+pub(super) struct Program<'a> {
+    prefix: &'a [u8],
+    keys: Vec<Bytes>,
+    index: HashMap<Key, usize>,
+    args: Vec<Bytes>,
+    guards: &'a [Guard],
+    writes: &'a [Write],
+    reads: &'a [Query],
+}
+
+fn text(n: impl Display) -> Bytes {
+    n.to_string().into()
+}
+
+impl<'a> Program<'a> {
+    pub fn new(prefix: &'a [u8], guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> Result<Program<'a>, StoreError> {
+        let mut program = Program { prefix, keys: Vec::new(), index: HashMap::new(), args: Vec::new(), guards, writes, reads };
+        program.args.push(text(guards.len()));
+        for guard in guards {
+            program.guard(guard)?;
+        }
+        program.args.push(text(writes.len()));
+        for write in writes {
+            program.write(write)?;
+        }
+        program.args.push(text(reads.len()));
+        for query in reads {
+            program.query(query);
+        }
+        Ok(program)
+    }
+
+    /// The command that runs it, by the script's digest or with its text.
+    pub fn command(&self, digest: Option<&str>, fence: Option<&Fence>) -> Cmd {
+        let mut cmd = redis::cmd(if digest.is_some() { "EVALSHA" } else { "EVAL" });
+        cmd.arg(digest.unwrap_or(TEXT)).arg(self.keys.len() + usize::from(fence.is_some()));
+        for key in &self.keys {
+            cmd.arg(&key[..]);
+        }
+        if let Some(fence) = fence {
+            cmd.arg(fence.hash);
+        }
+        cmd.arg(self.prefix);
+        match fence {
+            None => {
+                cmd.arg("0");
+            }
+            Some(fence) => {
+                cmd.arg("1").arg(self.keys.len() + 1).arg(fence.token).arg(fence.slot).arg(&record_head(fence.number)[..]);
+            }
+        }
+        for arg in &self.args {
+            cmd.arg(&arg[..]);
+        }
+        cmd
+    }
+
+    fn word(&mut self, word: &'static str) {
+        self.args.push(Bytes::from_static(word.as_bytes()));
+    }
+
+    fn key(&mut self, key: &Key) {
+        let index = match self.index.get(key) {
+            Some(index) => *index,
+            None => {
+                self.keys.push(prefixed(self.prefix, key));
+                self.index.insert(key.clone(), self.keys.len());
+                self.keys.len()
+            }
+        };
+        self.args.push(text(index));
+    }
+
+    fn elements(&mut self, elements: impl ExactSizeIterator<Item = Bytes>) -> Result<(), StoreError> {
+        if elements.len() > ELEMENTS_MAX {
+            return Err(StoreError::Failed(format!("{} elements in one step, at most {ELEMENTS_MAX} are possible", elements.len())));
+        }
+        self.args.push(text(elements.len()));
+        self.args.extend(elements);
+        Ok(())
+    }
+
+    fn optional(&mut self, value: Option<Bytes>) {
+        match value {
+            None => self.word("0"),
+            Some(value) => {
+                self.word("1");
+                self.args.push(value);
+            }
+        }
+    }
+
+    fn guard(&mut self, guard: &Guard) -> Result<(), StoreError> {
+        match guard {
+            Guard::Value(key, expected) => {
+                self.word("V");
+                self.key(key);
+                self.optional(expected.clone());
+            }
+            Guard::Bytes(key, ranges) => {
+                self.word("B");
+                self.key(key);
+                self.args.push(text(ranges.len()));
+                for (range, expected) in ranges {
+                    // Lua counts from 1, and its last position is included.
+                    self.args.push(text(u64::from(range.from) + 1));
+                    self.args.push(range.to.map_or(Bytes::from_static(b"-1"), text));
+                    self.args.push(expected.clone());
+                }
+            }
+            Guard::Field(key, field, expected) => {
+                self.word("F");
+                self.key(key);
+                self.args.push(field.clone());
+                self.optional(expected.clone());
+            }
+            Guard::Fields(key, pairs) => {
+                self.word("H");
+                self.key(key);
+                self.args.push(text(pairs.len()));
+                self.args.extend(pairs.iter().flat_map(|(field, value)| [field.clone(), value.clone()]));
+            }
+            Guard::HashEmpty(key) => {
+                self.word("e");
+                self.key(key);
+            }
+            Guard::HashNotEmpty(key) => {
+                self.word("n");
+                self.key(key);
+            }
+            Guard::ListPrefix(key, elements) => {
+                self.word("p");
+                self.key(key);
+                self.args.push(text(elements.len()));
+                self.args.extend(elements.iter().cloned());
+            }
+            Guard::ListIs(key, elements) => {
+                self.word("l");
+                self.key(key);
+                self.args.push(text(elements.len()));
+                self.args.extend(elements.iter().cloned());
+            }
+            Guard::Score(key, member, score) => {
+                self.word("s");
+                self.key(key);
+                self.args.push(member.clone());
+                self.optional(score.map(text));
+            }
+        }
+        Ok(())
+    }
+
+    fn query(&mut self, query: &Query) {
+        let (letter, key) = match query {
+            Query::Get(key) => ("G", key),
+            Query::HGet(key, _) => ("F", key),
+            Query::HGetAll(key) => ("A", key),
+            Query::HLen { key, .. } => ("N", key),
+            Query::List(key) => ("L", key),
+            Query::SMembers(key) => ("M", key),
+            Query::ZScore(key, _) => ("Z", key),
+            Query::ZRange { key, .. } => ("R", key),
+            Query::Entry { dir, .. } => ("E", dir),
+        };
+        self.word(letter);
+        self.key(key);
+        match query {
+            Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => self.args.push(name.clone()),
+            Query::ZRange { max, limit, .. } => self.args.extend([text(max), text(limit)]),
+            _ => {}
+        }
+    }
+
+    fn write(&mut self, write: &Write) -> Result<(), StoreError> {
+        let (word, key) = match write {
+            Write::Set(key, _) => ("set", key),
+            Write::Patch { key, .. } => ("pat", key),
+            Write::AddU32 { key, .. } => ("add", key),
+            Write::Del(key) => ("del", key),
+            Write::IncrBy(key, _) => ("inc", key),
+            Write::HSet(key, ..) => ("hse", key),
+            Write::HDel(key, _) => ("hde", key),
+            Write::HIncrBy(key, ..) => ("hin", key),
+            Write::HIncrIfPresent(key, ..) => ("hip", key),
+            Write::RPush(key, _) => ("rpu", key),
+            Write::RPushX(key, _) => ("rpx", key),
+            Write::LPush(key, _) => ("lpu", key),
+            Write::LTrim(key, _) => ("ltr", key),
+            Write::SAdd(key, _) => ("sad", key),
+            Write::SRem(key, _) => ("sre", key),
+            Write::ZAdd(key, ..) => ("zad", key),
+            Write::ZRem(key, _) => ("zre", key),
+            Write::PutFrame(..) => ("hse", &crate::meta::key::FRAMES),
+            Write::DelFrame(_) => ("hde", &crate::meta::key::FRAMES),
+        };
+        self.word(word);
+        self.key(key);
+        match write {
+            Write::Set(_, value) | Write::RPushX(_, value) => {
+                if word == "rpx" {
+                    self.word("1");
+                }
+                self.args.push(value.clone());
+            }
+            Write::Patch { offset, bytes, .. } => self.args.extend([text(offset), bytes.clone()]),
+            Write::AddU32 { offset, delta, .. } => self.args.extend([text(offset), text(delta)]),
+            Write::Del(_) => {}
+            Write::IncrBy(_, delta) => self.args.push(text(delta)),
+            Write::HSet(_, field, value) => self.args.extend([field.clone(), value.clone()]),
+            Write::HDel(_, name) | Write::ZRem(_, name) => self.args.push(name.clone()),
+            Write::HIncrBy(_, field, delta) | Write::HIncrIfPresent(_, field, delta) => self.args.extend([field.clone(), text(delta)]),
+            Write::RPush(_, elements) => self.elements(elements.iter().cloned())?,
+            // The server puts the first one in first, so that it ends up behind the others.
+            Write::LPush(_, elements) => self.elements(elements.iter().rev().cloned())?,
+            Write::LTrim(_, count) => self.args.push(text(count)),
+            Write::SAdd(_, member) | Write::SRem(_, member) => {
+                let member = if key.starts_with(SETS_OF_KEYS) { prefixed(self.prefix, member) } else { member.clone() };
+                self.args.push(member);
+            }
+            Write::ZAdd(_, score, member) => self.args.extend([text(score), member.clone()]),
+            Write::PutFrame(id, frame) => self.args.extend([Bytes::copy_from_slice(&id.to_be_bytes()), frame.clone()]),
+            Write::DelFrame(id) => self.args.push(Bytes::copy_from_slice(&id.to_be_bytes())),
+        }
+        Ok(())
+    }
+
+    /// What the script answered.
+    pub fn decode(&self, reply: Reply) -> Result<Answer, StoreError> {
+        let mut parts = sequence(reply)?.into_iter();
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(Reply::Int(0)), Some(found), None) => {
+                let found = sequence(found)?;
+                if found.len() != self.guards.len() {
+                    return Err(strange("a conflict without all guarded values"));
+                }
+                let queries = self.guards.iter().map(Guard::query);
+                let values = queries.zip(found).map(|(query, reply)| value(self.prefix, &query, reply).map(|value| (query, value)));
+                Ok(Answer::Commit(Commit::Conflict(values.collect::<Result<_, _>>()?)))
+            }
+            (Some(Reply::Int(1)), Some(replies), Some(values)) => {
+                let replies = self.replies(&bytes(replies)?.unwrap_or_default())?;
+                let values = sequence(values)?;
+                if values.len() != self.reads.len() {
+                    return Err(strange("fewer values than were asked for"));
+                }
+                let values =
+                    self.reads.iter().zip(values).map(|(query, reply)| value(self.prefix, query, reply)).collect::<Result<_, _>>()?;
+                Ok(Answer::Commit(Commit::Done { replies, values }))
+            }
+            (Some(Reply::Int(2)), None, None) => Ok(Answer::Fenced),
+            (Some(Reply::Int(3)), Some(why), None) => {
+                Err(StoreError::Damaged(String::from_utf8_lossy(&bytes(why)?.unwrap_or_default()).into_owned()))
+            }
+            _ => Err(strange("an answer of the script in another shape")),
+        }
+    }
+
+    /// The replies of the writes from the text the script made of them.
+    pub fn replies(&self, told: &[u8]) -> Result<Vec<Value>, StoreError> {
+        let told = std::str::from_utf8(told).map_err(|_| strange("replies that are no text"))?;
+        let mut numbers = told.split(',');
+        let replies = self.writes.iter().map(|write| {
+            if !is_told(write) {
+                return Ok(Value::Done);
+            }
+            let number = numbers.next().unwrap_or_default();
+            // Left by a frame: it answers nothing of interest.
+            if matches!(write, Write::DelFrame(_)) {
+                return Ok(Value::Done);
+            }
+            number.parse().map(Value::Int).map_err(|_| StoreError::Damaged(format!("no number came of {write:?}")))
+        });
+        replies.collect()
+    }
+}
+
+/// Whether the script reports a number for the write.
+fn is_told(write: &Write) -> bool {
+    matches!(
+        write,
+        Write::IncrBy(..)
+            | Write::HDel(..)
+            | Write::HIncrBy(..)
+            | Write::RPush(..)
+            | Write::RPushX(..)
+            | Write::LPush(..)
+            | Write::SRem(..)
+            | Write::ZRem(..)
+            | Write::DelFrame(_)
+    )
+}
+
+/// The plain command that answers a query by itself; `None` if only the script can.
+pub(super) fn plain(prefix: &[u8], query: &Query) -> Option<Cmd> {
+    let (name, key) = match query {
+        Query::Get(key) => ("GET", key),
+        Query::HGet(key, _) => ("HGET", key),
+        Query::HGetAll(key) => ("HGETALL", key),
+        Query::HLen { key, .. } => ("HLEN", key),
+        Query::List(key) => ("LRANGE", key),
+        Query::SMembers(key) => ("SMEMBERS", key),
+        Query::ZScore(key, _) => ("ZSCORE", key),
+        Query::ZRange { key, .. } => ("ZRANGEBYSCORE", key),
+        Query::Entry { .. } => return None,
+    };
+    let mut cmd = redis::cmd(name);
+    cmd.arg(&prefixed(prefix, key)[..]);
+    match query {
+        Query::HGet(_, name) | Query::ZScore(_, name) => {
+            cmd.arg(&name[..]);
+        }
+        Query::List(_) => {
+            cmd.arg(0).arg(-1);
+        }
+        Query::ZRange { max, limit, .. } => {
+            cmd.arg("-inf").arg(*max).arg("WITHSCORES").arg("LIMIT").arg(0).arg(*limit);
+        }
+        _ => {}
+    }
+    Some(cmd)
+}
+
+/// A reply as the value of a query.
+pub(super) fn value(prefix: &[u8], query: &Query, reply: Reply) -> Result<Value, StoreError> {
+    Ok(match query {
+        Query::Get(_) | Query::HGet(..) => Value::Bytes(bytes(reply)?),
+        Query::HGetAll(_) => {
+            let mut pairs = pairs(reply)?;
+            // The server's order says nothing; a fixed one makes answers comparable.
+            pairs.sort();
+            Value::Pairs(pairs)
+        }
+        Query::HLen { limit, .. } => match reply {
+            Reply::Int(count) => Value::Int(count.min(i64::from(*limit))),
+            _ => return Err(strange("a length that is no number")),
+        },
+        Query::List(_) => Value::List(list(reply)?),
+        Query::SMembers(key) => {
+            let mut members = list(reply)?;
+            if key.starts_with(SETS_OF_KEYS) {
+                members.iter_mut().for_each(|member| *member = stripped(prefix, member));
+            }
+            members.sort();
+            Value::List(members)
+        }
+        Query::ZScore(..) => Value::Score(bytes(reply)?.map(|text| score(&text)).transpose()?),
+        Query::ZRange { .. } => {
+            Value::Scored(pairs(reply)?.into_iter().map(|(member, text)| Ok((member, score(&text)?))).collect::<Result<_, StoreError>>()?)
+        }
+        Query::Entry { .. } => {
+            if reply == Reply::Nil {
+                return Ok(Value::Entry(None));
+            }
+            let mut parts = sequence(reply)?.into_iter();
+            let (Some(entry), Some(record)) = (parts.next(), parts.next()) else { return Err(strange("half an entry")) };
+            let entry = bytes(entry)?.ok_or_else(|| strange("an entry without its value"))?;
+            // The script looks at the length only.
+            let record = if codec::decode_entry(&entry).is_some() { bytes(record)? } else { None };
+            Value::Entry(Some((entry, record)))
+        }
+    })
+}
+
+/// A key as the server knows it.
+pub(super) fn prefixed(prefix: &[u8], key: &Bytes) -> Bytes {
+    if prefix.is_empty() { key.clone() } else { [prefix, key].concat().into() }
+}
+
+/// A key as the rest of the program knows it.
+pub(super) fn stripped(prefix: &[u8], key: &Bytes) -> Bytes {
+    if key.starts_with(prefix) { key.slice(prefix.len()..) } else { key.clone() }
+}
+
+fn strange(what: &str) -> StoreError {
+    StoreError::Failed(format!("the server sent {what}"))
+}
+
+pub(super) fn bytes(reply: Reply) -> Result<Option<Bytes>, StoreError> {
+    match reply {
+        Reply::BulkString(bytes) => Ok(Some(bytes.into())),
+        Reply::SimpleString(text) => Ok(Some(text.into())),
+        Reply::Int(number) => Ok(Some(text(number))),
+        Reply::Nil => Ok(None),
+        _ => Err(strange("something else than a string")),
+    }
+}
+
+pub(super) fn sequence(reply: Reply) -> Result<Vec<Reply>, StoreError> {
+    match reply {
+        Reply::Array(items) | Reply::Set(items) => Ok(items),
+        _ => Err(strange("something else than a list")),
+    }
+}
+
+pub(super) fn list(reply: Reply) -> Result<Vec<Bytes>, StoreError> {
+    sequence(reply)?.into_iter().map(|item| bytes(item)?.ok_or_else(|| strange("a list with a hole"))).collect()
+}
+
+pub(super) fn pairs(reply: Reply) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+    let flat = list(reply)?;
+    Ok(flat.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+}
+
+/// Scores are times and the like; the server keeps them as doubles.
+pub(super) fn score(text: &[u8]) -> Result<i64, StoreError> {
+    let text = std::str::from_utf8(text).unwrap_or_default();
+    if let Ok(whole) = text.parse() {
+        return Ok(whole);
+    }
+    match text.parse::<f64>() {
+        // Beyond the range of an i64 the nearest is as good.
+        #[allow(clippy::cast_possible_truncation)]
+        Ok(number) if number.fract() == 0.0 => Ok(number as i64),
+        _ => Err(StoreError::Damaged(format!("a score that is no whole number: {text}"))),
+    }
+}
+
+fn record_head(number: u64) -> [u8; RECORD_HEAD] {
+    let mut head = [0; RECORD_HEAD];
+    head[..8].copy_from_slice(&number.to_be_bytes());
+    head
+}
+
+/// Number and replies of a slot.
+pub(super) fn record(slot: &Bytes) -> Option<(u64, Bytes)> {
+    let number = slot.get(..8)?.try_into().ok().map(u64::from_be_bytes)?;
+    (slot.len() >= RECORD_HEAD).then(|| (number, slot.slice(RECORD_HEAD..)))
+}

@@ -1,0 +1,355 @@
+//! The store against real servers.
+
+#![allow(dead_code)]
+
+#[path = "../../../../tests/suite/proxy.rs"]
+mod proxy;
+#[path = "../../../../tests/suite/servers.rs"]
+mod servers;
+
+use super::url::{ProcessEnvironment, RedisUrl};
+use super::{Options, RedisStore};
+use crate::meta::key;
+use crate::meta::store::{Commit, Cursor, Guard, Query, ScanRange, Store, StoreError, Value, Write, conformance};
+use bytes::Bytes;
+use proxy::Proxy;
+use servers::{RedisServer, certificates, cluster, wait_until};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const MOUNTED: Options = Options { patience: None, writes: true };
+const COMMAND: Options = Options { patience: Some(Duration::from_secs(2)), writes: true };
+
+async fn open(url: &str, options: Options) -> Result<RedisStore, StoreError> {
+    RedisStore::open(&RedisUrl::parse(url, &ProcessEnvironment).unwrap(), options).await
+}
+
+fn url_of(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}/0?min-retry-backoff=2ms&max-retry-backoff=50ms&read-timeout=2s")
+}
+
+fn b(text: &'static str) -> Bytes {
+    Bytes::from_static(text.as_bytes())
+}
+
+async fn works(store: &RedisStore) {
+    let writes = [Write::IncrBy(b("n"), 5), Write::HSet(b("h"), b("f"), b("v"))];
+    let done = store.commit(&[Guard::HashEmpty(b("h"))], &writes, &[Query::HGet(b("h"), b("f"))]).await;
+    assert_eq!(done, Ok(Commit::Done { replies: vec![Value::Int(5), Value::Done], values: vec![Value::Bytes(Some(b("v")))] }));
+    assert_eq!(store.read(&[Query::Get(b("n"))]).await, Ok(vec![Value::Bytes(Some(b("5")))]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_passes_the_suite() {
+    let server = RedisServer::start();
+    conformance::run(&open(&server.url(3), MOUNTED).await.unwrap()).await;
+    let left = server.cli(&["-n", "3", "keys", "*"]);
+    assert!(left.lines().all(|key| key.starts_with("_pando:op:r")), "only what goes by itself is left: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_beyond_doubles_survive() {
+    let server = RedisServer::start();
+    let store = open(&server.url(0), MOUNTED).await.unwrap();
+    // An entry of the trash, the largest counters, and text that must not pass through a number.
+    let ino = crate::types::Ino(0x7FFF_FFFF_1000_0001);
+    let entry = crate::meta::codec::encode_entry(crate::types::Kind::Dir, ino);
+    let writes = [
+        Write::HSet(key::dir(crate::types::Ino(1)), b("t"), entry.clone()),
+        Write::Set(key::inode(ino), b("record")),
+        Write::IncrBy(b("n"), (1 << 53) + 1),
+        Write::HIncrBy(b("h"), b("f"), -(1 << 60) - 3),
+    ];
+    let reads = [Query::Entry { dir: key::dir(crate::types::Ino(1)), name: b("t") }];
+    let done = store.commit(&[], &writes, &reads).await.unwrap();
+    let replies = vec![Value::Done, Value::Done, Value::Int((1 << 53) + 1), Value::Int(-(1 << 60) - 3)];
+    assert_eq!(done, Commit::Done { replies, values: vec![Value::Entry(Some((entry, Some(b("record")))))] });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_address_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ca, cert, key] = certificates(dir.path()).map(|path| path.display().to_string());
+    let tls_port = servers::free_port();
+    let server = RedisServer::with(&[
+        "--unixsocket",
+        "DIR/sock",
+        "--tls-port",
+        &tls_port.to_string(),
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+    ]);
+    server.cli(&["acl", "setuser", "ann", "on", ">se@cret", "~*", "+@all"]);
+    let socket = server.dir().join("sock").display().to_string();
+    let tls = format!("tls-ca-cert-file={ca}&tls-cert-file={cert}&tls-key-file={key}");
+    let urls = [
+        format!("unix://{socket}?db=1"),
+        format!("redis://ann:se%40cret@127.0.0.1:{}/2", server.port),
+        format!("rediss://localhost:{tls_port}/4?{tls}"),
+        format!("rediss://127.0.0.1:{tls_port}/5?{tls}&tls-server-name=localhost"),
+        format!("rediss://127.0.0.1:{tls_port}/6?tls-cert-file={cert}&tls-key-file={key}&insecure-skip-verify=1"),
+    ];
+    for url in urls {
+        works(&open(&url, COMMAND).await.unwrap_or_else(|e| panic!("{url}: {e}"))).await;
+    }
+    for (url, what) in [
+        (format!("redis://ann:wrong@127.0.0.1:{}/2", server.port), "WRONGPASS"),
+        (format!("rediss://localhost:{tls_port}/4?tls-cert-file={cert}&tls-key-file={key}"), "certificate"),
+        (format!("rediss://localhost:{tls_port}/4?tls-cert-file={cert}"), "belong together"),
+        (format!("redis://127.0.0.1:{}/99", server.port), "DB index"),
+    ] {
+        let error = open(&url, COMMAND).await.err().unwrap_or_else(|| panic!("{url} is refused")).to_string();
+        assert!(error.contains(what) && !error.contains("wrong@"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_rights_are_named() {
+    let server = RedisServer::start();
+    for (rule, what) in [("-@scripting", "@scripting"), ("-hset", "HSET"), ("-ltrim", "LTRIM"), ("-scan", "SCAN"), ("-config", "")] {
+        server.cli(&["acl", "setuser", "bob", "reset", "on", ">x", "~*", "+@all", rule]);
+        let url = format!("redis://bob:x@127.0.0.1:{}/0", server.port);
+        match open(&url, COMMAND).await {
+            Ok(_) => assert!(what.is_empty(), "{rule}"),
+            Err(error) => assert!(!what.is_empty() && error.to_string().contains(what), "{rule}: {error}"),
+        }
+    }
+    let port = servers::free_port();
+    let error = open(&url_of(port), COMMAND).await.err().unwrap().to_string();
+    assert!(error.contains("cannot be reached"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_refuses_a_commit_as_a_whole() {
+    let server = RedisServer::with(&["--maxmemory-policy", "noeviction"]);
+    let store = open(&server.url(0), MOUNTED).await.unwrap();
+    store.commit(&[], &[Write::HSet(b("d"), b("name"), b("x"))], &[]).await.unwrap();
+    server.cli(&["config", "set", "maxmemory", "1"]);
+    let writes = [Write::Set(b("a"), b("1")), Write::HSet(b("b"), b("f"), b("1")), Write::IncrBy(b("c"), 1)];
+    assert!(matches!(store.commit(&[], &writes, &[]).await, Err(StoreError::Full(_))));
+    // Removing must go on, or nobody could make room.
+    let removal = [Write::HDel(b("d"), b("name")), Write::IncrBy(b("c"), -1)];
+    let replies = vec![Value::Int(1), Value::Int(-1)];
+    assert_eq!(store.commit(&[], &removal, &[]).await, Ok(Commit::Done { replies, values: vec![] }));
+    server.cli(&["config", "set", "maxmemory", "0"]);
+    let values = store.read(&[Query::Get(b("a")), Query::HGet(b("b"), b("f")), Query::Get(b("c"))]).await;
+    assert_eq!(values, Ok(vec![Value::Bytes(None), Value::Bytes(None), Value::Bytes(Some(b("-1")))]));
+}
+
+/// Commits that would show a second application: each takes a number of its own from a counter and leaves its name in a list.
+async fn tally(store: &Arc<RedisStore>, tasks: usize, each: usize) {
+    let mut running = Vec::new();
+    for task in 0..tasks {
+        let store = store.clone();
+        running.push(tokio::spawn(async move {
+            let mut numbers = Vec::new();
+            for n in 0..each {
+                let name = Bytes::from(format!("{task}-{n}"));
+                let list = Bytes::from(format!("l{task}"));
+                let writes = [Write::RPush(list.clone(), vec![name]), Write::IncrBy(b("tally"), 1)];
+                match store.commit(&[Guard::Value(b("never"), None)], &writes, &[Query::Get(b("never"))]).await {
+                    Ok(Commit::Done { replies, values }) => {
+                        assert_eq!((&replies[0], &values[0]), (&Value::Int(n as i64 + 1), &Value::Bytes(None)), "in its order");
+                        let Value::Int(number) = replies[1] else { panic!("{replies:?}") };
+                        numbers.push(number);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            numbers
+        }));
+    }
+    let mut numbers = Vec::new();
+    for task in running {
+        numbers.extend(task.await.unwrap());
+    }
+    numbers.sort_unstable();
+    let all: Vec<i64> = (1..=(tasks * each) as i64).collect();
+    assert_eq!(numbers, all, "every commit happened once and was answered truly");
+    for task in 0..tasks {
+        let names = (0..each).map(|n| Bytes::from(format!("{task}-{n}"))).collect();
+        assert_eq!(store.read(&[Query::List(Bytes::from(format!("l{task}")))]).await, Ok(vec![Value::List(names)]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_happen_once_however_often_the_connection_breaks() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address());
+    let store = Arc::new(open(&url_of(proxy.port), MOUNTED).await.unwrap());
+    store.claim_session(7).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let breaking = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let mut cuts = 0;
+            while !stop.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+                // In turn: what was asked arrives late, what was done is not answered, nothing special.
+                match cuts % 3 {
+                    0 => proxy.hold_requests(true),
+                    1 => proxy.hold_replies(true),
+                    _ => {}
+                }
+                std::thread::sleep(Duration::from_millis(3));
+                proxy.cut();
+                proxy.hold_requests(false);
+                proxy.hold_replies(false);
+                cuts += 1;
+            }
+            cuts
+        })
+    };
+    tally(&store, 100, 60).await;
+    stop.store(true, Ordering::SeqCst);
+    let cuts = breaking.join().unwrap();
+    assert!(cuts > 5, "the connection was cut {cuts} times");
+    assert_eq!(store.losses(), 0);
+    assert!(server.cli(&["exists", "_pando:op:7_0"]).contains('1'));
+    store.forget_session(7).await.unwrap();
+    assert!(server.cli(&["exists", "_pando:op:7_0"]).contains('0'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_arrive_after_the_fence_do_nothing() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address());
+    let store = Arc::new(open(&url_of(proxy.port), MOUNTED).await.unwrap());
+    store.commit(&[], &[Write::IncrBy(b("n"), 1)], &[]).await.unwrap();
+    proxy.hold_requests(true);
+    let late = {
+        let store = store.clone();
+        tokio::spawn(async move { store.commit(&[], &[Write::IncrBy(b("n"), 10)], &[]).await })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The new connection waits in the proxy as well; the old bytes go first or last, both must come out the same.
+    proxy.cut();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.hold_requests(false);
+    assert_eq!(late.await.unwrap(), Ok(Commit::Done { replies: vec![Value::Int(11)], values: vec![] }));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(store.read(&[Query::Get(b("n"))]).await, Ok(vec![Value::Bytes(Some(b("11")))]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_and_comes_back_is_a_pause() {
+    let mut server = RedisServer::start();
+    let store = Arc::new(open(&url_of(server.port), MOUNTED).await.unwrap());
+    store.claim_session(7).unwrap();
+    let commits = {
+        let store = store.clone();
+        tokio::spawn(async move { tally(&store, 50, 80).await })
+    };
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        server.kill();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.restart();
+    }
+    commits.await.unwrap();
+    assert_eq!(store.losses(), 0, "the append-only file held everything");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_lost_is_noticed_and_numbers_are_not_given_out_again() {
+    let mut server = RedisServer::with(&["--appendonly", "no"]);
+    let store = open(&url_of(server.port), MOUNTED).await.unwrap();
+    store.claim_session(7).unwrap();
+    let chunks = [Write::IncrBy(key::NEXT_CHUNK, 4096)];
+    store.commit(&[], &chunks, &[]).await.unwrap();
+    // Nothing was saved: it comes back empty.
+    server.restart();
+    let done = store.commit(&[], &chunks, &[]).await.unwrap();
+    assert_eq!(done, Commit::Done { replies: vec![Value::Int(8192)], values: vec![] }, "above what was seen");
+    assert_eq!(store.losses(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_give_up_with_a_reason() {
+    let mut server = RedisServer::start();
+    let store = open(&url_of(server.port), COMMAND).await.unwrap();
+    server.kill();
+    let error = store.read(&[Query::Get(b("x"))]).await.unwrap_err().to_string();
+    assert!(error.contains("cannot be reached"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_with_one_session_do_not_share_outcomes() {
+    let server = RedisServer::start();
+    let (one, two) = (open(&server.url(0), MOUNTED).await.unwrap(), open(&server.url(0), MOUNTED).await.unwrap());
+    for store in [&one, &two] {
+        store.claim_session(7).unwrap();
+        store.commit(&[], &[Write::IncrBy(b("n"), 1)], &[]).await.unwrap();
+    }
+    assert_eq!(server.cli(&["exists", "_pando:op:7_0", "_pando:op:7_1"]).trim(), "2");
+    // A third takes the session for dead: what it kept stays for a while, its process may still ask.
+    let three = open(&server.url(0), MOUNTED).await.unwrap();
+    three.forget_session(7).await.unwrap();
+    assert!(server.cli(&["ttl", "_pando:op:7_0"]).trim().parse::<i64>().unwrap() > 80_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_keeps_a_volume_under_one_tag() {
+    let nodes = cluster();
+    let list: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
+    conformance::run(&open(&format!("redis://{}/2", list.join(",")), MOUNTED).await.unwrap()).await;
+    // A single node answers that it belongs to one; and sets of keys hold whole names.
+    let store = open(&format!("redis://{}/1", list[0]), MOUNTED).await.unwrap();
+    works(&store).await;
+    store.commit(&[], &[Write::SAdd(key::locked(3), b("lockf5"))], &[]).await.unwrap();
+    assert_eq!(store.read(&[Query::SMembers(key::locked(3))]).await, Ok(vec![Value::List(vec![b("lockf5")])]));
+    let members = |node: &RedisServer| node.cli(&["-c", "smembers", "{1}locked3"]);
+    assert_eq!(members(&nodes[0]).trim(), "{1}lockf5");
+    let page = store.scan(&ScanRange::Keys(b("locked")), Cursor::new(), 100).await.unwrap();
+    assert_eq!(page.items.iter().map(|item| item.name.clone()).collect::<Vec<_>>(), [b("locked3")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_lead_to_the_new_master() {
+    let mut master = RedisServer::start();
+    let replica = RedisServer::with(&["--appendonly", "yes", "--replicaof", &format!("127.0.0.1 {}", master.port)]);
+    wait_until("the replica follows", || replica.cli(&["info", "replication"]).contains("master_link_status:up"));
+    let sentinel = RedisServer::sentinel(master.port);
+    wait_until("the sentinel knows the replica", || sentinel.cli(&["sentinel", "replicas", "m"]).contains(&replica.port.to_string()));
+    let url = format!("redis://m,127.0.0.1:{}/1?fsync-replicas=1&read-timeout=2s&max-retry-backoff=100ms", sentinel.port);
+    let store = open(&url, MOUNTED).await.unwrap();
+    store.claim_session(7).unwrap();
+    works(&store).await;
+    store.sync().await.unwrap();
+    master.kill();
+    assert_eq!(store.read(&[Query::Get(b("n"))]).await, Ok(vec![Value::Bytes(Some(b("5")))]), "it was replicated");
+    let replies = vec![Value::Int(6)];
+    assert_eq!(store.commit(&[], &[Write::IncrBy(b("n"), 1)], &[]).await, Ok(Commit::Done { replies, values: vec![] }));
+    assert!(replica.cli(&["role"]).contains("master"));
+    assert_eq!(store.losses(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_survives_a_restart_of_the_server() {
+    let mut server = RedisServer::start();
+    let store = open(&url_of(server.port), MOUNTED).await.unwrap();
+    let names: BTreeSet<Bytes> = (0..3000).map(|n| Bytes::from(format!("{n}"))).collect();
+    for part in names.iter().collect::<Vec<_>>().chunks(1000) {
+        let writes: Vec<Write> = part.iter().map(|name| Write::HSet(b("h"), (*name).clone(), b(""))).collect();
+        store.commit(&[], &writes, &[]).await.unwrap();
+    }
+    let (mut seen, mut cursor, mut pages) = (BTreeSet::new(), Cursor::new(), 0);
+    loop {
+        let page = store.scan(&ScanRange::Hash(b("h")), cursor, 100).await.unwrap();
+        seen.extend(page.items.into_iter().map(|item| item.name));
+        let Some(next) = page.next else { break };
+        cursor = next;
+        pages += 1;
+        if pages == 10 {
+            server.restart();
+        }
+        assert!(pages < 100, "it ends");
+    }
+    assert_eq!(seen, names);
+}
