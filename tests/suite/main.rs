@@ -8,5 +8,11 @@ mod locks;
 mod posix;
 mod powercut;
 mod programs;
+// Shared with the tests of the Redis store, which use other parts of them.
+#[allow(dead_code)]
+mod proxy;
+mod redis;
+#[allow(dead_code)]
+mod servers;
 mod support;
 mod two_mounts;

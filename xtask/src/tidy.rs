@@ -28,6 +28,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("fuser", &["src/fuse/"]),
     ("rusqlite", &["src/meta/store/embedded/"]),
+    ("redis", &["src/meta/store/redis/"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];

@@ -298,6 +298,12 @@ pub trait Store: Send + Sync {
         true
     }
 
+    /// What the store's clock will show when a commit sent now arrives there, less what ours shows now, in microseconds; 0 if it has none of
+    /// its own.
+    fn clock_ahead_us(&self) -> i64 {
+        0
+    }
+
     /// How often the store was found to have lost what it had acknowledged. After each time, numbers taken from its counters and not yet
     /// used must be dropped: they may have been given out again.
     fn losses(&self) -> u64 {
