@@ -102,34 +102,33 @@ impl Link {
 
     /// The connection; makes one if there is none.
     pub async fn live(&self, patience: &mut Patience) -> Result<Live, StoreError> {
+        if let Some(live) = self.current().clone() {
+            return Ok(live);
+        }
+        let mut last = match patience.deadline {
+            None => self.connecting.lock().await,
+            Some(deadline) => timeout_at(deadline, self.connecting.lock()).await.map_err(|_| patience.gave_up())?,
+        };
+        // Whoever had the turn before may have connected for all.
+        if let Some(live) = self.current().clone() {
+            return Ok(live);
+        }
+        let begin = Instant::now();
         loop {
-            if let Some(live) = self.current().clone() {
-                return Ok(live);
-            }
-            let mut last = match patience.deadline {
-                None => self.connecting.lock().await,
-                Some(deadline) => timeout_at(deadline, self.connecting.lock()).await.map_err(|_| patience.gave_up())?,
-            };
-            if let Some(live) = self.current().clone() {
-                return Ok(live);
-            }
-            let begin = Instant::now();
-            loop {
-                match self.connect(*last + 1).await {
-                    Ok((live, place)) => {
-                        *last = live.generation;
-                        *self.current() = Some(live.clone());
-                        if live.generation > 1 {
-                            info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
-                        }
-                        return Ok(live);
+            match self.connect(*last + 1).await {
+                Ok((live, place)) => {
+                    *last = live.generation;
+                    *self.current() = Some(live.clone());
+                    if live.generation > 1 {
+                        info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
                     }
-                    // A volume in use waits even for what looks like a wrong password: an operator may be at work.
-                    Err(Fault::Store(error)) if *last > 0 && self.patience.is_none() => {
-                        self.pause(patience, Fault::Elsewhere(error.to_string())).await?;
-                    }
-                    Err(fault) => self.pause(patience, fault).await?,
+                    return Ok(live);
                 }
+                // A volume in use waits even for what looks like a wrong password: an operator may be at work.
+                Err(Fault::Store(error)) if *last > 0 && self.patience.is_none() => {
+                    self.pause(patience, Fault::Elsewhere(error.to_string())).await?;
+                }
+                Err(fault) => self.pause(patience, fault).await?,
             }
         }
     }

@@ -182,12 +182,12 @@ async fn tally(store: &Arc<RedisStore>, tasks: usize, each: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_happen_once_however_often_the_connection_breaks() {
     let server = RedisServer::start();
-    let proxy = Proxy::start(server.address());
+    let proxy = Arc::new(Proxy::start(server.address()));
     let store = Arc::new(open(&url_of(proxy.port), MOUNTED).await.unwrap());
     store.claim_session(7).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let breaking = {
-        let stop = stop.clone();
+        let (stop, proxy) = (stop.clone(), proxy.clone());
         std::thread::spawn(move || {
             let mut cuts = 0;
             while !stop.load(Ordering::SeqCst) && cuts < 40 {
