@@ -1,6 +1,7 @@
 //! `pando fsck DIR`
 
 use crate::cli::{say, small_runtime, volume_of};
+use crate::meta::store::Sharing;
 use crate::volume::{self, Stores};
 use anyhow::bail;
 use tracing::{error, info, warn};
@@ -17,8 +18,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
     let (findings, summary) = small_runtime()?.block_on(async {
         let stores = Stores::open(&url).await?;
-        if stores.store.shared() {
-            warn!("{url} is in use: what was written last may be reported wrongly; unmount it for an answer that is sure");
+        match stores.store.sharing() {
+            Sharing::Alone => {}
+            Sharing::Neighbours => {
+                warn!("{url} is in use: what was written last may be reported wrongly; unmount it for an answer that is sure");
+            }
+            Sharing::Server => {
+                warn!(
+                    "if {url} is in use, what was written last may be reported wrongly; unmount it everywhere for an answer that is sure"
+                );
+            }
         }
         volume::fsck(&stores).await
     })?;

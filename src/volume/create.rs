@@ -4,7 +4,7 @@ use crate::env::{Clock, SystemClock, SystemRandom, uuid_v4};
 use crate::meta::codec::encode_attr;
 use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
-use crate::meta::store::redis;
+use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::object::ObjectStore;
 use crate::types::{Attr, Flags, Ino, Kind, Time};
@@ -117,7 +117,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, VolumeError> {
     check_name(&wanted.name).map_err(VolumeError::Refused)?;
     let Some(dir) = url.dir() else {
-        let store = open_store(url, redis::Options { patience: Some(COMMAND_PATIENCE), writes: true }).await?;
+        let store = open_store(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: true }).await?;
         return create_over(url, store, wanted).await;
     };
     match place(dir).map_err(|e| VolumeError::Failed(format!("cannot look into {}: {e}", dir.display())))? {
@@ -130,7 +130,7 @@ pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, Volume
         Place::Free | Place::Volume => make_dir(dir)?,
     }
     // Nobody waits for a server here.
-    let store = open_store(url, redis::Options { patience: None, writes: true }).await?;
+    let store = open_store(url, RedisOptions { patience: None, writes: true }).await?;
     create_over(url, store, wanted).await
 }
 

@@ -26,7 +26,7 @@ use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
 use crate::jobs::{self, JobsConfig, JobsHandle};
-use crate::meta::store::redis;
+use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Sharing, Store, StoreError};
 use crate::meta::{AtimeMode, Meta, MetaConfig};
 use crate::types::{Caller, Duty, Errno, FrameSource, Ino, Kind, Name};
@@ -132,7 +132,7 @@ impl Volume {
     /// Opens a volume, joins its other users, starts the background work.
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
         // A server that is away later is a pause for applications, not a failure.
-        let server = redis::Options { patience: None, writes: !options.read_only };
+        let server = RedisOptions { patience: None, writes: !options.read_only };
         let stores = Stores::open_for(url, server).await?;
         objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
         Volume::over(stores, options).await

@@ -4,7 +4,7 @@ use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::setting::Setting;
 use crate::meta::store::embedded::EmbeddedStore;
-use crate::meta::store::redis::{self, RedisStore};
+use crate::meta::store::redis::{Options as RedisOptions, RedisStore};
 use crate::meta::store::{Query, Store, Value};
 use crate::object::ObjectStore;
 use crate::volume::objects::open_objects;
@@ -33,11 +33,11 @@ pub struct Stores {
 impl Stores {
     /// Opens what is there, for a command: it gives up when a server stays away. A volume this build must not touch is refused.
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
-        Stores::open_for(url, redis::Options { patience: Some(COMMAND_PATIENCE), writes: false }).await
+        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
     }
 
     /// The same with a choice of how a server is used.
-    pub async fn open_for(url: &MetaUrl, options: redis::Options) -> Result<Stores, VolumeError> {
+    pub async fn open_for(url: &MetaUrl, options: RedisOptions) -> Result<Stores, VolumeError> {
         let not_formatted = || VolumeError::NotFormatted(url.to_string());
         if let Some(dir) = url.dir() {
             match dir.join(DATABASE).try_exists() {
@@ -56,7 +56,7 @@ impl Stores {
 }
 
 /// Opens the metadata store of a volume. That of an embedded one is created if there is none.
-pub(super) async fn open_store(url: &MetaUrl, options: redis::Options) -> Result<Arc<dyn Store>, VolumeError> {
+pub(super) async fn open_store(url: &MetaUrl, options: RedisOptions) -> Result<Arc<dyn Store>, VolumeError> {
     let failed = |e| VolumeError::Failed(format!("cannot open the volume in {url}: {e}"));
     Ok(match url {
         MetaUrl::Embedded(dir) => Arc::new(EmbeddedStore::open(dir).map_err(failed)?),

@@ -10,5 +10,11 @@ mod powercut;
 mod programs;
 mod s3;
 mod s3_server;
+// Shared with the tests of the Redis store, which use other parts of them.
+#[allow(dead_code)]
+mod proxy;
+mod redis;
+#[allow(dead_code)]
+mod servers;
 mod support;
 mod two_mounts;

@@ -13,6 +13,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setfacl", "acl"),
     ("tar", "tar"),
     ("setfattr", "attr"),
+    ("redis-server", "redis-server"),
+    ("redis-sentinel", "redis-sentinel"),
+    ("redis-cli", "redis-tools"),
+    ("openssl", "openssl"),
 ];
 
 /// A header that the test programs need to compile.

@@ -48,7 +48,7 @@ fn of_server(ServerCode { code, detail, kind }: ServerCode) -> Fault {
     if kind == Some(redis::ServerErrorKind::NoScript) {
         return Fault::NoScript;
     }
-    if ["LOADING", "TRYAGAIN", "BUSY", "MASTERDOWN", "NOREPLICAS", "ASK"].iter().any(|word| code == *word)
+    if ["LOADING", "TRYAGAIN", "BUSY", "MASTERDOWN", "NOREPLICAS", "ASK"].contains(&code)
         || detail.contains("max number of clients")
         || quotes("NOREPLICAS ")
         // A key of the slot is on its way to another node.
@@ -56,7 +56,7 @@ fn of_server(ServerCode { code, detail, kind }: ServerCode) -> Fault {
     {
         return Fault::Later(text);
     }
-    if ["READONLY", "MOVED", "CLUSTERDOWN", "UNBLOCKED"].iter().any(|word| code == *word) || quotes("READONLY ") || quotes("CLUSTERDOWN ") {
+    if ["READONLY", "MOVED", "CLUSTERDOWN", "UNBLOCKED"].contains(&code) || quotes("READONLY ") || quotes("CLUSTERDOWN ") {
         return Fault::Elsewhere(text);
     }
     Fault::Store(if quotes("OOM ") || code == "OOM" {

@@ -40,6 +40,8 @@ pub(super) struct Pass {
     pub token: Bytes,
     /// What earlier connections left: numbers and replies.
     pub outcomes: HashMap<u64, Bytes>,
+    /// The life of the server.
+    run_id: String,
 }
 
 /// The hash and its slots.
@@ -117,12 +119,13 @@ impl Lane {
         let fields = pairs(link.attempt(live, redis::cmd("HGETALL").arg(&hash[..])).await?).map_err(Fault::Store)?;
         let slots: HashMap<usize, (u64, Bytes)> =
             fields.iter().filter_map(|(field, value)| Some((std::str::from_utf8(field).ok()?.parse().ok()?, record(value)?))).collect();
-        // The hash of a process without a session ends by itself; a session's is there, unless the server lost it.
-        if before.is_some() && matches!(self.owner, Owner::Session(_)) {
+        // Only a server that started anew, or another one, can have lost something; a hash may also have ended by itself.
+        let is_other = before.as_ref().is_some_and(|pass| live.run_id.is_empty() || pass.run_id != live.run_id);
+        if is_other && matches!(self.owner, Owner::Session(_)) {
             counters.examine(link, live, &self.acknowledged, &slots).await?;
         }
         let outcomes = slots.into_values().collect();
-        let pass = Arc::new(Pass { generation: live.generation, hash, token, outcomes });
+        let pass = Arc::new(Pass { generation: live.generation, hash, token, outcomes, run_id: live.run_id.clone() });
         *unpoisoned(&self.pass) = Some(pass.clone());
         Ok(pass)
     }
@@ -165,7 +168,13 @@ impl Lane {
             && Arc::ptr_eq(now, pass)
         {
             // Kept, so that the next fence knows that there was one.
-            *current = Some(Arc::new(Pass { generation: 0, hash: now.hash.clone(), token: Bytes::new(), outcomes: HashMap::new() }));
+            *current = Some(Arc::new(Pass {
+                generation: 0,
+                hash: now.hash.clone(),
+                token: Bytes::new(),
+                outcomes: HashMap::new(),
+                run_id: now.run_id.clone(),
+            }));
         }
     }
 }

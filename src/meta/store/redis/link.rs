@@ -2,12 +2,13 @@
 
 use super::connect::{Connector, Layout, ask};
 use super::error::Fault;
-use super::script::bytes;
-use crate::env::{Random, SystemRandom};
+use super::script::{bytes, list};
+use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::store::StoreError;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value as Reply};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -34,6 +35,8 @@ pub(super) struct Link {
     retry_min: Duration,
     retry_max: Duration,
     live: Mutex<Option<Live>>,
+    /// As measured when the connection was made.
+    clock_ahead_us: AtomicI64,
     /// Held while connecting; the number of the last connection.
     connecting: tokio::sync::Mutex<u64>,
 }
@@ -69,6 +72,7 @@ impl Link {
             retry_min: retry.0,
             retry_max: retry.1,
             live: Mutex::new(None),
+            clock_ahead_us: AtomicI64::new(0),
             connecting: tokio::sync::Mutex::new(0),
         };
         // Nobody is served yet: a wrong address must end in a message.
@@ -98,34 +102,33 @@ impl Link {
 
     /// The connection; makes one if there is none.
     pub async fn live(&self, patience: &mut Patience) -> Result<Live, StoreError> {
+        if let Some(live) = self.current().clone() {
+            return Ok(live);
+        }
+        let mut last = match patience.deadline {
+            None => self.connecting.lock().await,
+            Some(deadline) => timeout_at(deadline, self.connecting.lock()).await.map_err(|_| patience.gave_up())?,
+        };
+        // Whoever had the turn before may have connected for all.
+        if let Some(live) = self.current().clone() {
+            return Ok(live);
+        }
+        let begin = Instant::now();
         loop {
-            if let Some(live) = self.current().clone() {
-                return Ok(live);
-            }
-            let mut last = match patience.deadline {
-                None => self.connecting.lock().await,
-                Some(deadline) => timeout_at(deadline, self.connecting.lock()).await.map_err(|_| patience.gave_up())?,
-            };
-            if let Some(live) = self.current().clone() {
-                return Ok(live);
-            }
-            let begin = Instant::now();
-            loop {
-                match self.connect(*last + 1).await {
-                    Ok((live, place)) => {
-                        *last = live.generation;
-                        *self.current() = Some(live.clone());
-                        if live.generation > 1 {
-                            info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
-                        }
-                        return Ok(live);
+            match self.connect(*last + 1).await {
+                Ok((live, place)) => {
+                    *last = live.generation;
+                    *self.current() = Some(live.clone());
+                    if live.generation > 1 {
+                        info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
                     }
-                    // A volume in use waits even for what looks like a wrong password: an operator may be at work.
-                    Err(Fault::Store(error)) if *last > 0 && self.patience.is_none() => {
-                        self.pause(patience, Fault::Elsewhere(error.to_string())).await?;
-                    }
-                    Err(fault) => self.pause(patience, fault).await?,
+                    return Ok(live);
                 }
+                // A volume in use waits even for what looks like a wrong password: an operator may be at work.
+                Err(Fault::Store(error)) if *last > 0 && self.patience.is_none() => {
+                    self.pause(patience, Fault::Elsewhere(error.to_string())).await?;
+                }
+                Err(fault) => self.pause(patience, fault).await?,
             }
         }
     }
@@ -138,13 +141,36 @@ impl Link {
             Err(Fault::Store(_)) => String::new(),
             Err(fault) => return Err(fault),
         };
+        let sent = SystemClock::new().now();
+        match ask(&mut conn, &redis::cmd("TIME")).await.map(list) {
+            Ok(Ok(parts)) => {
+                let mut parts = parts.iter().filter_map(|part| std::str::from_utf8(part).ok()?.parse::<i64>().ok());
+                if let (Some(sec), Some(us)) = (parts.next(), parts.next()) {
+                    let ahead = (sec - sent.sec).saturating_mul(1_000_000) + us - i64::from(sent.nsec / 1000);
+                    self.clock_ahead_us.store(ahead, Ordering::Relaxed);
+                }
+            }
+            Ok(Err(_)) | Err(Fault::Store(_)) => {}
+            Err(fault) => return Err(fault),
+        }
         Ok((Live { conn, generation, run_id }, place))
+    }
+
+    /// What the server's clock shows when something sent now arrives, less what ours shows now.
+    pub fn clock_ahead_us(&self) -> i64 {
+        self.clock_ahead_us.load(Ordering::Relaxed)
     }
 
     /// Waits before the next attempt, longer each time, never in step with other clients. Fails when the request has waited enough.
     pub async fn pause(&self, patience: &mut Patience, fault: Fault) -> Result<(), StoreError> {
         let why = match fault {
             Fault::Store(error) => return Err(error),
+            // The first break is no reason to wait: whoever connects waits if the server is away.
+            Fault::Lost(why) if patience.pauses == 0 => {
+                patience.pauses = 1;
+                patience.why = why;
+                return Ok(());
+            }
             Fault::NoScript => return Ok(()),
             Fault::Lost(why) | Fault::Later(why) | Fault::Elsewhere(why) => why,
         };

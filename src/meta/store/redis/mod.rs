@@ -297,6 +297,10 @@ impl Store for RedisStore {
         Sharing::Server
     }
 
+    fn clock_ahead_us(&self) -> i64 {
+        self.link.clock_ahead_us()
+    }
+
     fn losses(&self) -> u64 {
         self.counters.losses()
     }

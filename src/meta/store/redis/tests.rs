@@ -1,9 +1,10 @@
 //! The store against real servers.
 
-#![allow(dead_code)]
-
+// Shared with the tests of whole mounts, which use other parts of them.
+#[allow(dead_code)]
 #[path = "../../../../tests/suite/proxy.rs"]
 mod proxy;
+#[allow(dead_code)]
 #[path = "../../../../tests/suite/servers.rs"]
 mod servers;
 
@@ -99,7 +100,7 @@ async fn every_kind_of_address_works() {
         works(&open(&url, COMMAND).await.unwrap_or_else(|e| panic!("{url}: {e}"))).await;
     }
     for (url, what) in [
-        (format!("redis://ann:wrong@127.0.0.1:{}/2", server.port), "WRONGPASS"),
+        (format!("redis://ann:wrong@127.0.0.1:{}/2", server.port), "authentication failed"),
         (format!("rediss://localhost:{tls_port}/4?tls-cert-file={cert}&tls-key-file={key}"), "certificate"),
         (format!("rediss://localhost:{tls_port}/4?tls-cert-file={cert}"), "belong together"),
         (format!("redis://127.0.0.1:{}/99", server.port), "DB index"),
@@ -181,16 +182,16 @@ async fn tally(store: &Arc<RedisStore>, tasks: usize, each: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_happen_once_however_often_the_connection_breaks() {
     let server = RedisServer::start();
-    let proxy = Proxy::start(server.address());
+    let proxy = Arc::new(Proxy::start(server.address()));
     let store = Arc::new(open(&url_of(proxy.port), MOUNTED).await.unwrap());
     store.claim_session(7).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let breaking = {
-        let stop = stop.clone();
+        let (stop, proxy) = (stop.clone(), proxy.clone());
         std::thread::spawn(move || {
             let mut cuts = 0;
-            while !stop.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(20));
+            while !stop.load(Ordering::SeqCst) && cuts < 40 {
+                std::thread::sleep(Duration::from_millis(60));
                 // In turn: what was asked arrives late, what was done is not answered, nothing special.
                 match cuts % 3 {
                     0 => proxy.hold_requests(true),

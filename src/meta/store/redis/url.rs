@@ -227,8 +227,8 @@ impl RedisUrl {
                 self.fsync_replicas = value.parse().map_err(|_| format!("{name}={value}: a number of replicas is wanted"))?;
             }
             "insecure-skip-verify" | "skip_verify" => {
-                let on = !value.is_empty() && !(name == "skip_verify" && value == "false");
-                self.secure(name)?.insecure = on;
+                let off = value.is_empty() || (name == "skip_verify" && value == "false");
+                self.secure(name)?.insecure = !off;
             }
             "tls-cert-file" => self.secure(name)?.cert_file = path(),
             "tls-key-file" => self.secure(name)?.key_file = path(),

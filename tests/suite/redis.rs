@@ -1,0 +1,82 @@
+//! Volumes whose metadata is in Redis, on real mounts.
+
+use crate::proxy::Proxy;
+use crate::servers::RedisServer;
+use crate::support::{Mount, PANDO, Volume, eventually, run, sh, text};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Makes a volume on the server with its objects in `volume`; answers its address.
+fn format(server: &RedisServer, volume: &Volume) -> String {
+    let url = server.url(1);
+    let bucket = volume.temp.path().join("objects");
+    let output = run(Command::new(PANDO).args(["format", "--storage", "file", "--bucket"]).arg(bucket).args([&url, "vol"]));
+    assert!(output.status.success(), "{}", text(&output));
+    url
+}
+
+fn mount(volume: &Volume, url: &str, name: &str) -> Mount {
+    Mount::start(Path::new(url), &volume.temp.path().join(name), &[])
+}
+
+#[test]
+fn a_volume_on_redis_keeps_what_was_written_and_shows_it_to_others() {
+    let (server, volume) = (RedisServer::start(), Volume::new());
+    let unformatted = run(Command::new(PANDO).args(["status", &server.url(1)]));
+    assert!(!unformatted.status.success() && text(&unformatted).contains("database is not formatted"), "{}", text(&unformatted));
+    let url = format(&server, &volume);
+    let one = mount(&volume, &url, "one");
+    sh(
+        &one.path,
+        "mkdir -p a/b && seq 100000 > a/b/numbers && ln -s b/numbers a/link && echo x > a/small && ln a/small a/hard && rm a/small",
+    );
+    sh(&one.path, "mkdir many && for i in $(seq 300); do echo $i > many/$i; done && test $(ls many | wc -l) = 300");
+    let two = mount(&volume, &url, "two");
+    let sum = sh(&one.path, "md5sum < a/b/numbers");
+    assert_eq!(sh(&two.path, "md5sum < a/link"), sum);
+    fs::write(two.join("from two"), "hello").expect("written");
+    // Close-to-open; the name may be remembered as missing for nobody.
+    assert_eq!(fs::read_to_string(one.join("from two")).expect("there at once"), "hello");
+    fs::write(two.join("from two"), "hello again").expect("written");
+    assert_eq!(fs::read_to_string(one.join("from two")).expect("there"), "hello again");
+    eventually("the kernel of the first mount asks anew", || fs::metadata(one.join("from two")).expect("there").size() == 11);
+    let status = run(Command::new(PANDO).args(["status", &url]));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("a document");
+    assert_eq!((status["Sessions"].as_array().map(Vec::len), &status["Setting"]["Storage"]), (Some(2), &"file".into()));
+    two.unmount();
+    one.unmount();
+    assert_eq!(server.cli(&["-n", "1", "zcard", "allSessions"]).trim(), "0");
+    assert_eq!(server.cli(&["-n", "1", "exists", "_pando:f"]).trim(), "0", "all data are objects");
+    let again = mount(&volume, &url, "one");
+    assert_eq!(sh(&again.path, "md5sum < a/b/numbers; cat a/hard; ls many | wc -l"), format!("{sum}x\n300\n"));
+    again.unmount();
+    let fsck = run(Command::new(PANDO).args(["fsck", &url]));
+    assert!(fsck.status.success(), "{}", text(&fsck));
+}
+
+#[test]
+fn a_server_that_is_away_is_a_pause_for_applications() {
+    let (mut server, volume) = (RedisServer::start(), Volume::new());
+    let url = format(&server, &volume);
+    let proxy = Proxy::start(server.address());
+    let mount = mount(&volume, &url.replace(&server.port.to_string(), &proxy.port.to_string()), "mnt");
+    let dir = mount.path.clone();
+    let work = std::thread::spawn(move || {
+        sh(&dir, "for i in $(seq 150); do mkdir d$i && echo $i > d$i/f && mv d$i e$i && ln e$i/f l$i && rm e$i/f; done; ls | wc -l")
+    });
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(100));
+        proxy.cut();
+    }
+    server.kill();
+    std::thread::sleep(Duration::from_secs(3));
+    server.restart();
+    assert_eq!(work.join().expect("no error").trim(), "300");
+    assert_eq!(sh(&mount.path, "cat l*| sort -n | md5sum; seq 150 | md5sum").lines().collect::<std::collections::BTreeSet<_>>().len(), 1);
+    mount.unmount();
+    let fsck = run(Command::new(PANDO).args(["fsck", &url]));
+    assert!(fsck.status.success(), "{}", text(&fsck));
+}
