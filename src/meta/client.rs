@@ -6,6 +6,7 @@ use crate::meta::facts::Facts;
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
 use crate::meta::key;
+use crate::meta::lines::Lines;
 use crate::meta::ops::append::Appenders;
 use crate::meta::ops::session::Beat;
 use crate::meta::pacing::Pacing;
@@ -62,6 +63,8 @@ pub struct Meta {
     pub(crate) locked: Mutex<std::collections::HashSet<Ino>>,
     /// Write locks held through this process.
     pub(crate) fence: Fence,
+    /// Changes of locks, one at a time for each inode.
+    pub(crate) lock_changes: Lines,
     /// Who appends next.
     pub(crate) appenders: Appenders,
     /// When this session was last prolonged.
@@ -105,6 +108,7 @@ impl Meta {
                 facts,
             },
             fence: Fence::default(),
+            lock_changes: Lines::default(),
             appenders: Appenders::default(),
             beat: Mutex::default(),
             reviving: Default::default(),

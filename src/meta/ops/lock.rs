@@ -61,6 +61,8 @@ impl Meta {
             return Err(Errno::IO);
         }
         let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
+        // Two changes of one field must be noted in the order in which they were committed.
+        let _first = self.lock_changes.first(ino).await;
         let before = self.fence.hold(ino, &hash, &field, None);
         let changed = self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], step).await;
         let held = match &changed {
