@@ -6,6 +6,7 @@ use crate::meta::facts::Facts;
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
 use crate::meta::key;
+use crate::meta::lines::Lines;
 use crate::meta::ops::append::Appenders;
 use crate::meta::ops::session::Beat;
 use crate::meta::pacing::Pacing;
@@ -62,6 +63,8 @@ pub struct Meta {
     pub(crate) locked: Mutex<std::collections::HashSet<Ino>>,
     /// Write locks held through this process.
     pub(crate) fence: Fence,
+    /// Changes of locks, one at a time for each inode.
+    pub(crate) lock_changes: Lines,
     /// Who appends next.
     pub(crate) appenders: Appenders,
     /// When this session was last prolonged.
@@ -105,6 +108,7 @@ impl Meta {
                 facts,
             },
             fence: Fence::default(),
+            lock_changes: Lines::default(),
             appenders: Appenders::default(),
             beat: Mutex::default(),
             reviving: Default::default(),
@@ -181,13 +185,13 @@ impl Meta {
         self.run_on(what, caller, Basis::Estimate, View::default(), step).await
     }
 
-    /// Runs a mutation that most often finds `value`: if nothing better is known that is presumed, and the commit tells whether it was right.
+    /// Runs a mutation that most often finds these values: where nothing better is known they are presumed, and the commit tells whether that
+    /// was right.
     pub(crate) async fn run_presuming<T, F>(
         &self,
         what: &'static str,
         caller: &Caller,
-        query: Query,
-        value: Value,
+        presumed: Vec<(Query, Value)>,
         step: F,
     ) -> Result<T, Errno>
     where
@@ -195,10 +199,11 @@ impl Meta {
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
         self.begin_mutation().await?;
-        let queries = [query];
-        let known = self.driver.facts.as_ref().and_then(|facts| facts.recall(&queries)).unwrap_or_else(|| vec![value]);
         let mut view = View::default();
-        view.remember(queries.into_iter().zip(known));
+        for (query, value) in presumed {
+            let known = self.driver.facts.as_ref().and_then(|facts| facts.recall(std::slice::from_ref(&query))?.pop());
+            view.remember([(query, known.unwrap_or(value))]);
+        }
         self.run_on(what, caller, Basis::Memory, view, step).await
     }
 

@@ -34,10 +34,20 @@ pub(crate) struct Ids {
 struct Stock {
     now: Range<u64>,
     next: Range<u64>,
+    /// How often the store had lost something when these were fetched.
+    losses: u64,
 }
 
 impl Stock {
-    fn take(&mut self) -> Option<u64> {
+    /// Numbers from before a loss may have been given out again.
+    fn drop_outdated(&mut self, losses: u64) {
+        if self.losses != losses {
+            *self = Stock { losses, ..Stock::default() };
+        }
+    }
+
+    fn take(&mut self, losses: u64) -> Option<u64> {
+        self.drop_outdated(losses);
         if self.now.is_empty() {
             self.now = std::mem::take(&mut self.next);
         }
@@ -45,7 +55,8 @@ impl Stock {
     }
 
     /// What does not fit is left unused: numbers are plenty.
-    fn add(&mut self, batch: Range<u64>) {
+    fn add(&mut self, batch: Range<u64>, losses: u64) {
+        self.drop_outdated(losses);
         if self.now.is_empty() {
             self.now = batch;
         } else if self.next.is_empty() {
@@ -78,7 +89,7 @@ impl Ids {
         loop {
             let taken = {
                 let mut stock = self.stock();
-                stock.take().map(|id| (id, stock.left()))
+                stock.take(self.store.losses()).map(|id| (id, stock.left()))
             };
             if let Some((id, left)) = taken {
                 if left <= self.batch / REFILL_SHARE {
@@ -89,8 +100,7 @@ impl Ids {
             let _fetching = self.fetching.lock().await;
             // Whoever held it before may have fetched for all.
             if self.stock().left() == 0 {
-                let batch = self.fetch().await?;
-                self.stock().add(batch);
+                self.fetch().await?;
             }
         }
     }
@@ -104,17 +114,17 @@ impl Ids {
         let ids = self.clone();
         runtime.spawn(async move {
             let _fetching = ids.fetching.lock().await;
-            if ids.stock().left() <= ids.batch / REFILL_SHARE
-                && let Ok(batch) = ids.fetch().await
-            {
-                ids.stock().add(batch);
+            if ids.stock().left() <= ids.batch / REFILL_SHARE {
+                // After a failure, which is logged, the next taker tries again.
+                let _ = ids.fetch().await;
             }
-            // After a failure, which is logged, the next taker tries again.
             ids.refilling.store(false, Ordering::Release);
         });
     }
 
-    async fn fetch(&self) -> Result<Range<u64>, Errno> {
+    /// Adds a batch to the stock, unless the store has lost something meanwhile: then nobody knows from which counter it is.
+    async fn fetch(&self) -> Result<(), Errno> {
+        let losses = self.store.losses();
         // Bounded above by the batches, so it fits.
         let write = Write::IncrBy(self.counter.clone(), self.batch as i64);
         let commit = self.store.commit(&[], &[write], &[]).await.map_err(|e| errno_of("allocate ids", &e))?;
@@ -123,7 +133,10 @@ impl Ids {
         // A counter below what was just added to it was negative: damage.
         let last = u64::try_from(last).map_err(|_| Errno::IO)?;
         let first = (last + 1).checked_sub(self.batch).ok_or(Errno::IO)?;
-        Ok(first.max(self.least)..last + 1)
+        if self.store.losses() == losses {
+            self.stock().add(first.max(self.least)..last + 1, losses);
+        }
+        Ok(())
     }
 
     fn stock(&self) -> MutexGuard<'_, Stock> {

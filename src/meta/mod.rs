@@ -12,5 +12,6 @@ mod client;
 mod facts;
 mod fence;
 mod ids;
+mod lines;
 mod pacing;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};

@@ -20,6 +20,8 @@ mod seen;
 mod xattr;
 
 #[cfg(test)]
+mod trips_test;
+#[cfg(test)]
 mod vfs_test;
 
 pub use crate::meta::ops::lock::LockKind;

@@ -122,8 +122,14 @@ impl Vfs {
         if !self.writers.any_dirty() {
             return Ok(());
         }
-        // What cannot be looked up is for the renaming itself to judge.
-        let Ok((ino, _)) = self.meta.lookup(caller, dir, name).await else { return Ok(()) };
+        let ino = match self.meta.recent_entry(dir, name) {
+            Some((ino, ..)) => ino,
+            None => match self.meta.lookup(caller, dir, name).await {
+                Ok((ino, _)) => ino,
+                // What cannot be looked up is for the renaming itself to judge.
+                Err(_) => return Ok(()),
+            },
+        };
         self.store_dirty(ino).await
     }
 

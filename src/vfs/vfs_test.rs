@@ -20,10 +20,10 @@ const BLOCK_BYTES: u32 = 256 << 10;
 const NOW: u64 = 1_700_000_000;
 
 /// A volume; each `process` has its own session and mount.
-struct World {
-    store: Arc<EmbeddedStore>,
+pub(super) struct World {
+    pub store: Arc<EmbeddedStore>,
     objects: Arc<MemoryStore>,
-    clock: Arc<ManualClock>,
+    pub clock: Arc<ManualClock>,
 }
 
 /// What was forgotten.
@@ -39,9 +39,9 @@ impl KernelCache for Forgotten {
 }
 
 /// Takes at most `room` entries: name, cookie, inode and, with attributes, length.
-struct Sink {
-    room: usize,
-    taken: Vec<(String, u64, Ino, Option<u64>)>,
+pub(super) struct Sink {
+    pub room: usize,
+    pub taken: Vec<(String, u64, Ino, Option<u64>)>,
 }
 
 impl DirSink for Sink {
@@ -56,7 +56,7 @@ impl DirSink for Sink {
 }
 
 impl World {
-    async fn new() -> World {
+    pub async fn new() -> World {
         let store = Arc::new(EmbeddedStore::open_in_memory().unwrap());
         let root = Attr { kind: Kind::Dir, mode: 0o777, nlink: 2, length: 4096, ..tests::attr() };
         let mut writes = vec![Write::Set(key::inode(Ino::ROOT), codec::encode_attr(&root)), Write::IncrBy(key::NEXT_INODE, 1)];
@@ -70,8 +70,13 @@ impl World {
     }
 
     async fn process(&self, config: VfsConfig) -> Arc<Vfs> {
+        self.process_on(self.store.clone(), config).await
+    }
+
+    /// A process that reaches the volume through this store.
+    pub async fn process_on(&self, store: Arc<dyn Store>, config: VfsConfig) -> Arc<Vfs> {
         let meta = Arc::new(Meta::new(MetaConfig {
-            store: self.store.clone(),
+            store,
             clock: self.clock.clone(),
             setting: Setting::new("vol", "uuid", "file", "/", 256),
             duties: mpsc::channel(64).0,

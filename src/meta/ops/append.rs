@@ -5,15 +5,14 @@
 //! that was refused a few times takes a turn: a field that all appends of Pando guard. While it is there only its owner appends.
 
 use crate::meta::client::Cx;
+use crate::meta::lines::Lines;
 use crate::meta::ops::write::{NewSlice, Written, append_step};
 use crate::meta::store::{Guard, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, CHUNK_BYTES, Caller, Errno, Ino, Time};
 use bytes::Bytes;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tracing::{error, warn};
 
@@ -29,28 +28,9 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Who appends next, in this process.
 #[derive(Default)]
 pub(crate) struct Appenders {
-    lines: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
+    lines: Lines,
     /// Turns taken so far: no two have the same value.
     turns: AtomicU64,
-}
-
-impl Appenders {
-    fn lines(&self) -> MutexGuard<'_, HashMap<Ino, Arc<tokio::sync::Mutex<()>>>> {
-        self.lines.lock().expect("never poisoned: no code under it panics")
-    }
-
-    fn line(&self, ino: Ino) -> Arc<tokio::sync::Mutex<()>> {
-        self.lines().entry(ino).or_default().clone()
-    }
-
-    /// Forgets a line in which nobody stands any more.
-    fn leave(&self, ino: Ino, line: Arc<tokio::sync::Mutex<()>>) {
-        let mut lines = self.lines();
-        drop(line);
-        if lines.get(&ino).is_some_and(|line| Arc::strong_count(line) == 1) {
-            lines.remove(&ino);
-        }
-    }
 }
 
 /// What a try has come to.
@@ -67,13 +47,10 @@ impl Meta {
     /// Commits a slice at the end of the file, wherever that is when the commit happens, and answers its offset. At a chunk border the
     /// slice is named by two records. `OWNERDEAD` as `write`.
     pub async fn append(&self, ino: Ino, slice: NewSlice, mtime: Time) -> Result<(u64, Attr), Errno> {
-        let line = self.appenders.line(ino);
-        let outcome = {
-            let _first = line.lock().await;
-            self.append_in_turn(ino, &slice, mtime).await
+        let (offset, written) = {
+            let _first = self.appenders.lines.first(ino).await;
+            self.append_in_turn(ino, &slice, mtime).await?
         };
-        self.appenders.leave(ino, line);
-        let (offset, written) = outcome?;
         self.ask_compaction(ino, (offset / CHUNK_BYTES) as u32, 1, written.list_len);
         Ok((offset, written.attr))
     }

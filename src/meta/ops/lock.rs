@@ -61,9 +61,10 @@ impl Meta {
             return Err(Errno::IO);
         }
         let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
+        // Two changes of one field must be noted in the order in which they were committed.
+        let _first = self.lock_changes.first(ino).await;
         let before = self.fence.hold(ino, &hash, &field, None);
-        let presumed = (Query::HGetAll(hash.clone()), Value::Pairs(Vec::new()));
-        let changed = self.run_presuming(what, &Caller::root(), presumed.0, presumed.1, step).await;
+        let changed = self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], step).await;
         let held = match &changed {
             Ok(changed) => changed.excluding.clone(),
             Err(_) => before,
@@ -120,13 +121,21 @@ impl Meta {
         if !self.may_be_locked(ino) {
             return Ok(());
         }
-        // What a failure leaves behind is tried again by the release of the handle.
-        self.set_lock(ino, owner, 0, 0, LOCK_END_MAX, LockKind::Unlock).await?;
-        self.flock(ino, owner, LockKind::Unlock).await?;
-        // Nobody of this process takes a lock of the inode between the question and the forgetting.
+        // Nobody of this process takes a lock of the inode between the release and the forgetting.
         let _stripe = self.driver.open_files.stripe(ino).write().await;
-        if !self.answer("look for locks", &Caller::root(), |view, cx| holds_step(view, cx, ino)).await? {
-            self.locked.lock().expect("never poisoned: no code under it panics").remove(&ino);
+        let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
+        let hashes = [key::plock(ino), key::flock(ino)];
+        let before = hashes.each_ref().map(|hash| self.fence.hold(ino, hash, &field, None));
+        let presumed = hashes.iter().map(nobody).collect();
+        match self.run_presuming("release locks", &Caller::root(), presumed, |view, cx| release_step(view, cx, &hashes, &field)).await {
+            Ok(true) => {}
+            Ok(false) => drop(self.locked.lock().expect("never poisoned: no code under it panics").remove(&ino)),
+            Err(errno) => {
+                for (hash, value) in hashes.iter().zip(before) {
+                    self.fence.hold(ino, hash, &field, value);
+                }
+                return Err(errno);
+            }
         }
         Ok(())
     }
@@ -256,10 +265,28 @@ fn get_step(view: &View, cx: &Cx, ino: Ino, owner: u64, start: u64, end: u64, ki
     Ok(Plan::answer(found.map(|(field, lock)| if is_of_session(&field, cx.sid) { lock } else { LockRecord { pid: 0, ..lock } })))
 }
 
-fn holds_step(view: &View, cx: &Cx, ino: Ino) -> Result<Plan<bool>, Stop> {
-    view.want([Query::HGetAll(key::flock(ino)), Query::HGetAll(key::plock(ino))])?;
-    let holds = |hash: Key| -> Result<bool, Stop> { Ok(view.fields(&hash)?.iter().any(|(field, _)| is_of_session(field, cx.sid))) };
-    Ok(Plan::answer(holds(key::flock(ino))? || holds(key::plock(ino))?))
+/// Takes an owner's field out of both hashes; answers whether this session still has another in one of them. Without a field of its own there
+/// is nothing to write, and the guards alone confirm the answer.
+fn release_step(view: &View, cx: &Cx, hashes: &[Key; 2], field: &Bytes) -> Result<Plan<bool>, Stop> {
+    let (mut guards, mut writes, mut holds) = (Vec::new(), Vec::new(), false);
+    for hash in hashes {
+        let fields = view.fields(hash)?;
+        let holds_more = fields.iter().any(|(other, _)| other != field && is_of_session(other, cx.sid));
+        if fields.iter().any(|(own, _)| own == field) {
+            writes.push(Write::HDel(hash.clone(), field.clone()));
+            if !holds_more {
+                writes.push(Write::SRem(key::locked(cx.sid), hash.clone()));
+            }
+        }
+        guards.push(Guard::Fields(hash.clone(), fields.to_vec()));
+        holds |= holds_more;
+    }
+    Ok(Plan::new(guards, writes, holds))
+}
+
+/// What is presumed of a lock hash.
+fn nobody(hash: &Key) -> (Query, Value) {
+    (Query::HGetAll(hash.clone()), Value::Pairs(Vec::new()))
 }
 
 /// The first lock of another owner that excludes the request, and its field.

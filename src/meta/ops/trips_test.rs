@@ -324,6 +324,18 @@ async fn data_written_under_a_lock_that_is_lost_is_never_committed() {
     meta.write(file, 0, &[slice(0, 2, 10)], now).await.expect("under both locks");
     host.took("commit");
 
+    // Nor are those of several threads at once.
+    let threads: Vec<_> = (0..8u64)
+        .map(|n| {
+            let meta = meta.clone();
+            tokio::spawn(async move { meta.set_lock(file, 2, 1, 10 * n, 10 * n + 4, LockKind::Exclusive).await })
+        })
+        .collect();
+    for thread in threads {
+        thread.await.expect("ends").expect("is free");
+    }
+    meta.write(file, 0, &[slice(0, 5, 10)], now).await.expect("under both locks");
+
     // As after a session that was away for too long.
     let sid = meta.sid.load(std::sync::atomic::Ordering::Relaxed);
     let gone = Write::HDel(key::flock(file), key::lock_field(sid, 1));

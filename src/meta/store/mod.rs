@@ -300,9 +300,9 @@ pub trait Store: Send + Sync {
         true
     }
 
-    /// What the store's clock will show when a commit sent now arrives there, less what ours shows now, in microseconds; 0 if it has none of
-    /// its own.
-    fn clock_ahead_us(&self) -> i64 {
+    /// How often the store was found to have lost what it had acknowledged. After each time, numbers taken from its counters and not yet
+    /// used must be dropped: they may have been given out again.
+    fn losses(&self) -> u64 {
         0
     }
 
@@ -321,5 +321,11 @@ pub trait Store: Send + Sync {
     /// Removes what the store keeps about a session of its own accord; called when it was closed or cleaned.
     fn forget_session(&self, _sid: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// What the store's clock will show when a commit sent now arrives there, less what ours shows now, in microseconds; 0 if it has none of
+    /// its own.
+    fn clock_ahead_us(&self) -> i64 {
+        0
     }
 }

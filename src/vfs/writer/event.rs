@@ -11,6 +11,8 @@ pub(crate) struct Shape {
     pub block_bytes: u32,
     /// Largest only block that is stored beside the metadata.
     pub frame_bytes_max: u32,
+    /// Blocks of one inode on their way at once.
+    pub uploads_max: usize,
 }
 
 /// Both clocks, as every event carries them.

@@ -15,9 +15,6 @@ use crate::vfs::writer::slice::{IdState, Pending};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Blocks of one inode on their way at once. Each durable put costs a sync of its own; four keep a disk or a link busy without letting
-/// one file take every upload slot of the volume.
-const UPLOADS_MAX: usize = 4;
 /// Youngest slices looked at for one that can take a write. Older ones are frozen: more streams into one file are rare, and the search
 /// is part of every write.
 const OPEN_SLICES_MAX: usize = 8;
@@ -381,7 +378,7 @@ impl Machine {
                 slice.id = IdState::Asked(self.flushes);
                 actions.push(Action::Assign { key: slice.key });
             }
-            while self.uploads < UPLOADS_MAX
+            while self.uploads < self.shape.uploads_max
                 && let Some((block, data)) = slice.take_upload(self.flushes)
             {
                 self.uploads += 1;

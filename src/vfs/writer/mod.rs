@@ -42,6 +42,11 @@ const BUFFER_BYTES_MIN: usize = 4 << 20;
 const PENDING_SLICES_MAX: usize = 1024;
 /// Growth is checked in steps of this, so that a long sequential write does not ask the store each time.
 const GROWTH_STEP: u64 = 4 << 20;
+/// Blocks of one inode on their way at once. Each durable put on a disk costs a sync of its own; four keep it busy without letting one file
+/// take every upload slot of the volume.
+const UPLOADS_NEAR_MAX: usize = 4;
+/// The same where a put takes tens of milliseconds on a connection of its own; the upload slots of the volume bound all files together.
+const UPLOADS_FAR_MAX: usize = 16;
 /// How often ages are looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often a writer that waits for memory looks for more to send off.
@@ -81,7 +86,8 @@ impl Writers {
     /// Writers over a volume's metadata and blocks.
     pub fn new(config: WritersConfig) -> Arc<Writers> {
         let frame_bytes_max = if config.meta.store().keeps_frames() { FRAME_BYTES_MAX } else { 0 };
-        let shape = Shape { block_bytes: config.blocks.block_bytes(), frame_bytes_max };
+        let uploads_max = if config.meta.is_far() { UPLOADS_FAR_MAX } else { UPLOADS_NEAR_MAX };
+        let shape = Shape { block_bytes: config.blocks.block_bytes(), frame_bytes_max, uploads_max };
         let clock = config.meta.clock().clone();
         let backend = Arc::new(Live { meta: config.meta, blocks: config.blocks });
         Writers::over(backend, clock, shape, config.buffer_bytes)

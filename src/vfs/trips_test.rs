@@ -1,0 +1,269 @@
+//! Mounts of a volume whose metadata is behind a network: how many exchanges requests take, and what two hosts see of each other.
+
+use super::vfs_test::{Sink, World};
+use super::*;
+use crate::meta::key;
+use crate::meta::store::counting::CountingStore;
+use crate::meta::store::{Store, Write};
+use crate::types::Kind;
+use bytes::Bytes;
+use std::time::Instant;
+
+const ROOT: Ino = Ino(1);
+const RDONLY: u32 = libc::O_RDONLY as u32;
+const RDWR: u32 = libc::O_RDWR as u32;
+const CREATE: u32 = (libc::O_RDWR | libc::O_CREAT) as u32;
+const APPEND: u32 = (libc::O_WRONLY | libc::O_APPEND) as u32;
+
+fn root() -> Caller {
+    Caller::root()
+}
+
+/// One host's mount.
+struct Host {
+    store: Arc<CountingStore>,
+    vfs: Arc<Vfs>,
+}
+
+impl Host {
+    async fn of(world: &World, delay: Duration) -> Host {
+        let store = Arc::new(CountingStore::new(world.store.clone(), delay));
+        let vfs = world.process_on(store.clone(), VfsConfig { xattr: true, ..VfsConfig::default() }).await;
+        // What is fetched ahead is there before the first request.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        vfs.getattr(&root(), ROOT, None).await.unwrap();
+        store.take();
+        Host { store, vfs }
+    }
+
+    #[track_caller]
+    fn took(&self, calls: &str) {
+        assert_eq!(self.store.take(), calls);
+    }
+
+    /// Looks up and creates, as the kernel does.
+    async fn made(&self, name: &str) -> (Ino, u64) {
+        assert_eq!(self.vfs.lookup(&root(), ROOT, name.as_bytes()).await, Err(Errno::NOENT));
+        let (entry, open) = self.vfs.create(&root(), ROOT, name.as_bytes(), 0o644, 0, CREATE).await.unwrap();
+        (entry.ino, open.fh)
+    }
+
+    async fn open(&self, ino: Ino, flags: u32) -> OpenReply {
+        self.vfs.open(&root(), ino, flags).await.unwrap()
+    }
+
+    async fn put(&self, ino: Ino, fh: u64, offset: u64, text: &'static str, flags: u32) {
+        assert_eq!(self.vfs.write(&root(), ino, fh, offset, Bytes::from_static(text.as_bytes()), flags).await, Ok(text.len() as u32));
+    }
+
+    async fn text(&self, ino: Ino, fh: u64) -> String {
+        String::from_utf8(self.vfs.read(&root(), ino, fh, 0, 1 << 20).await.unwrap().concat()).unwrap()
+    }
+
+    async fn close(&self, ino: Ino, fh: u64) -> Result<(), Errno> {
+        let flushed = self.vfs.flush(&root(), ino, fh, 1).await;
+        self.vfs.release(ino, fh, Some(1)).await?;
+        flushed
+    }
+
+    async fn flock(&self, ino: Ino, fh: u64, kind: LockKind) -> Result<(), Errno> {
+        let lock = Lock { start: 0, end: u64::MAX, kind, pid: 1 };
+        self.vfs.setlk(&root(), ino, fh, 1, lock, true, true).await
+    }
+}
+
+#[tokio::test]
+async fn a_small_file_from_the_cradle_to_the_grave() {
+    let world = World::new().await;
+    let host = Host::of(&world, Duration::ZERO).await;
+    let (ino, fh) = host.made("f").await;
+    host.took("read commit");
+    host.put(ino, fh, 0, "4 KiB", RDWR).await;
+    host.took("");
+    host.close(ino, fh).await.unwrap();
+    host.took("commit");
+    // Read: what the open brings is all there is to ask.
+    let fh = host.open(ino, RDONLY).await.fh;
+    assert_eq!(host.text(ino, fh).await, "4 KiB");
+    host.close(ino, fh).await.unwrap();
+    host.took("read");
+    // Overwritten and appended to.
+    let fh = host.open(ino, RDWR).await.fh;
+    host.put(ino, fh, 0, "5 KiB", RDWR).await;
+    host.close(ino, fh).await.unwrap();
+    host.took("read commit");
+    let fh = host.open(ino, APPEND).await.fh;
+    host.put(ino, fh, 0, "!", APPEND).await;
+    host.took("read commit");
+    host.close(ino, fh).await.unwrap();
+    host.took("");
+    // Replaced by way of a temporary name, and removed.
+    let (new, fh) = host.made("new").await;
+    host.put(new, fh, 0, "new", RDWR).await;
+    host.close(new, fh).await.unwrap();
+    let (dirty, fh) = host.made("dirty").await;
+    host.put(dirty, fh, 0, "dirty", RDWR).await;
+    assert_eq!(host.vfs.lookup(&root(), ROOT, b"clean").await, Err(Errno::NOENT));
+    host.store.take();
+    // What was written to the one that is renamed is stored before; that of others can wait.
+    host.vfs.rename(&root(), ROOT, b"new", ROOT, b"f", 0).await.unwrap();
+    host.took("commit");
+    host.vfs.rename(&root(), ROOT, b"dirty", ROOT, b"clean", 0).await.unwrap();
+    host.took("commit commit");
+    host.vfs.unlink(&root(), ROOT, b"f").await.unwrap();
+    host.took("commit");
+}
+
+#[tokio::test]
+async fn a_locked_change() {
+    let world = World::new().await;
+    let host = Host::of(&world, Duration::ZERO).await;
+    let (ino, fh) = host.made("f").await;
+    host.store.take();
+    host.flock(ino, fh, LockKind::Exclusive).await.unwrap();
+    host.took("commit");
+    host.put(ino, fh, 0, "x", RDWR).await;
+    host.flock(ino, fh, LockKind::Unlock).await.unwrap();
+    host.took("commit commit");
+    // Closed while it is locked: the data first, then both kinds of locks at once.
+    host.flock(ino, fh, LockKind::Exclusive).await.unwrap();
+    host.put(ino, fh, 0, "y", RDWR).await;
+    host.store.take();
+    host.close(ino, fh).await.unwrap();
+    host.took("commit commit");
+}
+
+#[tokio::test]
+async fn listing_with_attributes() {
+    let world = World::new().await;
+    let host = Host::of(&world, Duration::ZERO).await;
+    let dir = host.vfs.mkdir(&root(), ROOT, b"d", 0o755, 0).await.unwrap().ino;
+    for n in 0..200 {
+        host.vfs.mknod(&root(), dir, format!("{n:03}").as_bytes(), libc::S_IFREG, 0, 0).await.unwrap();
+    }
+    host.store.take();
+    let fh = host.vfs.opendir(&root(), dir).await.unwrap().fh;
+    let (mut names, mut cookie) = (Vec::new(), 0);
+    loop {
+        // As much as a small buffer of the kernel holds.
+        let mut sink = Sink { room: 25, taken: Vec::new() };
+        host.vfs.readdir(&root(), dir, fh, cookie, true, &mut sink).await.unwrap();
+        let Some(last) = sink.taken.last() else { break };
+        cookie = last.1;
+        assert!(sink.taken.iter().all(|(name, .., length)| name.starts_with('.') || length.is_some()));
+        names.extend(sink.taken.into_iter().map(|(name, ..)| name));
+    }
+    assert_eq!(names.len(), 202);
+    host.took("read scan");
+    // What this host changes in the middle of a listing is seen, and what is too old is asked for.
+    let mut sink = Sink { room: 3, taken: Vec::new() };
+    host.vfs.readdir(&root(), dir, fh, 0, true, &mut sink).await.unwrap();
+    let cookie = sink.taken[2].1;
+    host.vfs.unlink(&root(), dir, b"001").await.unwrap();
+    let (entry, _) = host.vfs.create(&root(), dir, b"001", 0o644, 0, CREATE).await.unwrap();
+    let mut sink = Sink { room: 1, taken: Vec::new() };
+    host.vfs.readdir(&root(), dir, fh, cookie, true, &mut sink).await.unwrap();
+    assert_eq!((sink.taken[0].0.as_str(), sink.taken[0].2), ("001", entry.ino));
+    world.clock.advance(Duration::from_secs(2));
+    host.store.take();
+    let mut sink = Sink { room: 5, taken: Vec::new() };
+    host.vfs.readdir(&root(), dir, fh, cookie, true, &mut sink).await.unwrap();
+    host.took("read read read read read read");
+}
+
+#[tokio::test]
+async fn what_two_hosts_see_of_each_other() {
+    let world = World::new().await;
+    let (a, b) = (Host::of(&world, Duration::ZERO).await, Host::of(&world, Duration::ZERO).await);
+    let (ino, fh) = a.made("f").await;
+    a.put(ino, fh, 0, "one", RDWR).await;
+    a.close(ino, fh).await.unwrap();
+    // Kernels may hold what they are told, pages as long as an open finds nothing changed.
+    assert_eq!(b.vfs.lookup(&root(), ROOT, b"f").await.unwrap().attr_ttl, Duration::from_secs(1));
+    let first = b.open(ino, RDONLY).await;
+    assert_eq!((first.keep_cache, b.text(ino, first.fh).await.as_str()), (false, "one"));
+    let again = b.open(ino, RDONLY).await;
+    assert!(again.keep_cache);
+
+    let fh = a.open(ino, RDWR).await.fh;
+    world.clock.advance(Duration::from_millis(10));
+    a.put(ino, fh, 0, "two", RDWR).await;
+    a.vfs.flush(&root(), ino, fh, 1).await.unwrap();
+    // Close to open: exact, and the pages go. Handles that were open may read what was there, for a second.
+    assert_eq!(b.text(ino, first.fh).await, "one");
+    let open = b.open(ino, RDONLY).await;
+    assert_eq!((open.keep_cache, b.text(ino, open.fh).await.as_str()), (false, "two"));
+    world.clock.advance(Duration::from_millis(10));
+    a.put(ino, fh, 0, "six", RDWR).await;
+    a.vfs.flush(&root(), ino, fh, 1).await.unwrap();
+    world.clock.advance(Duration::from_secs(2));
+    assert_eq!(b.text(ino, first.fh).await, "six");
+    // Own writes go through pages that may be older next to them: the next open drops them.
+    let open = a.open(ino, RDONLY).await;
+    assert!(!open.keep_cache);
+
+    // A lock is exact for handles that were open before.
+    a.flock(ino, fh, LockKind::Exclusive).await.unwrap();
+    assert_eq!(b.text(ino, first.fh).await, "six");
+    world.clock.advance(Duration::from_millis(10));
+    a.put(ino, fh, 0, "seven", RDWR).await;
+    a.flock(ino, fh, LockKind::Unlock).await.unwrap();
+    b.flock(ino, first.fh, LockKind::Shared).await.unwrap();
+    assert_eq!(b.text(ino, first.fh).await, "seven");
+    assert_eq!(b.vfs.getattr(&root(), ino, None).await.unwrap().attr.length, 5);
+}
+
+#[tokio::test]
+async fn bytes_written_under_a_lost_lock_are_refused_until_the_file_is_closed() {
+    let world = World::new().await;
+    let (a, b) = (Host::of(&world, Duration::ZERO).await, Host::of(&world, Duration::ZERO).await);
+    let (ino, fh) = a.made("f").await;
+    a.flock(ino, fh, LockKind::Exclusive).await.unwrap();
+    a.put(ino, fh, 0, "mine", RDWR).await;
+    // The store was away, and another client has cleaned the session up and given the lock to somebody else.
+    world.store.commit(&[], &[Write::Del(key::flock(ino))], &[]).await.unwrap();
+    let other = b.open(ino, RDWR).await.fh;
+    b.flock(ino, other, LockKind::Exclusive).await.unwrap();
+    b.put(ino, other, 0, "yours", RDWR).await;
+    b.vfs.fsync(&root(), ino, other, false).await.unwrap();
+    assert_eq!(a.vfs.fsync(&root(), ino, fh, false).await, Err(Errno::IO));
+    assert_eq!(a.vfs.write(&root(), ino, fh, 0, Bytes::from_static(b"mine"), RDWR).await, Err(Errno::IO));
+    assert_eq!(a.flock(ino, fh, LockKind::Exclusive).await, Err(Errno::IO));
+    a.close(ino, fh).await.unwrap();
+    assert_eq!(b.text(ino, other).await, "yours");
+    b.flock(ino, other, LockKind::Unlock).await.unwrap();
+    let fh = a.open(ino, RDWR).await.fh;
+    a.flock(ino, fh, LockKind::Exclusive).await.unwrap();
+    a.put(ino, fh, 0, "again", RDWR).await;
+    a.close(ino, fh).await.unwrap();
+    world.clock.advance(Duration::from_secs(2));
+    assert_eq!(b.text(ino, other).await, "again");
+}
+
+#[tokio::test]
+async fn unrelated_files_do_not_wait_for_each_other() {
+    const FILES: usize = 32;
+    let world = World::new().await;
+    let host = Arc::new(Host::of(&world, Duration::from_millis(20)).await);
+    let begin = Instant::now();
+    let mut tasks = Vec::new();
+    for n in 0..FILES {
+        let host = host.clone();
+        tasks.push(tokio::spawn(async move {
+            let name = format!("{n}");
+            host.vfs.lookup(&root(), ROOT, name.as_bytes()).await.unwrap_err();
+            let (entry, open) = host.vfs.create(&root(), ROOT, name.as_bytes(), 0o644, 0, CREATE).await.unwrap();
+            host.put(entry.ino, open.fh, 0, "x", RDWR).await;
+            host.close(entry.ino, open.fh).await.unwrap();
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    // Three round trips of 40 ms each; one after the other they would take four seconds.
+    assert!(begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
+    let kinds = host.vfs.lookup(&root(), ROOT, b"31").await.unwrap().attr.kind;
+    assert_eq!(kinds, Kind::File);
+}
