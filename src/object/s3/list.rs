@@ -33,8 +33,8 @@ impl S3Store {
         while found.len() < limit {
             let keys_max = limit - found.len();
             let page = match self.within(self.page(prefix, &at, keys_max)).await {
-                // No server refuses a listing by what it asks for, except one that does not know version 2.
-                Err(ObjectError::Invalid(why)) if matches!(at, Position::After(_)) && !why.contains("NoSuchBucket") => {
+                // Perhaps it does not know version 2; what else is wrong with the request is so with version 1.
+                Err(ObjectError::Invalid(_)) if matches!(at, Position::After(_)) => {
                     at = Position::Marker(after.into());
                     let page = self.within(self.page(prefix, &at, keys_max)).await?;
                     self.lists_v1.store(true, Ordering::Relaxed);
