@@ -3,6 +3,7 @@
 use crate::env::Clock;
 use crate::meta::driver::{Driver, OpenFiles, errno_of};
 use crate::meta::key;
+use crate::meta::known::Known;
 use crate::meta::setting::Setting;
 use crate::meta::store::{Commit, Key, Store, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
@@ -56,6 +57,8 @@ pub struct Meta {
     pub(crate) locked: Mutex<std::collections::HashSet<Ino>>,
     /// What `new_session` has registered; a heartbeat that finds it gone puts it back.
     pub(crate) session_document: Mutex<Bytes>,
+    /// What of the volume is remembered from one operation to the next.
+    pub(crate) known: Known,
 }
 
 /// What every step knows beside the store: who asks, what time it is, what this process has open.
@@ -70,6 +73,8 @@ pub struct Cx<'a> {
     pub setting: &'a Setting,
     /// Handles of this process.
     pub open_files: &'a OpenFiles,
+    /// The directory of the trash that takes what is deleted, for operations that delete; `None` = nothing does.
+    pub trash: Option<Ino>,
 }
 
 impl Meta {
@@ -85,6 +90,7 @@ impl Meta {
             slices: Default::default(),
             locked: Default::default(),
             session_document: Default::default(),
+            known: Default::default(),
         }
     }
 
@@ -125,13 +131,28 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        self.run_with(what, caller, None, step).await
+    }
+
+    /// The same for an operation that deletes.
+    pub(crate) async fn run_trashing<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        let trash = self.trash_dir().await?;
+        self.run_with(what, caller, trash, step).await
+    }
+
+    async fn run_with<T, F>(&self, what: &'static str, caller: &Caller, trash: Option<Ino>, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
-        self.driver
-            .run(what, View::default(), |view| {
-                step(view, &Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files })
-            })
-            .await
+        let cx = Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files, trash };
+        self.driver.run(what, View::default(), |view| step(view, &cx)).await
     }
 
     /// A fresh inode number.

@@ -1,6 +1,6 @@
 //! Record encodings (metadata §2.1–§2.8): the only code that knows how values are laid out. All integers are big-endian.
 
-use crate::types::{Attr, Flags, Ino, Kind, SliceRecord, Time};
+use crate::types::{Attr, Flags, Ino, Kind, SliceId, SliceRecord, Time};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// First byte of mtime; mtime and ctime are the 24 bytes from here.
@@ -159,6 +159,23 @@ pub fn decode_slice(b: &[u8]) -> Option<SliceRecord> {
     let fits = u64::from(record.pos) + u64::from(record.len) <= crate::types::CHUNK_BYTES;
     let within = id == 0 || u64::from(record.off) + u64::from(record.len) <= u64::from(record.size);
     (fits && within).then_some(record)
+}
+
+/// The value of `delSlices`: ids and sizes of slices, 12 bytes each (metadata §2.5).
+pub fn encode_slices(slices: impl IntoIterator<Item = (SliceId, u32)>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for (id, size) in slices {
+        bytes.put_u64(id);
+        bytes.put_u32(size);
+    }
+    bytes.freeze()
+}
+
+/// `None` if the value is damaged.
+pub fn decode_slices(b: &[u8]) -> Option<Vec<(SliceId, u32)>> {
+    let (pairs, rest) = b.as_chunks::<12>();
+    let pair = |pair: &[u8; 12]| Some((u64::from_be_bytes(pair[..8].try_into().ok()?), u32::from_be_bytes(pair[8..].try_into().ok()?)));
+    if rest.is_empty() { pairs.iter().map(pair).collect() } else { None }
 }
 
 /// A POSIX lock of one owner (metadata §2.8). `end` is inclusive.

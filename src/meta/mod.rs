@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod driver;
 pub mod key;
+mod known;
 pub mod ops;
 pub mod setting;
 pub mod store;

@@ -117,7 +117,7 @@ impl Vfs {
             Some(attr) if fresh => (entry.ino, attr.clone()),
             _ => self.meta.lookup(caller, dir, &Name::new(&entry.name).ok()?).await.ok()?,
         };
-        Some(self.entry(ino, self.overlaid(ino, attr)))
+        Some(self.entry(ino, self.overlaid(ino, attr).await.ok()?))
     }
 
     /// Closes the handle.

@@ -58,7 +58,13 @@ impl Vfs {
             self.mount.writable()?;
         }
         let attr = self.meta.open(caller, ino, flags.mode()).await.map_err(inode_errno)?;
-        let attr = self.overlaid(ino, attr);
+        let attr = match self.overlaid(ino, attr).await {
+            Ok(attr) => attr,
+            Err(errno) => {
+                self.uncount(ino).await;
+                return Err(errno);
+            }
+        };
         let (_, reply) = self.opened(caller, ino, attr, flags).await?;
         Ok(reply)
     }

@@ -1,7 +1,7 @@
 //! Which volumes this build may touch: versions, and features it does not have.
 //!
-//! A volume that needs what we do not do is refused as a whole. Using it in part would break it for those who do: a file deleted past
-//! the trash, an ACL that nobody enforces, usage that is not counted.
+//! A volume that needs what we do not do is refused as a whole. Using it in part would break it for those who do: an ACL that nobody
+//! enforces, usage that is not counted, a change that is not logged.
 
 use crate::meta::setting::Setting;
 use std::cmp::Ordering;
@@ -29,9 +29,6 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     let refuse = |name: &str, value: &dyn std::fmt::Display| {
         Err(format!("the volume has {name} = {value}, which this build does not support; use it with a client that does"))
     };
-    if setting.trash_days() > 0 {
-        return refuse("TrashDays", &setting.trash_days());
-    }
     if setting.enable_acl() {
         return refuse("EnableACL", &true);
     }
@@ -113,7 +110,6 @@ mod tests {
         assert_eq!(check(&plain, false), Ok(()));
         assert!(check(&plain, true).expect_err("refused").contains("quotas"));
         for (field, value) in [
-            ("TrashDays", json!(1)),
             ("EnableACL", json!(true)),
             ("ChangeLog", json!(true)),
             ("UserGroupQuota", json!(true)),

@@ -3,7 +3,7 @@
 use crate::meta::codec;
 use crate::meta::key;
 use crate::meta::ops::parent;
-use crate::meta::ops::stats;
+use crate::meta::ops::stats::{self, Tally};
 use crate::meta::store::{Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta};
@@ -88,7 +88,7 @@ pub(crate) fn step(view: &View, cx: &Cx, dir: Ino, name: &Name, node: &NewNode, 
     stats::check_room(view, cx, attr.space(), 1)?;
 
     let is_dir = node.kind == Kind::Dir;
-    let guards =
+    let mut guards =
         vec![parent::identity(dir, &dir_record), Guard::Field(key::dir(dir), key::name(name), None), Guard::Value(key::inode(ino), None)];
     let mut writes = vec![Write::Set(key::inode(ino), codec::encode_attr(&attr))];
     writes.extend(parent::touch(cx, dir, &dir_record, i32::from(is_dir)));
@@ -96,13 +96,13 @@ pub(crate) fn step(view: &View, cx: &Cx, dir: Ino, name: &Name, node: &NewNode, 
         writes.push(Write::Set(key::symlink(ino), Bytes::copy_from_slice(node.target)));
     }
     writes.push(Write::HSet(key::dir(dir), key::name(name), codec::encode_entry(node.kind, ino)));
-    if is_dir && cx.setting.dir_stats() {
-        for hash in [key::DIR_USED_INODES, key::DIR_DATA_LENGTH, key::DIR_USED_SPACE] {
-            writes.push(Write::HSet(hash, key::decimal(ino), Bytes::from_static(b"0")));
-        }
+    let mut tally = Tally::new(view, cx);
+    if is_dir {
+        tally.begin_dir(ino, &mut writes);
     }
-    writes.extend(stats::volume(attr.space(), 1));
-    writes.extend(stats::child(cx, dir, &attr, 1));
+    tally.inode(&attr, 1);
+    tally.child(dir, &attr, 1);
+    tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, (ino, attr)))
 }
 
@@ -119,9 +119,11 @@ pub(crate) fn unnamed_step(view: &View, cx: &Cx, dir: Ino, node: &NewNode, ino: 
     let dir_record = parent::growing(view, dir)?;
     let attr = Attr { nlink: 0, ..node.attr(cx, dir, &dir_record.attr) };
     stats::check_room(view, cx, attr.space(), 1)?;
-    let guards = vec![parent::identity(dir, &dir_record), Guard::Value(key::inode(ino), None)];
+    let mut guards = vec![parent::identity(dir, &dir_record), Guard::Value(key::inode(ino), None)];
     let mut writes = vec![Write::Set(key::inode(ino), codec::encode_attr(&attr)), Write::SAdd(key::sustained(cx.sid), key::decimal(ino))];
-    writes.extend(stats::volume(attr.space(), 1));
+    let mut tally = Tally::new(view, cx);
+    tally.inode(&attr, 1);
+    tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, attr))
 }
 

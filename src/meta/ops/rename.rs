@@ -7,9 +7,10 @@
 use crate::meta::codec::{self, CTIME_AT, PARENT_AT, Record};
 use crate::meta::key;
 use crate::meta::ops::lookup::DEPTH_MAX;
-use crate::meta::ops::rmdir::{removable, remove_dir};
-use crate::meta::ops::unlink::drop_link;
-use crate::meta::ops::{parent, stats};
+use crate::meta::ops::parent;
+use crate::meta::ops::rmdir::drop_dir;
+use crate::meta::ops::stats::Tally;
+use crate::meta::ops::unlink::{Victim, drop_link};
 use crate::meta::store::{BytesRange, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta};
@@ -41,15 +42,6 @@ struct Node {
     kind: Kind,
     ino: Ino,
     record: Option<Record>,
-}
-
-/// The plan as it grows; put together at the end in the order of metadata §6.10.
-#[derive(Default)]
-struct Draft {
-    guards: Vec<Guard>,
-    counters: Vec<Write>,
-    deleted: Option<(Ino, u64)>,
-    while_closed: Option<Ino>,
 }
 
 fn node(view: &View, dir: Ino, name: &Name) -> Result<Option<Node>, Stop> {
@@ -163,27 +155,19 @@ pub(crate) fn step(
     let src_record = src.record.clone().ok_or(Errno::NOENT)?;
     check(cx, &from, &to, &src, &src_record, dst.as_ref())?;
 
-    let mut draft = Draft::default();
-    draft.guards.push(parent::identity(from.dir, &from.record));
+    let mut guards = vec![parent::identity(from.dir, &from.record)];
     if from.dir != to.dir {
-        draft.guards.push(parent::identity(to.dir, &to.record));
+        guards.push(parent::identity(to.dir, &to.record));
         if src.kind == Kind::Dir {
-            check_no_cycle(view, src.ino, to.dir, &mut draft.guards)?;
+            check_no_cycle(view, src.ino, to.dir, &mut guards)?;
         }
     }
-    draft.guards.push(Guard::Field(key::dir(from.dir), key::name(from.name), Some(src.value.clone())));
-    draft.guards.push(Guard::Field(key::dir(to.dir), key::name(to.name), dst.as_ref().map(|dst| dst.value.clone())));
+    guards.push(Guard::Field(key::dir(from.dir), key::name(from.name), Some(src.value.clone())));
+    guards.push(Guard::Field(key::dir(to.dir), key::name(to.name), dst.as_ref().map(|dst| dst.value.clone())));
     match (dst, flags.exchange) {
-        (Some(dst), true) => exchange(view, cx, &from, &to, (&src, &src_record), &dst, draft),
-        (dst, _) => replace(view, cx, &from, &to, (&src, &src_record), dst.as_ref(), draft),
+        (Some(dst), true) => exchange(view, cx, &from, &to, (&src, &src_record), &dst, guards),
+        (dst, _) => replace(view, cx, &from, &to, (&src, &src_record), dst, guards),
     }
-}
-
-fn finish(draft: Draft, mut writes: Vec<Write>) -> Plan<Option<(Ino, u64)>> {
-    writes.extend(draft.counters);
-    let mut plan = Plan::new(draft.guards, writes, draft.deleted);
-    plan.while_closed = draft.while_closed;
-    plan
 }
 
 fn exchange(
@@ -193,16 +177,16 @@ fn exchange(
     to: &End,
     (src, src_record): (&Node, &Record),
     dst: &Node,
-    mut draft: Draft,
+    mut guards: Vec<Guard>,
 ) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
     let dst_record = dst.record.as_ref().ok_or(Errno::NOENT)?;
     let same_dir = from.dir == to.dir;
     if !same_dir && dst.kind == Kind::Dir {
-        check_no_cycle(view, dst.ino, from.dir, &mut draft.guards)?;
+        check_no_cycle(view, dst.ino, from.dir, &mut guards)?;
     }
     let (dst_guard, dst_writes) = relocate(cx, dst.ino, dst_record, to.dir, from.dir);
     let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
-    draft.guards.extend([dst_guard, src_guard]);
+    guards.extend([dst_guard, src_guard]);
     let subdirs = i32::from(dst.kind == Kind::Dir) - i32::from(src.kind == Kind::Dir);
 
     let mut writes = dst_writes;
@@ -213,11 +197,13 @@ fn exchange(
     writes.extend(src_writes);
     writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
     writes.extend(parent::touch(cx, to.dir, &to.record, if same_dir { 0 } else { -subdirs }));
+    let mut tally = Tally::new(view, cx);
     if !same_dir {
-        move_usage(cx, from.dir, to.dir, src_record, &mut draft);
-        move_usage(cx, to.dir, from.dir, dst_record, &mut draft);
+        move_usage(&mut tally, from.dir, to.dir, &src_record.attr);
+        move_usage(&mut tally, to.dir, from.dir, &dst_record.attr);
     }
-    Ok(finish(draft, writes))
+    tally.put(&mut guards, &mut writes);
+    Ok(Plan::new(guards, writes, None))
 }
 
 fn replace(
@@ -226,62 +212,63 @@ fn replace(
     from: &End,
     to: &End,
     (src, src_record): (&Node, &Record),
-    dst: Option<&Node>,
-    mut draft: Draft,
+    dst: Option<Node>,
+    mut guards: Vec<Guard>,
 ) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
     let same_dir = from.dir == to.dir;
     let mut writes = vec![Write::HDel(key::dir(from.dir), key::name(from.name))];
+    let mut tally = Tally::new(view, cx);
     // Subdirectories that `from` and `to` gain.
     let (mut from_subdirs, mut to_subdirs) = (0, 0);
+    let (mut deleted, mut while_closed) = (None, None);
     if let Some(dst) = dst {
-        match (src.kind == Kind::Dir, dst.kind == Kind::Dir) {
+        let victim = Victim { dir: to.dir, name: to.name, entry: dst.value, ino: dst.ino, record: dst.record };
+        let dropped = match (src.kind == Kind::Dir, dst.kind == Kind::Dir) {
             (true, false) => return Err(Errno::NOTDIR.into()),
             (false, true) => return Err(Errno::ISDIR.into()),
             (true, true) => {
                 if !view.hash_is_empty(&key::dir(dst.ino))? {
                     return Err(Errno::NOTEMPTY.into());
                 }
-                draft.guards.extend(removable(dst.ino, dst.record.as_ref()));
-                let (removal, counters) = remove_dir(cx, to.dir, dst.ino, dst.record.as_ref());
-                writes.extend(removal);
-                draft.counters.extend(counters);
                 to_subdirs -= 1;
+                drop_dir(view, cx, &victim, &mut tally)?
             }
-            (false, false) => {
-                let dropped = drop_link(cx, to.dir, dst.ino, dst.record.as_ref());
-                draft.guards.push(dropped.guard);
-                writes.extend(dropped.writes);
-                draft.counters.extend(dropped.counters);
-                draft.deleted = dropped.deleted;
-                draft.while_closed = dropped.while_closed;
-            }
-        }
+            (false, false) => drop_link(view, cx, &victim, &mut tally)?,
+        };
+        guards.extend(dropped.guards);
+        writes.extend(dropped.writes);
+        (deleted, while_closed) = (dropped.deleted, dropped.while_closed);
     }
     if !same_dir && src.kind == Kind::Dir {
         from_subdirs -= 1;
         to_subdirs += 1;
     }
     let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
-    draft.guards.push(src_guard);
+    guards.push(src_guard);
     if !same_dir {
         writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
-        move_usage(cx, from.dir, to.dir, src_record, &mut draft);
+        move_usage(&mut tally, from.dir, to.dir, &src_record.attr);
     }
     writes.extend(src_writes);
     writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
     writes.extend(parent::touch(cx, to.dir, &to.record, to_subdirs));
-    Ok(finish(draft, writes))
+    tally.put(&mut guards, &mut writes);
+    let mut plan = Plan::new(guards, writes, deleted);
+    plan.while_closed = while_closed;
+    Ok(plan)
 }
 
-fn move_usage(cx: &Cx, from: Ino, to: Ino, record: &Record, draft: &mut Draft) {
-    draft.counters.extend(stats::child(cx, from, &record.attr, -1));
-    draft.counters.extend(stats::child(cx, to, &record.attr, 1));
+fn move_usage(tally: &mut Tally, from: Ino, to: Ino, attr: &Attr) {
+    tally.child(from, attr, -1);
+    tally.child(to, attr, 1);
 }
 
 impl Meta {
     /// Gives an entry another name and place. What has that name is replaced, kept (EEXIST), or takes the old place, as `flags` say.
     pub async fn rename(&self, caller: &Caller, from: Ino, name: &Name, to: Ino, new_name: &Name, flags: RenameFlags) -> Result<(), Errno> {
-        if let Some((ino, length)) = self.run("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags)).await? {
+        if let Some((ino, length)) =
+            self.run_trashing("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags)).await?
+        {
             self.ask(Duty::DeleteFile { ino, length });
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 use crate::meta::codec::{self, CTIME_AT, MTIME_AT, OWNER_END, Record};
 use crate::meta::key;
-use crate::meta::ops::parent;
+use crate::meta::ops::{parent, trash};
 use crate::meta::store::{Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{AtimeMode, Cx, Meta};
@@ -122,6 +122,7 @@ fn patches(ino: Ino, record: &Record, new: &Attr) -> Vec<Write> {
 
 pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, change: &SetAttr) -> Result<Plan<Attr>, Stop> {
     let record = view.record(ino)?.ok_or(Errno::NOENT)?;
+    trash::check_changeable(cx, ino, &record.attr)?;
     let new = changed(cx, &record.attr, change)?;
     Ok(Plan {
         guards: vec![parent::identity(ino, &record)],

@@ -4,7 +4,7 @@
 
 use crate::meta::client::Cx;
 use crate::meta::codec::{self, Record};
-use crate::meta::ops::stats;
+use crate::meta::ops::stats::{self, Tally};
 use crate::meta::store::{Guard, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
@@ -195,10 +195,12 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
     let mut counters = Vec::new();
     if length != old.length {
         let (bytes, space) = (length as i64 - old.length as i64, attr.space() - old.space());
-        counters.extend(stats::volume(space, 0));
+        let mut tally = Tally::new(view, cx);
+        tally.volume(space, 0);
         for (parent, links) in parents(view, cx, ino, old, &mut guards)? {
-            counters.extend(stats::usage(cx, parent, bytes.saturating_mul(links), space.saturating_mul(links), 0));
+            tally.children(parent, bytes.saturating_mul(links), space.saturating_mul(links), 0);
         }
+        tally.put(&mut guards, &mut counters);
     }
     let write = Write::Set(key::inode(ino), record.rewrite(&attr));
     Ok(DataChange { attr, guards, record: write, counters })

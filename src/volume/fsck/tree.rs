@@ -130,7 +130,7 @@ impl Check<'_> {
                 }
             }
         }
-        if self.stores.setting.dir_stats() && !dir.is_trash() {
+        if self.stores.setting.dir_stats() {
             self.dir_stats(dir, &sums).await?;
         }
         Ok(())
@@ -162,7 +162,8 @@ impl Check<'_> {
         for ino in inodes {
             let Some(node) = self.nodes.get(&ino) else { continue };
             let (kind, nlink, parent, entries, subdirs) = (node.kind, node.nlink, node.parent, node.entries, node.subdirs);
-            if kind == Kind::Dir && nlink != 2 + subdirs {
+            // Directories of the trash do not count what is in them.
+            if kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash() {
                 let what = format!("it has {nlink} links and {subdirs} directories; {} links would be right", 2 + subdirs);
                 self.report_at("nlink", ino, what, "no data is lost; `find` may leave such directories out").await?;
             }

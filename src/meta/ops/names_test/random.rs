@@ -36,8 +36,8 @@ fn text(n: u8) -> Name {
     name(&format!("n{n}"))
 }
 
-async fn run(ops: Vec<Op>) {
-    let w = World::new().await;
+async fn run(ops: Vec<Op>, trash_days: u64) {
+    let w = World::with(|setting| setting.set("TrashDays", trash_days.into())).await;
     let root = Caller::root();
     // Directories are named by when they were made; those that are gone answer ENOENT.
     let mut dirs = vec![Ino::ROOT];
@@ -100,7 +100,7 @@ async fn run(ops: Vec<Op>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn everything_agrees_after_each_operation(ops in prop::collection::vec(op(), 1..60)) {
-        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(run(ops));
+    fn everything_agrees_after_each_operation(ops in prop::collection::vec(op(), 1..60), trash_days in 0u64..2) {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(run(ops, trash_days));
     }
 }
