@@ -4,6 +4,7 @@ use crate::env::Clock;
 use crate::meta::driver::{Driver, OpenFiles, errno_of};
 use crate::meta::key;
 use crate::meta::known::Known;
+use crate::meta::ops::quota;
 use crate::meta::setting::Setting;
 use crate::meta::store::{Commit, Key, Store, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
@@ -58,7 +59,7 @@ pub struct Meta {
     /// What `new_session` has registered; a heartbeat that finds it gone puts it back.
     pub(crate) session_document: Mutex<Bytes>,
     /// What of the volume is remembered from one operation to the next.
-    pub(crate) known: Known,
+    pub(crate) known: Arc<Known>,
 }
 
 /// What every step knows beside the store: who asks, what time it is, what this process has open.
@@ -75,6 +76,8 @@ pub struct Cx<'a> {
     pub open_files: &'a OpenFiles,
     /// The directory of the trash that takes what is deleted, for operations that delete; `None` = nothing does.
     pub trash: Option<Ino>,
+    /// What is remembered of the volume.
+    pub(crate) known: &'a Known,
 }
 
 impl Meta {
@@ -151,8 +154,26 @@ impl Meta {
     {
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
-        let cx = Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files, trash };
-        self.driver.run(what, View::default(), |view| step(view, &cx)).await
+        let cx = Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files, trash, known: &self.known };
+        let step = |view: &View| step(view, &cx).map(|plan| self.noted(plan));
+        match self.driver.run(what, View::default(), &step).await {
+            Err(Errno::DQUOT) if self.reload_before_refusing().await? => self.driver.run(what, View::default(), &step).await,
+            outcome => outcome,
+        }
+    }
+
+    /// The plan, which when it is committed also tells the quotas we remember what it has changed.
+    fn noted<T: Send + 'static>(&self, plan: Plan<T>) -> Plan<T> {
+        let changes = quota::changes(&plan.writes);
+        if changes.is_empty() {
+            return plan;
+        }
+        let (known, finish) = (self.known.clone(), plan.finish);
+        let finish = Box::new(move |replies: &[Value], values: &[Value]| {
+            known.quotas.note(&changes);
+            finish(replies, values)
+        });
+        Plan { finish, ..plan }
     }
 
     /// A fresh inode number.

@@ -178,6 +178,21 @@ pub fn decode_slices(b: &[u8]) -> Option<Vec<(SliceId, u32)>> {
     if rest.is_empty() { pairs.iter().map(pair).collect() } else { None }
 }
 
+/// A quota: most bytes and inodes, 16 bytes (metadata §2.6).
+pub fn encode_quota(space: i64, inodes: i64) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(16);
+    bytes.put_i64(space);
+    bytes.put_i64(inodes);
+    bytes.freeze()
+}
+
+/// `None` if the value is damaged.
+pub fn decode_quota(b: &[u8]) -> Option<(i64, i64)> {
+    let b: &[u8; 16] = b.try_into().ok()?;
+    let (space, inodes) = b.split_at(8);
+    Some((i64::from_be_bytes(space.try_into().ok()?), i64::from_be_bytes(inodes.try_into().ok()?)))
+}
+
 /// A POSIX lock of one owner (metadata §2.8). `end` is inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRecord {

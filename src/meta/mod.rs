@@ -1,5 +1,6 @@
 //! The metadata: typed keys, transactions, one file per operation, the stores. Knows no file bytes.
 
+pub mod acl;
 pub mod codec;
 pub mod driver;
 pub mod key;

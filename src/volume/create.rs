@@ -175,7 +175,7 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
 }
 
 async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
-    gate::check(&old, false).map_err(VolumeError::Refused)?;
+    gate::check(&old).and_then(|()| gate::check_writable(&old)).map_err(VolumeError::Refused)?;
     let refuse = |what: &str, from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| {
         Err(VolumeError::Refused(format!("cannot update volume {what} from {from} to {to}")))
     };

@@ -9,8 +9,8 @@ use std::cmp::Ordering;
 /// The feature level this client presents to a volume (metadata §4.2).
 pub const CLIENT_LEVEL: &str = "1.4.1";
 
-/// Says why the volume cannot be used, naming the field of its setting. `quotas` is whether it has directory, user or group quotas.
-pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
+/// Says why the volume cannot be used, naming the field of its setting.
+pub fn check(setting: &Setting) -> Result<(), String> {
     let field = |name: &str| setting.document().get(name);
     let text = |name: &str| field(name).and_then(|value| value.as_str()).unwrap_or_default();
     for (name, wrong) in [("MinClientVersion", Ordering::Less), ("MaxClientVersion", Ordering::Greater)] {
@@ -29,18 +29,6 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     let refuse = |name: &str, value: &dyn std::fmt::Display| {
         Err(format!("the volume has {name} = {value}, which this build does not support; use it with a client that does"))
     };
-    if setting.enable_acl() {
-        return refuse("EnableACL", &true);
-    }
-    if setting.change_log() {
-        return refuse("ChangeLog", &true);
-    }
-    if setting.user_group_quota() {
-        return refuse("UserGroupQuota", &true);
-    }
-    if quotas {
-        return refuse("quotas", &"set");
-    }
     if !setting.compression().is_empty() {
         return refuse("Compression", &setting.compression());
     }
@@ -55,6 +43,16 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     }
     if !text("RangerService").is_empty() {
         return refuse("RangerService", &text("RangerService"));
+    }
+    Ok(())
+}
+
+/// Says why the volume cannot be changed, although it can be read.
+pub fn check_writable(setting: &Setting) -> Result<(), String> {
+    if setting.change_log() {
+        return Err("the volume has ChangeLog = true: this build does not log changes, and whoever follows the log would miss them; \
+                    mount it read-only, or turn the log off first"
+            .into());
     }
     Ok(())
 }
@@ -107,12 +105,12 @@ mod tests {
     #[test]
     fn refusals_name_the_field() {
         let plain = Setting::new("vol", "u", "file", "/x/", 4096);
-        assert_eq!(check(&plain, false), Ok(()));
-        assert!(check(&plain, true).expect_err("refused").contains("quotas"));
+        assert_eq!(check(&plain), Ok(()));
+        let mut logged = plain.clone();
+        logged.set("ChangeLog", json!(true));
+        assert_eq!(check(&logged), Ok(()));
+        assert!(check_writable(&logged).expect_err("refused").contains("ChangeLog"));
         for (field, value) in [
-            ("EnableACL", json!(true)),
-            ("ChangeLog", json!(true)),
-            ("UserGroupQuota", json!(true)),
             ("Compression", json!("lz4")),
             ("EncryptKey", json!("pem")),
             ("Shards", json!(2)),
@@ -122,7 +120,7 @@ mod tests {
         ] {
             let mut setting = plain.clone();
             setting.set(field, value);
-            assert!(check(&setting, false).expect_err("refused").contains(field), "{field}");
+            assert!(check(&setting).expect_err("refused").contains(field), "{field}");
         }
     }
 }

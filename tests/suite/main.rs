@@ -8,5 +8,6 @@ mod locks;
 mod posix;
 mod powercut;
 mod programs;
+mod semantics;
 mod support;
 mod two_mounts;

@@ -10,7 +10,16 @@ const NOT_APPLICABLE: &str = include_str!("../pjdfstest-not-applicable.txt");
 
 #[test]
 fn pjdfstest() {
-    let volume = Volume::new();
+    check_posix(&Volume::new());
+}
+
+/// With a trash every rule about links and times of unlinked files holds all the same.
+#[test]
+fn pjdfstest_with_a_trash() {
+    check_posix(&Volume::with(&[("TrashDays", 1.into())]));
+}
+
+fn check_posix(volume: &Volume) {
     let mount = volume.mount();
     let expected: Vec<String> = NOT_APPLICABLE
         .lines()

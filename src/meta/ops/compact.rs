@@ -114,7 +114,6 @@ pub(crate) fn step(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meta::key;
     use crate::meta::ops::chunk::testing::{World, ready, slice};
     use crate::meta::store::{Query, Value};
     use bytes::Bytes;

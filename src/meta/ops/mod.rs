@@ -3,6 +3,7 @@
 //! A step reads through a `View`, decides, and yields guards and writes; `Meta::run` carries them to the store. Writes stand in the
 //! order of metadata §6, commutative counters last.
 
+pub mod acl;
 pub mod chunk;
 pub mod compact;
 pub mod copy;
@@ -15,6 +16,7 @@ pub mod lock;
 pub mod lookup;
 pub mod open;
 mod parent;
+pub mod quota;
 pub mod readdir;
 pub mod readlink;
 pub mod rename;

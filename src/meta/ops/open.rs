@@ -82,7 +82,7 @@ pub(crate) fn close_step(view: &View, cx: &Cx, ino: Ino) -> Result<Plan<Option<u
         Write::Del(key::xattr(ino)),
     ];
     let mut tally = Tally::new(view, cx);
-    tally.inode(attr, -1);
+    tally.inode(attr, -1)?;
     tally.put(&mut guards, &mut writes);
     let mut plan = Plan::new(guards, writes, Some(attr.length));
     plan.while_closed = Some(ino);

@@ -23,7 +23,7 @@ pub(crate) fn drop_dir(view: &View, cx: &Cx, victim: &Victim, tally: &mut Tally)
     let mut writes = match (&place, record) {
         (Some(place), Some(record)) => {
             let attr = Attr { parent: place.dir, ctime: cx.now, ..record.attr.clone() };
-            tally.child(place.dir, &attr, 1);
+            tally.child(place.dir, &attr, 1)?;
             vec![Write::Set(key::inode(ino), record.rewrite(&attr)), place.write(&victim.entry)]
         }
         _ => vec![Write::Del(key::inode(ino)), Write::Del(key::xattr(ino))],
@@ -40,9 +40,9 @@ pub(crate) fn drop_dir(view: &View, cx: &Cx, victim: &Victim, tally: &mut Tally)
     }
     // A missing record has been counted off the volume by whoever removed it.
     if let (None, Some(record)) = (&place, record) {
-        tally.inode(&record.attr, -1);
+        tally.inode(&record.attr, -1)?;
     }
-    tally.children(dir, 0, -Attr::space_of(0), -1);
+    tally.children(dir, 0, -Attr::space_of(0), -1)?;
     Ok(Dropped { guards, writes, ..Dropped::default() })
 }
 

@@ -229,7 +229,7 @@ fn drop_sustained_step(view: &View, cx: &Cx, sid: u64, ino: Ino) -> Result<Plan<
     }
     let mut guards = vec![guard];
     let mut tally = Tally::new(view, cx);
-    tally.inode(&attr, -1);
+    tally.inode(&attr, -1)?;
     tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, is_file.then_some(attr.length)))
 }

@@ -3,6 +3,7 @@
 use crate::meta::Cx;
 use crate::meta::codec::decode_decimal;
 use crate::meta::key;
+use crate::meta::ops::quota::{self, Of, Usage};
 use crate::meta::store::{Guard, Key, Query, Write};
 use crate::meta::view::{Stop, View};
 use crate::types::{Attr, Errno, Ino, Kind};
@@ -33,9 +34,26 @@ impl<'a> Tally<'a> {
         self.add(Write::IncrBy(key::TOTAL_INODES, dinodes));
     }
 
+    /// Counters of the volume and of the owner of an inode.
+    pub fn owned(&mut self, attr: &Attr, dspace: i64, dinodes: i64) -> Result<(), Stop> {
+        self.volume(dspace, dinodes);
+        self.owner((attr.uid, attr.gid), dspace, dinodes)
+    }
+
+    /// Counters of a user and a group.
+    pub fn owner(&mut self, (uid, gid): (u32, u32), dspace: i64, dinodes: i64) -> Result<(), Stop> {
+        if self.cx.setting.user_group_quota() {
+            for of in [Of::User(uid), Of::Group(gid)] {
+                let change = Usage { space: dspace, inodes: dinodes };
+                quota::charge_owner(self.view, self.cx, of, change, &mut self.guards)?.into_iter().for_each(|write| self.add(write));
+            }
+        }
+        Ok(())
+    }
+
     /// The volume gains (`sign` 1) or loses (−1) this inode.
-    pub fn inode(&mut self, attr: &Attr, sign: i64) {
-        self.volume(sign * attr.space(), sign);
+    pub fn inode(&mut self, attr: &Attr, sign: i64) -> Result<(), Stop> {
+        self.owned(attr, sign * attr.space(), sign)
     }
 
     /// The statistics of a new directory begin at nothing.
@@ -47,9 +65,23 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// The direct children of a directory change. Only statistics that are there are changed: an absent one means "not counted yet", and a
+    /// The direct children of a directory change, and with them what is used below every directory above.
+    pub fn children(&mut self, dir: Ino, dlen: i64, dspace: i64, dinodes: i64) -> Result<(), Stop> {
+        self.listed(dir, dlen, dspace, dinodes);
+        for dir in quota::above(self.view, self.cx, dir, &mut self.guards)? {
+            self.quota(dir, Usage { space: dspace, inodes: dinodes });
+        }
+        Ok(())
+    }
+
+    /// The usage of the quota of a directory changes.
+    pub fn quota(&mut self, dir: Ino, change: Usage) {
+        quota::charge_dir(dir, change).into_iter().for_each(|write| self.add(write));
+    }
+
+    /// Statistics of the direct children of a directory change. Only statistics that are there are changed: an absent one means "not counted yet", and a
     /// number that begins with our delta would be believed.
-    pub fn children(&mut self, dir: Ino, dlen: i64, dspace: i64, dinodes: i64) {
+    pub fn listed(&mut self, dir: Ino, dlen: i64, dspace: i64, dinodes: i64) {
         if self.cx.setting.dir_stats() {
             self.add(Write::HIncrIfPresent(key::DIR_DATA_LENGTH, key::decimal(dir), dlen));
             self.add(Write::HIncrIfPresent(key::DIR_USED_SPACE, key::decimal(dir), dspace));
@@ -58,16 +90,18 @@ impl<'a> Tally<'a> {
     }
 
     /// A directory gains (`sign` 1) or loses (−1) a child.
-    pub fn child(&mut self, dir: Ino, attr: &Attr, sign: i64) {
-        self.children(dir, sign * data_length(attr), sign * attr.space(), sign);
+    pub fn child(&mut self, dir: Ino, attr: &Attr, sign: i64) -> Result<(), Stop> {
+        self.children(dir, sign * data_length(attr), sign * attr.space(), sign)
+    }
+
+    /// The same for statistics alone: what moves is charged to quotas with all that is below it.
+    pub fn listed_child(&mut self, dir: Ino, attr: &Attr, sign: i64) {
+        self.listed(dir, sign * data_length(attr), sign * attr.space(), sign);
     }
 
     /// Adds a counter, or to one that is there already.
     fn add(&mut self, write: Write) {
         let Some((place, delta)) = delta_of(&write) else { return self.counters.push(write) };
-        if delta == 0 {
-            return;
-        }
         for counter in &mut self.counters {
             if delta_of(counter).is_some_and(|(other, _)| other == place) {
                 match counter {
@@ -85,7 +119,9 @@ impl<'a> Tally<'a> {
     /// Ends the tally: its conditions, and its counters behind what is written already.
     pub fn put(self, guards: &mut Vec<Guard>, writes: &mut Vec<Write>) {
         guards.extend(self.guards);
-        writes.extend(self.counters.into_iter().filter(|counter| delta_of(counter).is_none_or(|(_, delta)| delta != 0)));
+        // Usage of owners is written also where it stays: the field must be there.
+        let counts = |counter: &Write| !matches!(counter, Write::IncrBy(_, 0) | Write::HIncrIfPresent(_, _, 0));
+        writes.extend(self.counters.into_iter().filter(counts));
     }
 }
 

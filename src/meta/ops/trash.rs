@@ -165,21 +165,25 @@ impl Meta {
         }
     }
 
-    /// Attributes as an application must see them: names in the trash are no links. Only hard-linked inodes of a volume with a trash cost
+    /// Attributes as an application must see them: names in the trash are no links, but for what is only there and not open. Only hard-linked inodes of a volume with a trash cost
     /// a look at the metadata.
     pub async fn shown(&self, ino: Ino, attr: Attr) -> Result<Attr, Errno> {
         if attr.is_dir() || attr.nlink == 0 {
             return Ok(attr);
         }
-        if attr.parent != Ino(0) {
-            let nlink = if attr.is_trashed() { 0 } else { attr.nlink };
-            return Ok(Attr { nlink, ..attr });
-        }
-        if self.setting.trash_days() == 0 {
+        let trashed = if attr.parent != Ino(0) {
+            if attr.is_trashed() { attr.nlink } else { 0 }
+        } else if self.setting.trash_days() == 0 {
+            0
+        } else {
+            self.run("count links", &Caller::root(), |view, _| Ok(Plan::answer(trashed_links(view, ino)?))).await?
+        };
+        let nlink = attr.nlink.saturating_sub(trashed);
+        // Nobody who has not looked into the trash asks for it then.
+        if nlink == 0 && !self.open_files().is_open(ino) {
             return Ok(attr);
         }
-        let trashed = self.run("count links", &Caller::root(), |view, _| Ok(Plan::answer(trashed_links(view, ino)?))).await?;
-        Ok(Attr { nlink: attr.nlink.saturating_sub(trashed), ..attr })
+        Ok(Attr { nlink, ..attr })
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Dropped {
 pub(crate) fn drop_link(view: &View, cx: &Cx, victim: &Victim, tally: &mut Tally) -> Result<Dropped, Stop> {
     let &Victim { dir, name, ino, .. } = victim;
     let Some(record) = &victim.record else {
-        tally.children(dir, 0, -Attr::space_of(0), -1);
+        tally.children(dir, 0, -Attr::space_of(0), -1)?;
         return Ok(Dropped { guards: vec![Guard::Value(key::inode(ino), None)], ..Dropped::default() });
     };
     let attr = &record.attr;
@@ -55,20 +55,20 @@ pub(crate) fn drop_link(view: &View, cx: &Cx, victim: &Victim, tally: &mut Tally
             dropped.writes.push(Write::HIncrBy(key::parents(ino), key::decimal(place.dir), 1));
             dropped.writes.push(Write::HIncrBy(key::parents(ino), key::decimal(dir), -1));
         }
-        tally.child(place.dir, attr, 1);
+        tally.child(place.dir, attr, 1)?;
     } else if attr.nlink > 1 {
         dropped.writes.push(Write::Set(key::inode(ino), record.rewrite(&Attr { nlink: attr.nlink - 1, ctime: cx.now, ..attr.clone() })));
         if !has_one_parent {
             dropped.writes.push(Write::HIncrBy(key::parents(ino), key::decimal(dir), -1));
         }
     } else {
-        drop_last(cx, ino, record, &mut dropped, tally);
+        drop_last(cx, ino, record, &mut dropped, tally)?;
     }
-    tally.child(dir, attr, -1);
+    tally.child(dir, attr, -1)?;
     Ok(dropped)
 }
 
-fn drop_last(cx: &Cx, ino: Ino, record: &Record, dropped: &mut Dropped, tally: &mut Tally) {
+fn drop_last(cx: &Cx, ino: Ino, record: &Record, dropped: &mut Dropped, tally: &mut Tally) -> Result<(), Stop> {
     let attr = &record.attr;
     let is_file = attr.kind == Kind::File;
     let has_session = is_file && cx.sid > 0;
@@ -87,12 +87,13 @@ fn drop_last(cx: &Cx, ino: Ino, record: &Record, dropped: &mut Dropped, tally: &
             dropped.writes.push(Write::Del(key::symlink(ino)));
         }
         dropped.writes.push(Write::Del(key::inode(ino)));
-        tally.inode(attr, -1);
+        tally.inode(attr, -1)?;
     }
     dropped.writes.push(Write::Del(key::xattr(ino)));
     if attr.parent == Ino(0) {
         dropped.writes.push(Write::Del(key::parents(ino)));
     }
+    Ok(())
 }
 
 pub(crate) fn step(view: &View, cx: &Cx, dir: Ino, name: &Name) -> Result<Plan<Option<(Ino, u64)>>, Stop> {

@@ -1,6 +1,8 @@
 //! Tests of the namespace operations: a volume in memory, and a check of everything that must agree in it.
 
+mod acl;
 mod operations;
+mod quota;
 mod races;
 mod random;
 mod trash;
@@ -150,6 +152,7 @@ impl World {
                 setting: &self.meta.setting,
                 open_files: self.meta.open_files(),
                 trash: None,
+                known: &self.meta.known,
             };
             match step(&view, &cx) {
                 Ok(plan) => return plan,

@@ -49,7 +49,7 @@ async fn a_deleted_file_is_renamed_into_the_hour() {
     assert_eq!((w.count(key::USED_SPACE).await, w.count(key::TOTAL_INODES).await), (8192 + 4096, 2));
     assert_eq!(w.get(Query::HGet(key::DIR_DATA_LENGTH, key::decimal(T))).await, Value::Bytes(Some("5000".into())));
     assert!(w.meta.pending_files(i64::MAX, 10).await.unwrap().is_empty());
-    assert_eq!(w.shown(file).await, 0);
+    assert_eq!(w.shown(file).await, 1, "to whoever looks into the trash");
     w.check().await;
     // Within the hour nobody asks again, and another client finds what is there.
     w.make(Ino::ROOT, "c", Kind::Symlink).await;
@@ -80,7 +80,10 @@ async fn hard_links_move_one_count_each() {
     assert_eq!(w.meta.getattr(file).await.unwrap().nlink, 2);
     w.check().await;
     w.unlink(dir, "b").await.unwrap();
-    assert_eq!((w.meta.getattr(file).await.unwrap().nlink, w.shown(file).await), (2, 0));
+    assert_eq!((w.meta.getattr(file).await.unwrap().nlink, w.shown(file).await), (2, 2));
+    w.meta.open(&Caller::root(), file, OpenMode::default()).await.unwrap();
+    assert_eq!(w.shown(file).await, 0);
+    w.meta.close(file).await.unwrap();
     w.check().await;
 }
 
