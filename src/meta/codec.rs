@@ -17,6 +17,8 @@ pub const PARENT_AT: u32 = 63;
 pub const OWNER_END: u32 = 11;
 
 const PARENT_END: usize = 71;
+/// End of the two ACL ids, where they are.
+const ACL_END: usize = PARENT_END + 8;
 
 /// An attribute record as stored, and what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,19 +36,23 @@ impl Record {
         Some(Record { bytes, attr })
     }
 
-    /// The record with new attributes. Where ACL ids and tier stay, everything after the parent is kept byte for byte, so that
-    /// trailing fields of a later format survive.
+    /// The record with new attributes. What follows the ACL ids is kept byte for byte, so that trailing fields of a later format survive.
     pub fn rewrite(&self, attr: &Attr) -> Bytes {
-        let old = &self.attr;
-        let same_tail = (old.access_acl, old.default_acl, old.tier) == (attr.access_acl, attr.default_acl, attr.tier);
-        if same_tail && self.bytes.len() > PARENT_END {
-            let mut bytes = BytesMut::with_capacity(self.bytes.len());
-            put_fixed(&mut bytes, attr);
-            bytes.put_slice(&self.bytes[PARENT_END..]);
-            bytes.freeze()
-        } else {
-            encode_attr(attr)
+        if attr.tier != self.attr.tier {
+            return encode_attr(attr);
         }
+        let has_ids = self.bytes.len() >= ACL_END;
+        // Tier, whatever comes after it, and the pad byte; records before 1.0 may have none of them.
+        let tail = self.bytes.get(if has_ids { ACL_END } else { PARENT_END }..).filter(|tail| !tail.is_empty()).unwrap_or(&[0]);
+        let mut bytes = BytesMut::with_capacity(ACL_END + tail.len());
+        put_fixed(&mut bytes, attr);
+        // A long tail would be taken for ids.
+        if attr.access_acl != 0 || attr.default_acl != 0 || tail.len() >= ACL_END - PARENT_END {
+            bytes.put_u32(attr.access_acl);
+            bytes.put_u32(attr.default_acl);
+        }
+        bytes.put_slice(tail);
+        bytes.freeze()
     }
 }
 
@@ -309,6 +315,23 @@ mod tests {
         let record = Record::decode(future.into()).expect("decodes");
         let rewritten = record.rewrite(&Attr { nlink: 9, ..record.attr.clone() });
         assert!(rewritten.ends_with(b"later"), "bytes we do not know are kept");
+        // ACLs come and go, the tier and what follows it stay.
+        let long = [&encode_attr(&Attr { tier: 3, ..golden() })[..], b"a later field"].concat();
+        for stored in [encode_attr(&golden()), encode_attr(&Attr { tier: 2, ..golden() }), record.bytes.clone(), long.into()] {
+            let plain = Record::decode(stored.clone()).expect("decodes");
+            let with = Record::decode(plain.rewrite(&Attr { access_acl: 7, ..plain.attr.clone() })).expect("decodes");
+            assert_eq!((with.attr.access_acl, with.attr.tier), (7, plain.attr.tier));
+            let without = Record::decode(with.rewrite(&Attr { access_acl: 0, ..with.attr.clone() })).expect("decodes");
+            assert_eq!(without.attr, Attr { access_acl: 0, ..plain.attr.clone() });
+            let tail = if plain.bytes.len() >= ACL_END { &stored[ACL_END..] } else { &stored[PARENT_END..] };
+            assert!(with.bytes.ends_with(tail) && without.bytes.ends_with(tail));
+        }
+        for (attr, len) in [(golden(), 72), (Attr { access_acl: 7, ..golden() }, 80), (Attr { tier: 1, ..golden() }, 73)] {
+            let record = Record::decode(encode_attr(&attr)).expect("decodes");
+            assert_eq!(record.rewrite(&attr).len(), len);
+        }
+        let short = Record::decode(plain.slice(..71)).expect("decodes");
+        assert_eq!(short.rewrite(&short.attr), plain);
     }
 
     #[test]

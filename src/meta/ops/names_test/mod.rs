@@ -201,6 +201,7 @@ impl World {
                 assert_eq!(got, Value::Bytes(has_stats.then(|| key::decimal(want))), "{hash:?} of {dir}");
             }
         }
+        self.check_quotas(&records, &links).await;
         let mut kept = 0;
         let counted = |ino: &Ino| *ino != Ino::ROOT && *ino != Ino::TRASH;
         for (ino, attr) in records.iter().filter(|(ino, _)| counted(ino)) {

@@ -184,3 +184,61 @@ async fn a_view_of_a_directory_shows_what_is_left_of_its_quota() {
     assert_eq!((stat.used, stat.available, stat.inodes_available), (8192, 0, 1));
     assert_eq!(w.meta.statfs(Ino::ROOT).await.unwrap().inodes_used, 2);
 }
+
+/// What is below a directory, by the links that were found.
+fn below(dir: Ino, records: &BTreeMap<Ino, Attr>, links: &HashMap<Ino, Vec<Ino>>) -> (i64, i64) {
+    let (mut space, mut inodes) = (0, 0);
+    for (child, _) in links.iter().flat_map(|(child, dirs)| dirs.iter().filter(|of| **of == dir).map(move |of| (child, of))) {
+        let attr = &records[child];
+        space += attr.space();
+        inodes += 1;
+        if attr.is_dir() {
+            let (more, others) = below(*child, records, links);
+            space += more;
+            inodes += others;
+        }
+    }
+    (space, inodes)
+}
+
+impl World {
+    /// Gives a directory that is there and in use a quota without limits, with the right usage.
+    pub async fn begin_quota(&self, dir: Ino) {
+        let Ok(attr) = self.meta.getattr(dir).await else { return };
+        if attr.is_trashed() {
+            return;
+        }
+        let usage = self.meta.tree_usage(dir).await.expect("counts");
+        set(self, dir, 0, 0, Usage { space: usage.space - 4096, inodes: usage.inodes - 1 }).await;
+    }
+
+    /// The usage of every quota is what is there.
+    pub async fn check_quotas(&self, records: &BTreeMap<Ino, Attr>, links: &HashMap<Ino, Vec<Ino>>) {
+        for (hash, _) in self.scan(ScanRange::Hash(key::DIR_QUOTA_USED_INODES)).await {
+            let dir = Ino(std::str::from_utf8(&hash).expect("text").parse().expect("a number"));
+            assert_eq!(used(self, dir).await, below(dir, records, links), "quota of {dir}");
+        }
+        if !self.meta.setting.user_group_quota() {
+            return;
+        }
+        let mut owned: BTreeMap<(bool, u32), (i64, i64)> = BTreeMap::new();
+        for (_, attr) in records.iter().filter(|(ino, _)| **ino != Ino::ROOT && !ino.is_trash()) {
+            for owner in [(false, attr.uid), (true, attr.gid)] {
+                let sums = owned.entry(owner).or_default();
+                *sums = (sums.0 + attr.space(), sums.1 + 1);
+            }
+        }
+        for (is_group, space, inodes) in [
+            (false, key::USER_QUOTA_USED_SPACE, key::USER_QUOTA_USED_INODES),
+            (true, key::GROUP_QUOTA_USED_SPACE, key::GROUP_QUOTA_USED_INODES),
+        ] {
+            for (id, count) in self.scan(ScanRange::Hash(inodes.clone())).await {
+                let id: u32 = std::str::from_utf8(&id).expect("text").parse().expect("a number");
+                let sums = owned.remove(&(is_group, id)).unwrap_or_default();
+                let got = (field(self, space.clone(), id).await, decode_decimal(Some(&count)));
+                assert_eq!(got, (Some(sums.0), Some(sums.1)), "owner {id}, group: {is_group}");
+            }
+        }
+        assert!(owned.is_empty(), "not counted: {owned:?}");
+    }
+}
