@@ -4,6 +4,7 @@ use crate::chunk::Chunks;
 use crate::jobs::Stop;
 use crate::jobs::timer::jittered;
 use crate::meta::{Meta, key};
+use crate::types::Ino;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::info;
@@ -20,8 +21,9 @@ const DAY_SECONDS: i64 = 86_400;
 
 pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut stop: Stop) {
     loop {
-        // A failure was logged where it happened; the next turn tries again.
-        if meta.elect(&key::LAST_CLEANUP_TRASH, TURN_SECONDS).await == Ok(true) {
+        // A failure was logged where it happened; the next turn tries again. A volume that never had a trash has nothing to expire.
+        let has_trash = meta.setting().trash_days() > 0 || meta.getattr(Ino::TRASH).await.is_ok();
+        if has_trash && meta.elect(&key::LAST_CLEANUP_TRASH, TURN_SECONDS).await == Ok(true) {
             turn(&meta, &chunks, &stop).await;
         }
         if stop.pause(jittered(PERIOD)).await {

@@ -7,8 +7,6 @@
 //! While another process uses the volume the passes see different moments. A second run then tells damage from change: only what both
 //! found at the same place is reported.
 
-#[cfg(test)]
-mod fixtures_test;
 mod slices;
 mod tree;
 
@@ -254,6 +252,9 @@ fn decimal_of(value: Option<&Value>) -> Option<Option<i64>> {
 fn dir_field(hash: Key, ino: Ino) -> Query {
     Query::HGet(hash, key::decimal(ino))
 }
+
+#[cfg(test)]
+mod fixtures_test;
 
 #[cfg(test)]
 mod tests {

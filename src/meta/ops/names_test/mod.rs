@@ -5,6 +5,7 @@ mod operations;
 mod quota;
 mod races;
 mod random;
+mod trace;
 mod trash;
 
 use crate::env::ManualClock;
@@ -151,7 +152,8 @@ impl World {
                 sid: self.meta.sid.load(Ordering::Relaxed),
                 setting: &self.meta.setting,
                 open_files: self.meta.open_files(),
-                trash: None,
+                // As soon as something was deleted there is one.
+                trash: self.meta.known.trash_hour.try_lock().expect("nobody deletes").map(|(_, dir)| dir),
                 known: &self.meta.known,
             };
             match step(&view, &cx) {
