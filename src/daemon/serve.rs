@@ -66,7 +66,8 @@ fn mount_and_serve(
         options: plan.options.clone(),
         max_write: plan.request_bytes,
         threads: LOOP_THREADS,
-        xattr: plan.view.xattr,
+        xattr: plan.view.xattr || volume.acl(),
+        acl: volume.acl(),
     };
     let place = plan.mountpoint.display();
     let session = FuseSession::mount(vfs, &plan.mountpoint, config, runtime.handle().clone())

@@ -89,8 +89,10 @@ kernel_structs! {
         blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32, padding: u32, spare: [u32; 6],
     }
 
-    /// Without FUSE_SETXATTR_EXT, which is not negotiated, the structure ends here.
+    /// Without FUSE_SETXATTR_EXT the structure ends here.
     SetxattrIn = 8 { size: u32, flags: u32 }
+    /// Follows `SetxattrIn` where SETXATTR_EXT is agreed on.
+    SetxattrExtIn = 8 { setxattr_flags: u32, padding: u32 }
     /// GETXATTR and LISTXATTR.
     GetxattrIn = 8 { size: u32, padding: u32 }
     GetxattrOut = 8 { size: u32, padding: u32 }
@@ -180,6 +182,7 @@ pub(crate) const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `OpenOut::open_flags`: keep the pages of earlier opens.
 pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// `ReleaseIn::release_flags`: the last close of a file with a flock on it.
+pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1;
 pub(crate) const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 /// `FsyncIn::fsync_flags`: data only.
 pub(crate) const FSYNC_FDATASYNC: u32 = 1 << 0;

@@ -127,6 +127,8 @@ pub(crate) enum Operation {
         name: Text,
         value: Bytes,
         flags: u32,
+        /// With an ACL: the caller may not keep the set-group-id bit.
+        clears_sgid: bool,
     },
     /// Size 0 asks for the length.
     Getxattr {
@@ -201,8 +203,8 @@ pub(crate) enum Damaged {
 /// Arguments that end too early or hold what they must not.
 struct Malformed;
 
-/// Decodes the request in the buffer. The data of a WRITE is taken out of it.
-pub(crate) fn decode(buffer: &mut RequestBuffer) -> Result<Request, Damaged> {
+/// Decodes the request in the buffer. The data of a WRITE is taken out of it. `setxattr_ext`: SETXATTR_EXT was agreed on.
+pub(crate) fn decode(buffer: &mut RequestBuffer, setxattr_ext: bool) -> Result<Request, Damaged> {
     let (header, arguments) = split::<InHeader>(buffer.bytes()).ok_or(Damaged::Header)?;
     let answered = !matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET | opcode::NOTIFY_REPLY);
     let damaged = Damaged::Arguments { unique: answered.then_some(header.unique), opcode: header.opcode };
@@ -212,13 +214,16 @@ pub(crate) fn decode(buffer: &mut RequestBuffer) -> Result<Request, Damaged> {
     // Extensions (security context, supplementary group) follow the arguments. None is negotiated; what comes anyway is left out.
     let extensions = usize::from(header.total_extlen) * 8;
     let end = arguments.len().checked_sub(extensions).ok_or(damaged)?;
-    let operation =
-        if header.opcode == opcode::WRITE { write(buffer) } else { operation(header.opcode, &mut Arguments(&arguments[..end])) };
+    let operation = if header.opcode == opcode::WRITE {
+        write(buffer)
+    } else {
+        operation(header.opcode, &mut Arguments(&arguments[..end]), setxattr_ext)
+    };
     let operation = operation.map_err(|Malformed| damaged)?;
     Ok(Request { unique: header.unique, node: Ino(header.nodeid), uid: header.uid, gid: header.gid, pid: header.pid, operation })
 }
 
-fn operation(code: u32, args: &mut Arguments<'_>) -> Result<Operation, Malformed> {
+fn operation(code: u32, args: &mut Arguments<'_>, setxattr_ext: bool) -> Result<Operation, Malformed> {
     Ok(match code {
         opcode::LOOKUP => Operation::Lookup { name: args.text()? },
         opcode::GETATTR => {
@@ -288,7 +293,9 @@ fn operation(code: u32, args: &mut Arguments<'_>) -> Result<Operation, Malformed
         opcode::SYNCFS => Operation::Syncfs,
         opcode::SETXATTR => {
             let a: abi::SetxattrIn = args.take()?;
-            Operation::Setxattr { name: args.text()?, value: Bytes::copy_from_slice(args.bytes(a.size as usize)?), flags: a.flags }
+            let clears_sgid = setxattr_ext && args.take::<abi::SetxattrExtIn>()?.setxattr_flags & abi::SETXATTR_ACL_KILL_SGID != 0;
+            let (name, value) = (args.text()?, Bytes::copy_from_slice(args.bytes(a.size as usize)?));
+            Operation::Setxattr { name, value, flags: a.flags, clears_sgid }
         }
         opcode::GETXATTR => {
             let a: abi::GetxattrIn = args.take()?;
@@ -414,7 +421,21 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8]) -> Result<Request, Damaged> {
-        decode(&mut RequestBuffer::holding(bytes))
+        decode(&mut RequestBuffer::holding(bytes), false)
+    }
+
+    #[test]
+    fn the_longer_form_of_setxattr() {
+        for (flags, clears) in [(0, false), (1, true)] {
+            let arguments = join(&[
+                bytes_of(&abi::SetxattrIn { size: 3, flags: 1 }),
+                bytes_of(&abi::SetxattrExtIn { setxattr_flags: flags, padding: 0 }),
+                b"n\0v\0v",
+            ]);
+            let request = decode(&mut RequestBuffer::holding(&framed(opcode::SETXATTR, &arguments)), true).unwrap();
+            let want = format!("Setxattr {{ name: [110], value: b\"v\\0v\", flags: 1, clears_sgid: {clears} }}");
+            assert_eq!(format!("{:?}", request.operation), want);
+        }
     }
 
     fn join(parts: &[&[u8]]) -> Vec<u8> {
@@ -509,7 +530,7 @@ mod tests {
             (
                 opcode::SETXATTR,
                 join(&[bytes_of(&abi::SetxattrIn { size: 3, flags: 1 }), b"user.n\0v\0v"]),
-                "Setxattr { name: [117, 115, 101, 114, 46, 110], value: b\"v\\0v\", flags: 1 }",
+                "Setxattr { name: [117, 115, 101, 114, 46, 110], value: b\"v\\0v\", flags: 1, clears_sgid: false }",
             ),
             (opcode::GETXATTR, join(&[bytes_of(&abi::GetxattrIn { size: 9, padding: 0 }), b"n\0"]), "Getxattr { name: [110], size: 9 }"),
             (opcode::LISTXATTR, join(&[bytes_of(&abi::GetxattrIn { size: 9, padding: 0 })]), "Listxattr { size: 9 }"),
@@ -615,7 +636,7 @@ mod tests {
             let data: Vec<u8> = (0..size).map(|i| i as u8).collect();
             let head = abi::WriteIn { size: size as u32, ..abi::WriteIn::default() };
             let mut buffer = RequestBuffer::holding(&framed(opcode::WRITE, &[bytes_of(&head), &data].concat()));
-            let Operation::Write { data: got, .. } = decode(&mut buffer).unwrap().operation else { panic!("a write") };
+            let Operation::Write { data: got, .. } = decode(&mut buffer, false).unwrap().operation else { panic!("a write") };
             assert_eq!(got, data);
             assert_eq!(!buffer.bytes().is_empty(), copied);
         }

@@ -71,7 +71,9 @@ pub(crate) fn dispatch(vfs: Arc<Vfs>, xattr: bool, request: Request, cancel: Can
         Op::Syncfs => serve!(empty <- vfs.syncfs(&caller)),
 
         Op::Setxattr { .. } | Op::Getxattr { .. } | Op::Listxattr { .. } | Op::Removexattr { .. } if !xattr => refuse(reply, Errno::NOSYS),
-        Op::Setxattr { name, value, flags } => serve!(empty <- vfs.setxattr(&caller, node, &name, value, flags)),
+        Op::Setxattr { name, value, flags, clears_sgid } => {
+            serve!(empty <- vfs.setxattr(&caller, node, &name, value, flags, clears_sgid))
+        }
         Op::Getxattr { name, size } => serve!(xattr(size) <- vfs.getxattr(&caller, node, &name)),
         Op::Listxattr { size } => serve!(xattr(size) <- vfs.listxattr(&caller, node)),
         Op::Removexattr { name } => serve!(empty <- vfs.removexattr(&caller, node, &name)),

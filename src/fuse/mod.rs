@@ -35,6 +35,8 @@ pub struct FuseConfig {
     pub threads: usize,
     /// Extended attributes are handed on; otherwise the kernel is told that there are none.
     pub xattr: bool,
+    /// The kernel asks for POSIX ACLs, checks them, and leaves the umask to us.
+    pub acl: bool,
 }
 
 #[cfg(test)]
@@ -49,6 +51,7 @@ impl FuseConfig {
             max_write: 1 << 20,
             threads: 2,
             xattr: true,
+            acl: false,
         }
     }
 }

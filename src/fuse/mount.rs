@@ -25,8 +25,7 @@ const STALE_MOUNTS_MAX: u32 = 16;
 /// What we want of the kernel, as far as it has it. `fuser` adds ASYNC_READ, BIG_WRITES and MAX_PAGES by itself.
 ///
 /// Absent on purpose: WRITEBACK_CACHE (the kernel would own sizes and times), EXPORT_SUPPORT (a file handle would reach beyond the mount's
-/// root), NO_OPEN and NO_OPENDIR (opens are counted), DONT_MASK (the kernel applies the umask), HANDLE_KILLPRIV (the kernel clears set-id
-/// bits by SETATTR), POSIX_ACL.
+/// root), NO_OPEN and NO_OPENDIR (opens are counted), HANDLE_KILLPRIV (the kernel clears set-id bits by SETATTR).
 fn capabilities() -> InitFlags {
     InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_BIG_WRITES
@@ -42,10 +41,17 @@ fn capabilities() -> InitFlags {
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
 }
 
+/// What is added on a volume with POSIX ACLs: the kernel asks for them and checks them; it leaves the umask to us, because a directory's
+/// default ACL stands in for it; and it says when setting one must clear a set-group-id bit.
+fn acl_capabilities() -> InitFlags {
+    InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK | InitFlags::FUSE_SETXATTR_EXT
+}
+
 /// The part of a filesystem that `fuser` is asked for: the handshake.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     max_write: u32,
+    acl: bool,
 }
 
 impl Filesystem for Handshake {
@@ -57,6 +63,13 @@ impl Filesystem for Handshake {
         let refused = |what: &str| io::Error::other(format!("the kernel adapter refused {what}"));
         let available = kernel.capabilities();
         kernel.add_capabilities(capabilities() & available).map_err(|_| refused("capabilities it offered"))?;
+        if self.acl {
+            if !available.contains(acl_capabilities()) {
+                let message = "the volume has POSIX ACLs, which this kernel cannot check; Linux 5.13 is needed";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+            }
+            kernel.add_capabilities(acl_capabilities()).map_err(|_| refused("ACL capabilities it offered"))?;
+        }
         let missing = (InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS) & !available;
         if !missing.is_empty() {
             tracing::warn!(?missing, "locks are local to this host: the kernel cannot hand them on");
@@ -78,7 +91,7 @@ pub(crate) fn write_bytes(wish: u32) -> u32 {
 pub(crate) fn mount(mountpoint: &Path, config: &FuseConfig) -> io::Result<(Session<Handshake>, PathBuf)> {
     detach_stale(mountpoint)?;
     let path = mountpoint.canonicalize()?;
-    let session = Session::new(Handshake { max_write: write_bytes(config.max_write) }, &path, &mount_config(config)?)?;
+    let session = Session::new(Handshake { max_write: write_bytes(config.max_write), acl: config.acl }, &path, &mount_config(config)?)?;
     Ok((session, path))
 }
 

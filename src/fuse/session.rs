@@ -44,7 +44,7 @@ impl FuseSession {
         let notifier = Arc::new(Notifier::start(device.clone())?);
         vfs.set_kernel_cache(notifier.clone());
         let buffer_bytes = (mount::write_bytes(config.max_write) as usize + HEADER_BYTES_MAX).max(REQUEST_BYTES_MIN);
-        let server = Server { vfs, device, requests: Arc::default(), runtime, xattr: config.xattr, buffer_bytes };
+        let server = Server { vfs, device, requests: Arc::default(), runtime, xattr: config.xattr, acl: config.acl, buffer_bytes };
         Ok(FuseSession { mounted, notifier, server: Arc::new(server), threads: config.threads.max(1) })
     }
 
@@ -134,6 +134,8 @@ struct Server {
     requests: Arc<Requests>,
     runtime: tokio::runtime::Handle,
     xattr: bool,
+    /// What goes with ACLs was agreed on, SETXATTR_EXT among it.
+    acl: bool,
     buffer_bytes: usize,
 }
 
@@ -144,7 +146,7 @@ impl Server {
         let mut buffer = RequestBuffer::new(self.buffer_bytes);
         loop {
             match self.device.read(&mut buffer) {
-                Ok(()) => match decode(&mut buffer) {
+                Ok(()) => match decode(&mut buffer, self.acl) {
                     Ok(request) => self.answer(request),
                     Err(damaged) => self.refuse(damaged),
                 },

@@ -11,6 +11,7 @@ mod reclaim;
 mod sessions;
 mod slices;
 mod timer;
+mod trash;
 
 use crate::chunk::Chunks;
 use crate::meta::Meta;
@@ -62,6 +63,7 @@ pub fn start(config: JobsConfig) -> JobsHandle {
         let (queues, ends) = dispatch::queues();
         tasks.push(tokio::spawn(sessions::run(Arc::clone(&meta), heartbeat, stop_of_job())));
         tasks.push(tokio::spawn(reclaim::run(Arc::clone(&meta), Arc::clone(&chunks), ends.reclaim, stop_of_job())));
+        tasks.push(tokio::spawn(trash::run(Arc::clone(&meta), Arc::clone(&chunks), stop_of_job())));
         tasks.push(tokio::spawn(slices::run(meta, Arc::clone(&chunks), ends.slices, stop_of_job())));
         tasks.push(tokio::spawn(compact::run(chunks, ends.compact, stop_of_job())));
         tasks.push(tokio::spawn(dispatch::run(duties, queues, stop_of_job())));

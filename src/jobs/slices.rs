@@ -3,7 +3,7 @@
 use crate::chunk::Chunks;
 use crate::jobs::Stop;
 use crate::jobs::timer::jittered;
-use crate::meta::Meta;
+use crate::meta::{Meta, key};
 use crate::types::SliceId;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ const GATHER_TIME: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How often all reference counts are looked through. It is a long list, and what is on it merely takes space.
 const PERIOD: Duration = Duration::from_secs(600);
+/// While other clients use the volume, one of them does it within this time (metadata §5.5).
+const TURN_SECONDS: i64 = 3240;
 
 pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::Receiver<(SliceId, u32)>, mut stop: Stop) {
     scan(&meta, &chunks, &mut stop).await;
@@ -50,8 +52,11 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::R
     }
 }
 
-/// All slices whose count is below zero, until none is left or something fails.
+/// All slices whose count is below zero, until none is left or something fails. Of several clients one does it.
 async fn scan(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
+    if meta.store().shared() && meta.elect(&key::NEXT_CLEANUP_SLICES, TURN_SECONDS).await != Ok(true) {
+        return;
+    }
     while !stop.is_stopped() {
         let begin = Instant::now();
         let Ok(slices) = meta.pending_slices(SLICES_MAX as u32).await else { return };

@@ -6,8 +6,10 @@ use crate::meta::facts::Facts;
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
 use crate::meta::key;
+use crate::meta::known::Known;
 use crate::meta::lines::Lines;
 use crate::meta::ops::append::Appenders;
+use crate::meta::ops::quota;
 use crate::meta::ops::session::Beat;
 use crate::meta::pacing::Pacing;
 use crate::meta::setting::Setting;
@@ -73,6 +75,8 @@ pub struct Meta {
     pub(crate) reviving: tokio::sync::Mutex<()>,
     /// What `new_session` has registered; a heartbeat that finds it gone puts it back.
     pub(crate) session_document: Mutex<Bytes>,
+    /// What of the volume is remembered from one operation to the next.
+    pub(crate) known: Arc<Known>,
 }
 
 /// What every step knows beside the store: who asks, what time it is, what this process has open.
@@ -89,6 +93,10 @@ pub struct Cx<'a> {
     pub open_files: &'a OpenFiles,
     /// Write locks of this process.
     pub(crate) fence: &'a Fence,
+    /// The directory of the trash that takes what is deleted, for operations that delete; `None` = nothing does.
+    pub trash: Option<Ino>,
+    /// What is remembered of the volume.
+    pub(crate) known: &'a Known,
 }
 
 impl Meta {
@@ -118,6 +126,7 @@ impl Meta {
             sid: Default::default(),
             locked: Default::default(),
             session_document: Default::default(),
+            known: Default::default(),
         }
     }
 
@@ -163,8 +172,18 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        self.run_presuming(what, caller, Vec::new(), step).await
+    }
+
+    /// The same for an operation that deletes.
+    pub(crate) async fn run_trashing<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         self.begin_mutation().await?;
-        self.run_on(what, caller, Basis::Memory, View::default(), step).await
+        let trash = self.trash_dir().await?;
+        self.run_with(what, caller, Basis::Memory, View::default(), trash, step).await
     }
 
     /// Runs an operation that answers what the store says now.
@@ -199,12 +218,16 @@ impl Meta {
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
         self.begin_mutation().await?;
+        self.run_on(what, caller, Basis::Memory, self.presume(presumed), step).await
+    }
+
+    fn presume(&self, presumed: Vec<(Query, Value)>) -> View {
         let mut view = View::default();
         for (query, value) in presumed {
             let known = self.driver.facts.as_ref().and_then(|facts| facts.recall(std::slice::from_ref(&query))?.pop());
             view.remember([(query, known.unwrap_or(value))]);
         }
-        self.run_on(what, caller, Basis::Memory, view, step).await
+        view
     }
 
     pub(crate) async fn run_on<T, F>(&self, what: &'static str, caller: &Caller, basis: Basis, view: View, step: F) -> Result<T, Errno>
@@ -212,13 +235,53 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        self.run_with(what, caller, basis, view, None, step).await
+    }
+
+    async fn run_with<T, F>(
+        &self,
+        what: &'static str,
+        caller: &Caller,
+        basis: Basis,
+        view: View,
+        trash: Option<Ino>,
+        step: F,
+    ) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
-        self.driver
-            .run(what, basis, view, |view| {
-                step(view, &Cx { caller, now, sid, setting: &self.setting, open_files: &self.driver.open_files, fence: &self.fence })
-            })
-            .await
+        let cx = Cx {
+            caller,
+            now,
+            sid,
+            setting: &self.setting,
+            open_files: &self.driver.open_files,
+            fence: &self.fence,
+            trash,
+            known: &self.known,
+        };
+        let step = |view: &View| step(view, &cx).map(|plan| self.noted(plan));
+        match self.driver.run(what, basis, view, &step).await {
+            Err(Errno::DQUOT) if self.reload_before_refusing().await? => self.driver.run(what, basis, View::default(), &step).await,
+            outcome => outcome,
+        }
+    }
+
+    /// The plan, which when it is committed also tells the quotas we remember what it has changed.
+    fn noted<T: Send + 'static>(&self, plan: Plan<T>) -> Plan<T> {
+        let changes = quota::changes(&plan.writes);
+        if changes.is_empty() {
+            return plan;
+        }
+        let (known, finish) = (self.known.clone(), plan.finish);
+        let finish = Box::new(move |replies: &[Value], values: &[Value]| {
+            known.quotas.note(&changes);
+            finish(replies, values)
+        });
+        Plan { finish, ..plan }
     }
 
     /// A fresh inode number.

@@ -1,6 +1,6 @@
 //! Record encodings (metadata §2.1–§2.8): the only code that knows how values are laid out. All integers are big-endian.
 
-use crate::types::{Attr, Flags, Ino, Kind, SliceRecord, Time};
+use crate::types::{Attr, Flags, Ino, Kind, SliceId, SliceRecord, Time};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// First byte of mtime; mtime and ctime are the 24 bytes from here.
@@ -17,6 +17,8 @@ pub const PARENT_AT: u32 = 63;
 pub const OWNER_END: u32 = 11;
 
 const PARENT_END: usize = 71;
+/// End of the two ACL ids, where they are.
+const ACL_END: usize = PARENT_END + 8;
 
 /// An attribute record as stored, and what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,19 +36,23 @@ impl Record {
         Some(Record { bytes, attr })
     }
 
-    /// The record with new attributes. Where ACL ids and tier stay, everything after the parent is kept byte for byte, so that
-    /// trailing fields of a later format survive.
+    /// The record with new attributes. What follows the ACL ids is kept byte for byte, so that trailing fields of a later format survive.
     pub fn rewrite(&self, attr: &Attr) -> Bytes {
-        let old = &self.attr;
-        let same_tail = (old.access_acl, old.default_acl, old.tier) == (attr.access_acl, attr.default_acl, attr.tier);
-        if same_tail && self.bytes.len() > PARENT_END {
-            let mut bytes = BytesMut::with_capacity(self.bytes.len());
-            put_fixed(&mut bytes, attr);
-            bytes.put_slice(&self.bytes[PARENT_END..]);
-            bytes.freeze()
-        } else {
-            encode_attr(attr)
+        if attr.tier != self.attr.tier {
+            return encode_attr(attr);
         }
+        let has_ids = self.bytes.len() >= ACL_END;
+        // Tier, whatever comes after it, and the pad byte; records before 1.0 may have none of them.
+        let tail = self.bytes.get(if has_ids { ACL_END } else { PARENT_END }..).filter(|tail| !tail.is_empty()).unwrap_or(&[0]);
+        let mut bytes = BytesMut::with_capacity(ACL_END + tail.len());
+        put_fixed(&mut bytes, attr);
+        // A long tail would be taken for ids.
+        if attr.access_acl != 0 || attr.default_acl != 0 || tail.len() >= ACL_END - PARENT_END {
+            bytes.put_u32(attr.access_acl);
+            bytes.put_u32(attr.default_acl);
+        }
+        bytes.put_slice(tail);
+        bytes.freeze()
     }
 }
 
@@ -159,6 +165,38 @@ pub fn decode_slice(b: &[u8]) -> Option<SliceRecord> {
     let fits = u64::from(record.pos) + u64::from(record.len) <= crate::types::CHUNK_BYTES;
     let within = id == 0 || u64::from(record.off) + u64::from(record.len) <= u64::from(record.size);
     (fits && within).then_some(record)
+}
+
+/// The value of `delSlices`: ids and sizes of slices, 12 bytes each (metadata §2.5).
+pub fn encode_slices(slices: impl IntoIterator<Item = (SliceId, u32)>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for (id, size) in slices {
+        bytes.put_u64(id);
+        bytes.put_u32(size);
+    }
+    bytes.freeze()
+}
+
+/// `None` if the value is damaged.
+pub fn decode_slices(b: &[u8]) -> Option<Vec<(SliceId, u32)>> {
+    let (pairs, rest) = b.as_chunks::<12>();
+    let pair = |pair: &[u8; 12]| Some((u64::from_be_bytes(pair[..8].try_into().ok()?), u32::from_be_bytes(pair[8..].try_into().ok()?)));
+    if rest.is_empty() { pairs.iter().map(pair).collect() } else { None }
+}
+
+/// A quota: most bytes and inodes, 16 bytes (metadata §2.6).
+pub fn encode_quota(space: i64, inodes: i64) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(16);
+    bytes.put_i64(space);
+    bytes.put_i64(inodes);
+    bytes.freeze()
+}
+
+/// `None` if the value is damaged.
+pub fn decode_quota(b: &[u8]) -> Option<(i64, i64)> {
+    let b: &[u8; 16] = b.try_into().ok()?;
+    let (space, inodes) = b.split_at(8);
+    Some((i64::from_be_bytes(space.try_into().ok()?), i64::from_be_bytes(inodes.try_into().ok()?)))
 }
 
 /// A POSIX lock of one owner (metadata §2.8). `end` is inclusive.
@@ -277,6 +315,23 @@ mod tests {
         let record = Record::decode(future.into()).expect("decodes");
         let rewritten = record.rewrite(&Attr { nlink: 9, ..record.attr.clone() });
         assert!(rewritten.ends_with(b"later"), "bytes we do not know are kept");
+        // ACLs come and go, the tier and what follows it stay.
+        let long = [&encode_attr(&Attr { tier: 3, ..golden() })[..], b"a later field"].concat();
+        for stored in [encode_attr(&golden()), encode_attr(&Attr { tier: 2, ..golden() }), record.bytes.clone(), long.into()] {
+            let plain = Record::decode(stored.clone()).expect("decodes");
+            let with = Record::decode(plain.rewrite(&Attr { access_acl: 7, ..plain.attr.clone() })).expect("decodes");
+            assert_eq!((with.attr.access_acl, with.attr.tier), (7, plain.attr.tier));
+            let without = Record::decode(with.rewrite(&Attr { access_acl: 0, ..with.attr.clone() })).expect("decodes");
+            assert_eq!(without.attr, Attr { access_acl: 0, ..plain.attr.clone() });
+            let tail = if plain.bytes.len() >= ACL_END { &stored[ACL_END..] } else { &stored[PARENT_END..] };
+            assert!(with.bytes.ends_with(tail) && without.bytes.ends_with(tail));
+        }
+        for (attr, len) in [(golden(), 72), (Attr { access_acl: 7, ..golden() }, 80), (Attr { tier: 1, ..golden() }, 73)] {
+            let record = Record::decode(encode_attr(&attr)).expect("decodes");
+            assert_eq!(record.rewrite(&attr).len(), len);
+        }
+        let short = Record::decode(plain.slice(..71)).expect("decodes");
+        assert_eq!(short.rewrite(&short.attr), plain);
     }
 
     #[test]

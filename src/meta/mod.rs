@@ -1,8 +1,10 @@
 //! The metadata: typed keys, transactions, one file per operation, the stores. Knows no file bytes.
 
+pub mod acl;
 pub mod codec;
 pub mod driver;
 pub mod key;
+mod known;
 pub mod ops;
 pub mod setting;
 pub mod store;

@@ -162,6 +162,11 @@ impl Attr {
         (length.clamp(1, 1 << 57).div_ceil(4096) * 4096) as i64
     }
 
+    /// Whether its (only) name is in the trash. The hour directories themselves are not trashed.
+    pub fn is_trashed(&self) -> bool {
+        self.parent > Ino::TRASH
+    }
+
     /// `st_mode`: type and permission bits.
     pub fn st_mode(&self) -> u32 {
         self.kind.mode_bits() | u32::from(self.mode)

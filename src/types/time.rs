@@ -19,3 +19,71 @@ impl Time {
         }
     }
 }
+
+/// A date and time of day in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Civil {
+    /// Year of the Gregorian calendar.
+    pub year: i64,
+    /// 1..=12.
+    pub month: i64,
+    /// 1..=31.
+    pub day: i64,
+    /// 0..=23.
+    pub hour: i64,
+    /// 0..=59.
+    pub minute: i64,
+    /// 0..=59.
+    pub second: i64,
+}
+
+/// Days from 0000-03-01 to 1970-01-01. Counting from a March, the leap day ends a year.
+const EPOCH_DAYS: i64 = 719_468;
+/// Days of 400 years, after which the calendar repeats.
+const ERA_DAYS: i64 = 146_097;
+
+impl Civil {
+    /// The UTC date of a number of seconds since 1970.
+    pub fn of(sec: i64) -> Civil {
+        let (days, second) = (sec.div_euclid(86_400), sec.rem_euclid(86_400));
+        let days = days + EPOCH_DAYS;
+        let (era, day) = (days.div_euclid(ERA_DAYS), days.rem_euclid(ERA_DAYS));
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day_of_year = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day_of_year + 2) / 153;
+        let (day, month) = (day_of_year - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+        let year = era * 400 + year + i64::from(month <= 2);
+        Civil { year, month, day, hour: second / 3600, minute: second / 60 % 60, second: second % 60 }
+    }
+
+    /// Seconds since 1970. Fields out of range count on: month 13 must not be given.
+    pub fn seconds(&self) -> i64 {
+        let year = if self.month <= 2 { self.year - 1 } else { self.year };
+        let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+        let month = if self.month > 2 { self.month - 3 } else { self.month + 9 };
+        let day_of_year = (153 * month + 2) / 5 + self.day - 1;
+        let days = era * ERA_DAYS + year * 365 + year / 4 - year / 100 + day_of_year - EPOCH_DAYS;
+        days * 86_400 + self.hour * 3600 + self.minute * 60 + self.second
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_and_back() {
+        for (sec, year, month, day) in [
+            (0, 1970, 1, 1),
+            (951_782_400, 2000, 2, 29),
+            (951_868_800, 2000, 3, 1),
+            (1_735_689_599, 2024, 12, 31),
+            (4_107_542_400, 2100, 3, 1),
+            (-1, 1969, 12, 31),
+        ] {
+            let civil = Civil::of(sec);
+            assert_eq!((civil.year, civil.month, civil.day), (year, month, day));
+            assert_eq!(civil.seconds(), sec);
+        }
+    }
+}

@@ -28,9 +28,12 @@ pub struct SetAttrRequest {
 impl Vfs {
     /// Attributes just read, with what is buffered. The writers also know what they committed a moment ago: if that happened between the
     /// reading and this call, the kernel would otherwise be told a length it has outgrown, drop pages and report a short file.
-    pub(crate) fn overlaid(&self, ino: Ino, mut attr: Attr) -> Attr {
+    ///
+    /// Links are counted as an application counts them: not those in the trash.
+    pub(crate) async fn overlaid(&self, ino: Ino, attr: Attr) -> Result<Attr, Errno> {
+        let mut attr = self.meta.shown(ino, attr).await?;
         self.writers.overlay(ino, &mut attr);
-        attr
+        Ok(attr)
     }
 
     /// The attributes of an inode as an application of this mount must see them.
@@ -38,7 +41,7 @@ impl Vfs {
         let open = self.handles.inode(ino);
         match self.meta.getattr(ino).await {
             Ok(attr) => {
-                let attr = self.overlaid(ino, attr);
+                let attr = self.overlaid(ino, attr).await?;
                 if let Some(open) = open {
                     open.note(&attr);
                 }
@@ -101,7 +104,7 @@ impl Vfs {
             _ if changes => self.meta.setattr(caller, ino, rest).await.map_err(inode_errno)?,
             _ => return Ok(self.attr_reply(ino, self.attr_of(ino).await?)),
         };
-        let attr = self.overlaid(ino, attr);
+        let attr = self.overlaid(ino, attr).await?;
         if let Some(open) = self.handles.inode(ino) {
             open.note(&attr);
         }

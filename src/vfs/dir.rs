@@ -125,7 +125,7 @@ impl Vfs {
                 (ino, attr, Duration::ZERO)
             }
         };
-        let mut found = self.entry(ino, self.overlaid(ino, attr));
+        let mut found = self.entry(ino, self.overlaid(ino, attr).await.ok()?);
         found.entry_ttl = found.entry_ttl.saturating_sub(age);
         found.attr_ttl = found.attr_ttl.saturating_sub(age);
         Some(found)

@@ -36,6 +36,10 @@ impl Flags {
 
     /// Whether the caller may surely open a file of these attributes so, as far as it can be told without knowing all of its groups.
     fn surely_allowed(self, caller: &Caller, attr: &Attr) -> bool {
+        // What the mode shows of a group with an ACL is only the most it may get.
+        if attr.access_acl != 0 && caller.uid != 0 && caller.uid != attr.uid {
+            return false;
+        }
         let wanted = (u16::from(self.read) * 4) | (u16::from(self.write || self.truncate) * 2);
         let granted = if caller.uid == attr.uid {
             attr.mode >> 6
@@ -58,7 +62,13 @@ impl Vfs {
             self.mount.writable()?;
         }
         let attr = self.meta.open(caller, ino, flags.mode()).await.map_err(inode_errno)?;
-        let attr = self.overlaid(ino, attr);
+        let attr = match self.overlaid(ino, attr).await {
+            Ok(attr) => attr,
+            Err(errno) => {
+                self.uncount(ino).await;
+                return Err(errno);
+            }
+        };
         let (_, reply) = self.opened(caller, ino, attr, flags).await?;
         Ok(reply)
     }

@@ -146,7 +146,7 @@ impl Vfs {
 
     /// Space and inodes.
     pub async fn statfs(&self, _caller: &Caller) -> Result<StatFs, Errno> {
-        self.meta.statfs().await
+        self.meta.statfs(self.mount.root()).await
     }
 
     /// Everything written to any file, and every name, is as durable as the store's tier says.

@@ -22,7 +22,7 @@ impl Vfs {
             _ => {
                 let name = Name::new(name)?;
                 let (ino, attr) = self.meta.lookup(caller, parent, &name).await?;
-                Ok(self.entry(ino, self.overlaid(ino, attr)))
+                Ok(self.entry(ino, self.overlaid(ino, attr).await?))
             }
         }
     }
@@ -150,7 +150,7 @@ impl Vfs {
         let (ino, parent) = (self.mount.inward(ino), self.mount.inward(new_parent));
         self.store_dirty(ino).await?;
         let attr = self.meta.link(caller, ino, parent, &Name::new(new_name)?).await?;
-        Ok(self.entry(ino, self.overlaid(ino, attr)))
+        Ok(self.entry(ino, self.overlaid(ino, attr).await?))
     }
 
     /// Something of the inode was read. Access times are a courtesy: failing to set one fails nothing.

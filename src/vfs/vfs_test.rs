@@ -369,7 +369,7 @@ async fn nothing_changes_on_a_read_only_mount() {
     assert_eq!(ro.open(&c, ino, RDWR).await, Err(Errno::ROFS));
     assert_eq!(ro.open(&c, ino, libc::O_TRUNC as u32).await, Err(Errno::ROFS));
     assert_eq!(ro.setattr(&c, ino, SetAttrRequest::default()).await, Err(Errno::ROFS));
-    assert_eq!(ro.setxattr(&c, ino, b"user.a", Bytes::new(), 0).await, Err(Errno::ROFS));
+    assert_eq!(ro.setxattr(&c, ino, b"user.a", Bytes::new(), 0, false).await, Err(Errno::ROFS));
     assert!(ro.open(&c, ino, libc::O_RDONLY as u32).await.is_ok());
 }
 
@@ -516,14 +516,14 @@ async fn extended_attributes() {
     let c = root();
     let (ino, _) = vfs.made("a").await;
     let value = Bytes::from_static(b"v");
-    assert_eq!(vfs.setxattr(&c, ino, b"user.a", value.clone(), libc::XATTR_REPLACE as u32).await, Err(Errno::NODATA));
-    assert_eq!(vfs.setxattr(&c, ino, b"user.a", value.clone(), 0).await, Ok(()));
-    assert_eq!(vfs.setxattr(&c, ino, b"user.a", value.clone(), libc::XATTR_CREATE as u32).await, Err(Errno::EXIST));
+    assert_eq!(vfs.setxattr(&c, ino, b"user.a", value.clone(), libc::XATTR_REPLACE as u32, false).await, Err(Errno::NODATA));
+    assert_eq!(vfs.setxattr(&c, ino, b"user.a", value.clone(), 0, false).await, Ok(()));
+    assert_eq!(vfs.setxattr(&c, ino, b"user.a", value.clone(), libc::XATTR_CREATE as u32, false).await, Err(Errno::EXIST));
     assert_eq!(vfs.getxattr(&c, ino, b"user.a").await, Ok(value.clone()));
     assert_eq!(vfs.listxattr(&c, ino).await, Ok(Bytes::from_static(b"user.a\0")));
-    assert_eq!(vfs.setxattr(&c, ino, b"user.a", vec![0; 65_537].into(), 0).await, Err(Errno::TOOBIG));
+    assert_eq!(vfs.setxattr(&c, ino, b"user.a", vec![0; 65_537].into(), 0, false).await, Err(Errno::TOOBIG));
     assert_eq!(vfs.getxattr(&c, ino, b"security.capability").await, Err(Errno::NODATA));
-    assert_eq!(vfs.setxattr(&c, ino, b"system.posix_acl_access", value, 0).await, Err(Errno::NOTSUP));
+    assert_eq!(vfs.setxattr(&c, ino, b"system.posix_acl_access", value, 0, false).await, Err(Errno::NOTSUP));
     assert_eq!(vfs.removexattr(&c, ino, b"user.a").await, Ok(()));
     assert_eq!(vfs.removexattr(&c, ino, b"user.a").await, Err(Errno::NODATA));
     assert_eq!(vfs.getxattr(&c, Ino(999), b"user.a").await, Err(Errno::NODATA));

@@ -1,5 +1,6 @@
 //! Extended attributes.
 
+use crate::meta::acl::{AclKind, Rule};
 use crate::meta::ops::XattrMode;
 use crate::types::{Caller, Errno, Ino};
 use crate::vfs::{Vfs, inode_errno};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 /// Longest name and value, as Linux has them.
 const NAME_BYTES_MAX: usize = 255;
 const VALUE_BYTES_MAX: usize = 64 << 10;
-/// Names that mean something to the kernel which this volume does not keep: a stored value would look as if it had effect. The kernel
+/// Names that mean something to the kernel which a volume (without ACLs) does not keep: a stored value would look as if it had effect. The kernel
 /// asks for `security.capability` at every write; it is answered without a look at the metadata.
 const UNKEPT: [&[u8]; 4] = [b"security.capability", b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default"];
 
@@ -17,20 +18,27 @@ impl Vfs {
     pub async fn getxattr(&self, _caller: &Caller, ino: Ino, name: &[u8]) -> Result<Bytes, Errno> {
         self.offers_xattr()?;
         check_name(name)?;
+        if let Some(kind) = self.acl_of(name) {
+            return Ok(self.meta.get_acl(self.mount.inward(ino), kind).await.map_err(inode_errno)?.to_wire());
+        }
         if UNKEPT.contains(&name) {
             return Err(Errno::NODATA);
         }
         self.meta.get_xattr(self.mount.inward(ino), name).await.map_err(inode_errno)
     }
 
-    /// Sets one; `flags` are those of setxattr(2).
-    pub async fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: Bytes, flags: u32) -> Result<(), Errno> {
+    /// Sets one; `flags` are those of setxattr(2). `clears_sgid` goes with an ACL: the kernel found that the caller is not in the group.
+    pub async fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: Bytes, flags: u32, clears_sgid: bool) -> Result<(), Errno> {
         self.offers_xattr()?;
         self.mount.writable()?;
         check_name(name)?;
         let mode = mode_of(flags)?;
         if value.len() > VALUE_BYTES_MAX {
             return Err(Errno::TOOBIG);
+        }
+        if let Some(kind) = self.acl_of(name) {
+            let rule = Rule::of_wire(&value).ok_or(Errno::INVAL)?;
+            return self.meta.set_acl(caller, self.mount.inward(ino), kind, &rule, clears_sgid).await.map_err(inode_errno);
         }
         if UNKEPT.contains(&name) {
             return Err(Errno::NOTSUP);
@@ -55,10 +63,18 @@ impl Vfs {
         self.offers_xattr()?;
         self.mount.writable()?;
         check_name(name)?;
+        if let Some(kind) = self.acl_of(name) {
+            return self.meta.set_acl(caller, self.mount.inward(ino), kind, &Rule::default(), false).await.map_err(inode_errno);
+        }
         if UNKEPT.contains(&name) {
             return Err(Errno::NOTSUP);
         }
         self.meta.remove_xattr(caller, self.mount.inward(ino), name).await.map_err(inode_errno)
+    }
+
+    /// Which ACL an attribute is, on a volume that has them.
+    fn acl_of(&self, name: &[u8]) -> Option<AclKind> {
+        AclKind::of_xattr(name).filter(|_| self.meta.setting().enable_acl())
     }
 
     /// ENOSYS keeps the kernel from asking again, which spares a request per write.

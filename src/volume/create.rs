@@ -157,7 +157,7 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
         setting.set("StorageClass", json!(class));
         setting.set("Tiers", json!({"0": {"ID": 0, "StorageClass": class, "Tag": ""}}));
     }
-    gate::check(&setting, false).map_err(VolumeError::Refused)?;
+    gate::check(&setting).map_err(VolumeError::Refused)?;
     let objects = match prepare_bucket(url, &setting, wanted.force).await {
         Ok(objects) => objects,
         // Perhaps another process made the volume meanwhile, and what lies in the bucket is its own.
@@ -230,7 +230,7 @@ fn checks_buckets() -> bool {
 }
 
 async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
-    gate::check(&old, false).map_err(VolumeError::Refused)?;
+    gate::check(&old).and_then(|()| gate::check_writable(&old)).map_err(VolumeError::Refused)?;
     let refuse = |what: &str, from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| {
         Err(VolumeError::Refused(format!("cannot update volume {what} from {from} to {to}")))
     };
@@ -255,7 +255,7 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
     }
     if let Some(storage) = &wanted.storage {
         new.set("Storage", json!(storage));
-        gate::check(&new, false).map_err(VolumeError::Refused)?;
+        gate::check(&new).map_err(VolumeError::Refused)?;
     }
     if (new.storage(), new.bucket()) != (old.storage(), old.bucket()) {
         let objects = open_objects(&new, url.dir()).await;

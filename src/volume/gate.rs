@@ -1,7 +1,7 @@
 //! Which volumes this build may touch: versions, and features it does not have.
 //!
-//! A volume that needs what we do not do is refused as a whole. Using it in part would break it for those who do: a file deleted past
-//! the trash, an ACL that nobody enforces, usage that is not counted.
+//! A volume that needs what we do not do is refused as a whole. Using it in part would break it for those who do: an ACL that nobody
+//! enforces, usage that is not counted, a change that is not logged.
 
 use crate::meta::setting::Setting;
 use std::cmp::Ordering;
@@ -9,8 +9,8 @@ use std::cmp::Ordering;
 /// The feature level this client presents to a volume (metadata §4.2).
 pub const CLIENT_LEVEL: &str = "1.4.1";
 
-/// Says why the volume cannot be used, naming the field of its setting. `quotas` is whether it has directory, user or group quotas.
-pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
+/// Says why the volume cannot be used, naming the field of its setting.
+pub fn check(setting: &Setting) -> Result<(), String> {
     let field = |name: &str| setting.document().get(name);
     let text = |name: &str| field(name).and_then(|value| value.as_str()).unwrap_or_default();
     for (name, wrong) in [("MinClientVersion", Ordering::Less), ("MaxClientVersion", Ordering::Greater)] {
@@ -29,21 +29,6 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     let refuse = |name: &str, value: &dyn std::fmt::Display| {
         Err(format!("the volume has {name} = {value}, which this build does not support; use it with a client that does"))
     };
-    if setting.trash_days() > 0 {
-        return refuse("TrashDays", &setting.trash_days());
-    }
-    if setting.enable_acl() {
-        return refuse("EnableACL", &true);
-    }
-    if setting.change_log() {
-        return refuse("ChangeLog", &true);
-    }
-    if setting.user_group_quota() {
-        return refuse("UserGroupQuota", &true);
-    }
-    if quotas {
-        return refuse("quotas", &"set");
-    }
     if !setting.compression().is_empty() {
         return refuse("Compression", &setting.compression());
     }
@@ -55,6 +40,16 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     }
     if !text("RangerService").is_empty() {
         return refuse("RangerService", &text("RangerService"));
+    }
+    Ok(())
+}
+
+/// Says why the volume cannot be changed, although it can be read.
+pub fn check_writable(setting: &Setting) -> Result<(), String> {
+    if setting.change_log() {
+        return Err("the volume has ChangeLog = true: this build does not log changes, and whoever follows the log would miss them; \
+                    mount it read-only, or turn the log off first"
+            .into());
     }
     Ok(())
 }
@@ -107,13 +102,12 @@ mod tests {
     #[test]
     fn refusals_name_the_field() {
         let plain = Setting::new("vol", "u", "file", "/x/", 4096);
-        assert_eq!(check(&plain, false), Ok(()));
-        assert!(check(&plain, true).expect_err("refused").contains("quotas"));
+        assert_eq!(check(&plain), Ok(()));
+        let mut logged = plain.clone();
+        logged.set("ChangeLog", json!(true));
+        assert_eq!(check(&logged), Ok(()));
+        assert!(check_writable(&logged).expect_err("refused").contains("ChangeLog"));
         for (field, value) in [
-            ("TrashDays", json!(1)),
-            ("EnableACL", json!(true)),
-            ("ChangeLog", json!(true)),
-            ("UserGroupQuota", json!(true)),
             ("Compression", json!("lz4")),
             ("EncryptKey", json!("pem")),
             ("Storage", json!("oss")),
@@ -122,7 +116,7 @@ mod tests {
         ] {
             let mut setting = plain.clone();
             setting.set(field, value);
-            assert!(check(&setting, false).expect_err("refused").contains(field), "{field}");
+            assert!(check(&setting).expect_err("refused").contains(field), "{field}");
         }
     }
 }

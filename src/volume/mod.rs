@@ -141,6 +141,9 @@ impl Volume {
     /// The same over stores that are open; tests bring stores that fail.
     pub async fn over(stores: Stores, options: VolumeOptions) -> Result<Volume, VolumeError> {
         let Stores { store, setting, objects } = stores;
+        if !options.read_only {
+            gate::check_writable(&setting).map_err(VolumeError::Refused)?;
+        }
         // From here on others see that they are not alone and let kernels remember nothing. What they told them before still holds for a
         // while: a change made now would not be seen through those mounts.
         if !options.read_only && store.sharing() == Sharing::Neighbours {
@@ -150,6 +153,7 @@ impl Volume {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (ask, duties) = mpsc::channel::<Duty>(DUTIES_QUEUED_MAX);
         let meta = Arc::new(Meta::new(MetaConfig { store, clock, setting: setting.clone(), duties: ask, atime: options.atime }));
+        meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
         let cache_bytes = options.buffer_bytes / CACHE_SHARE;
         let blocks = BlockStore::new(BlockConfig {
@@ -186,6 +190,11 @@ impl Volume {
         self.meta.setting().name()
     }
 
+    /// Whether it has POSIX ACLs.
+    pub fn acl(&self) -> bool {
+        self.meta.setting().enable_acl()
+    }
+
     /// The store, for those who look at it.
     pub fn store(&self) -> &Arc<dyn Store> {
         self.meta.store()
@@ -201,7 +210,8 @@ impl Volume {
         let config = VfsConfig {
             root,
             read_only: options.read_only || self.read_only,
-            xattr: options.xattr,
+            // ACLs are asked for as extended attributes.
+            xattr: options.xattr || self.acl(),
             attr_ttl: options.attr_ttl.min(longest),
             entry_ttl: options.entry_ttl.min(longest),
             dir_entry_ttl: options.dir_entry_ttl.min(longest),

@@ -49,7 +49,7 @@ impl Stores {
         }
         let store = open_store(url, options).await?;
         let setting = load_setting(store.as_ref()).await?.ok_or_else(not_formatted)?;
-        gate::check(&setting, has_quotas(store.as_ref()).await?).map_err(VolumeError::Refused)?;
+        gate::check(&setting).map_err(VolumeError::Refused)?;
         let objects = open_objects(&setting, url.dir()).await?;
         Ok(Stores { store, setting, objects })
     }
@@ -76,11 +76,6 @@ pub(super) async fn load_setting(store: &dyn Store) -> Result<Option<Setting>, V
         Some(Value::Bytes(None)) => Ok(None),
         _ => Err(VolumeError::Failed("the metadata store gave no answer about the setting".into())),
     }
-}
-
-async fn has_quotas(store: &dyn Store) -> Result<bool, VolumeError> {
-    let values = store.read(&[Query::HLen { key: key::DIR_QUOTA, limit: 1 }]).await?;
-    Ok(values.iter().any(|value| matches!(value, Value::Int(n) if *n > 0)))
 }
 
 /// Counters of the volume.

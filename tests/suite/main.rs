@@ -16,5 +16,6 @@ mod proxy;
 mod redis;
 #[allow(dead_code)]
 mod servers;
+mod semantics;
 mod support;
 mod two_mounts;

@@ -11,7 +11,16 @@ const SKIPPED: &str = include_str!("../pjdfstest-skipped.txt");
 
 #[test]
 fn pjdfstest() {
-    let volume = Volume::new();
+    check_posix(&Volume::new());
+}
+
+/// With a trash every rule about links and times of unlinked files holds all the same.
+#[test]
+fn pjdfstest_with_a_trash() {
+    check_posix(&Volume::with(&[("TrashDays", 1.into())]));
+}
+
+fn check_posix(volume: &Volume) {
     let mount = volume.mount();
     let config = volume.temp.path().join("pjdfstest.toml");
     let group = if Path::new("/etc/debian_version").exists() { "nogroup" } else { "nobody" };

@@ -80,7 +80,7 @@ impl Meta {
 
 pub(crate) fn step(
     view: &View,
-    _cx: &Cx,
+    cx: &Cx,
     ino: Ino,
     chunk: u32,
     taken: &[SliceRecord],
@@ -93,12 +93,20 @@ pub(crate) fn step(
     if !view.list(&list)?.starts_with(&expected) {
         return Ok(Plan::answer(None));
     }
-    let dropped = drop_references(view, replaced)?;
     let front = kept.iter().chain([&new.record()]).map(codec::encode_slice).collect();
     let mut writes = vec![Write::LTrim(list.clone(), taken.len() as u32), Write::LPush(list.clone(), front)];
     writes.extend(new.frame_write());
-    writes.extend(dropped.writes);
     let mut guards = vec![Guard::ListPrefix(list, expected)];
+    if cx.setting.trash_days() > 0 {
+        // A copy of the volume's metadata that is as old as the trash may still be used: what it names must be there.
+        let delayed = codec::encode_slices(replaced.iter().filter(|record| record.id != 0).map(|record| (record.id, record.size)));
+        if !delayed.is_empty() {
+            writes.push(Write::HSet(key::DEL_SLICES, key::delayed_slices(new.id, cx.now.sec), delayed));
+        }
+        return Ok(Plan::new(guards, writes, Some(Dead::new())));
+    }
+    let dropped = drop_references(view, replaced)?;
+    writes.extend(dropped.writes);
     guards.extend(dropped.guards);
     Ok(Plan::new(guards, writes, Some(dropped.dead)))
 }
@@ -107,6 +115,7 @@ pub(crate) fn step(
 mod tests {
     use super::*;
     use crate::meta::ops::chunk::testing::{World, ready, slice};
+    use crate::meta::store::{Query, Value};
     use bytes::Bytes;
 
     const M: u32 = 1 << 20;
@@ -164,6 +173,36 @@ mod tests {
         assert_eq!((world.reference(1, 5), world.reference(2, 5), world.reference(3, 5)), (None, Some(-1), Some(0)));
         assert_eq!([2, 3, 9].map(|id| world.frame(id).is_some()), [false, true, true]);
         assert_eq!(world.attr(ino).length, before.length);
+    }
+
+    #[test]
+    fn with_a_trash_replaced_slices_wait_as_long() {
+        let world = World::with(|setting| setting.set("TrashDays", 1.into()));
+        let ino = world.file(0);
+        world.write(ino, 0, 1, 5);
+        let framed = NewSlice { frame: Some(Bytes::from_static(b"f")), ..slice(5, 2, 5) };
+        ready(world.meta.write(ino, 0, &[framed], world.now())).unwrap();
+        ready(world.meta.copy_range(&Caller::root(), ino, 0, ino, 10, 5)).unwrap();
+        ready(world.meta.truncate(&Caller::root(), ino, 14)).unwrap();
+        let at = world.now().sec;
+        let dead = ready(world.meta.compact_commit(ino, 0, &world.list(ino, 0), 0, slice(0, 3, 14))).unwrap();
+        assert_eq!((dead, world.list(ino, 0)), (Some(vec![]), vec![slice(0, 3, 14).record()]));
+        assert_eq!((world.reference(1, 5), world.reference(2, 5), world.reference(3, 14)), (Some(1), None, None), "as before");
+        let Value::Pairs(delayed) = world.store.get(Query::HGetAll(key::DEL_SLICES)) else { panic!() };
+        let (field, value) = &delayed[0];
+        assert_eq!(field, &format!("3_{at}"));
+        assert_eq!(codec::decode_slices(value), Some(vec![(1, 5), (2, 5), (1, 5)]), "one for each record");
+        // Fields that are none of the format's are left alone.
+        for (field, value) in [("4_x", "123456789012"), ("4_1", "short")] {
+            world.store.put(Write::HSet(key::DEL_SLICES, field.into(), value.into()));
+        }
+        assert_eq!(ready(world.meta.drop_delayed(at - 1, 10)).unwrap().taken, 0, "too early");
+        let dropped = ready(world.meta.drop_delayed(at, 10)).unwrap();
+        assert_eq!((dropped.taken, dropped.dead), (1, vec![(1, 5), (2, 5)]));
+        assert_eq!((world.reference(1, 5), world.frame(2)), (Some(-1), None));
+        assert_eq!(ready(world.meta.drop_delayed(at, 10)).unwrap().taken, 0);
+        let Value::Pairs(delayed) = world.store.get(Query::HGetAll(key::DEL_SLICES)) else { panic!() };
+        assert_eq!(delayed.len(), 2);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use crate::meta::codec;
 use crate::meta::key;
-use crate::meta::ops::parent;
-use crate::meta::ops::stats;
+use crate::meta::ops::quota::{self, Usage};
+use crate::meta::ops::stats::Tally;
+use crate::meta::ops::{acl, parent};
 use crate::meta::store::{Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta};
@@ -44,13 +45,26 @@ impl NewNode<'_> {
         Ok(())
     }
 
-    fn attr(&self, cx: &Cx, parent: Ino, dir: &Attr) -> Attr {
+    /// The attributes of what is created in `parent`; a new ACL rule among them is stored with the commit.
+    fn attr(&self, view: &View, cx: &Cx, parent: Ino, dir: &Attr, guards: &mut Vec<Guard>, writes: &mut Vec<Write>) -> Result<Attr, Stop> {
         let inherits_group = u32::from(dir.mode) & libc::S_ISGID != 0;
         let mut mode = self.mode & !self.umask & 0o7777;
+        let (mut access_acl, mut default_acl) = (0, 0);
+        if cx.setting.enable_acl() && dir.default_acl != 0 && self.kind != Kind::Symlink {
+            // The directory says what its new things get, instead of the umask.
+            let (rule, bits) = acl::rule(view, cx, dir.default_acl)?.inherited(self.mode & 0o7777);
+            mode = bits;
+            if let Some(rule) = rule {
+                access_acl = acl::id_of(view, cx, &rule, guards, writes)?;
+            }
+            if self.kind == Kind::Dir {
+                default_acl = dir.default_acl;
+            }
+        }
         if inherits_group && self.kind == Kind::Dir {
             mode |= libc::S_ISGID as u16;
         }
-        Attr {
+        Ok(Attr {
             flags: Flags(dir.flags.0 & Flags::SKIP_TRASH),
             kind: self.kind,
             mode,
@@ -67,10 +81,10 @@ impl NewNode<'_> {
             },
             rdev: if matches!(self.kind, Kind::Dir | Kind::Symlink) { 0 } else { self.rdev },
             parent,
-            access_acl: 0,
-            default_acl: 0,
+            access_acl,
+            default_acl,
             tier: dir.tier,
-        }
+        })
     }
 }
 
@@ -84,25 +98,28 @@ pub(crate) fn step(view: &View, cx: &Cx, dir: Ino, name: &Name, node: &NewNode, 
     if view.field(&key::dir(dir), key::name(name))?.is_some() {
         return Err(Errno::EXIST.into());
     }
-    let attr = node.attr(cx, dir, &dir_record.attr);
-    stats::check_room(view, cx, attr.space(), 1)?;
+    let (mut acl_guards, mut acl_writes) = (Vec::new(), Vec::new());
+    let attr = node.attr(view, cx, dir, &dir_record.attr, &mut acl_guards, &mut acl_writes)?;
+    quota::check(view, cx, (attr.uid, attr.gid), &[dir], Usage { space: attr.space(), inodes: 1 })?;
 
     let is_dir = node.kind == Kind::Dir;
-    let guards =
+    let mut guards =
         vec![parent::identity(dir, &dir_record), Guard::Field(key::dir(dir), key::name(name), None), Guard::Value(key::inode(ino), None)];
-    let mut writes = vec![Write::Set(key::inode(ino), codec::encode_attr(&attr))];
+    guards.extend(acl_guards);
+    let mut writes = acl_writes;
+    writes.push(Write::Set(key::inode(ino), codec::encode_attr(&attr)));
     writes.extend(parent::touch(cx, dir, &dir_record, i32::from(is_dir)));
     if node.kind == Kind::Symlink {
         writes.push(Write::Set(key::symlink(ino), Bytes::copy_from_slice(node.target)));
     }
     writes.push(Write::HSet(key::dir(dir), key::name(name), codec::encode_entry(node.kind, ino)));
-    if is_dir && cx.setting.dir_stats() {
-        for hash in [key::DIR_USED_INODES, key::DIR_DATA_LENGTH, key::DIR_USED_SPACE] {
-            writes.push(Write::HSet(hash, key::decimal(ino), Bytes::from_static(b"0")));
-        }
+    let mut tally = Tally::new(view, cx);
+    if is_dir {
+        tally.begin_dir(ino, &mut writes);
     }
-    writes.extend(stats::volume(attr.space(), 1));
-    writes.extend(stats::child(cx, dir, &attr, 1));
+    tally.inode(&attr, 1)?;
+    tally.child(dir, &attr, 1)?;
+    tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, (ino, attr)))
 }
 
@@ -117,11 +134,18 @@ pub(crate) fn unnamed_step(view: &View, cx: &Cx, dir: Ino, node: &NewNode, ino: 
         return Err(Errno::PERM.into());
     }
     let dir_record = parent::growing(view, dir)?;
-    let attr = Attr { nlink: 0, ..node.attr(cx, dir, &dir_record.attr) };
-    stats::check_room(view, cx, attr.space(), 1)?;
-    let guards = vec![parent::identity(dir, &dir_record), Guard::Value(key::inode(ino), None)];
-    let mut writes = vec![Write::Set(key::inode(ino), codec::encode_attr(&attr)), Write::SAdd(key::sustained(cx.sid), key::decimal(ino))];
-    writes.extend(stats::volume(attr.space(), 1));
+    let (mut acl_guards, mut acl_writes) = (Vec::new(), Vec::new());
+    let attr = node.attr(view, cx, dir, &dir_record.attr, &mut acl_guards, &mut acl_writes)?;
+    let attr = Attr { nlink: 0, ..attr };
+    quota::check(view, cx, (attr.uid, attr.gid), &[], Usage { space: attr.space(), inodes: 1 })?;
+    let mut guards = vec![parent::identity(dir, &dir_record), Guard::Value(key::inode(ino), None)];
+    guards.extend(acl_guards);
+    let mut writes = acl_writes;
+    writes.push(Write::Set(key::inode(ino), codec::encode_attr(&attr)));
+    writes.push(Write::SAdd(key::sustained(cx.sid), key::decimal(ino)));
+    let mut tally = Tally::new(view, cx);
+    tally.inode(&attr, 1)?;
+    tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, attr))
 }
 

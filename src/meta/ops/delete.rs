@@ -7,7 +7,7 @@
 use crate::meta::client::Cx;
 use crate::meta::codec;
 use crate::meta::driver::errno_of;
-use crate::meta::store::{Commit, Guard, Key, Query, ScanRange, Value, Write};
+use crate::meta::store::{Commit, Guard, Key, Query, ScanItem, ScanRange, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Caller, Errno, Ino, SliceId, SliceRecord};
@@ -94,6 +94,58 @@ impl Meta {
         }
         Ok(pending.into_iter().collect())
     }
+}
+
+impl Meta {
+    /// Takes the references of slices that were replaced while the volume had a trash, at or before `older_than` (unix seconds). At most
+    /// `limit` replacements.
+    pub async fn drop_delayed(&self, older_than: i64, limit: usize) -> Result<DroppedDelayed, Errno> {
+        let scan = ScanRange::Hash(key::DEL_SLICES);
+        let mut due = BTreeSet::new();
+        let mut cursor = Some(Default::default());
+        while let Some(from) = cursor {
+            let page = self.driver.store.scan(&scan, from, SCAN_FIELDS).await.map_err(|e| errno_of("list delayed slices", &e))?;
+            // Others are not the format's, or damaged: they are left alone.
+            let is_due = |item: &ScanItem| {
+                delayed_since(&item.name).is_some_and(|at| at <= older_than) && codec::decode_slices(&item.value).is_some()
+            };
+            due.extend(page.items.into_iter().filter(is_due).map(|item| item.name));
+            cursor = if due.len() < limit { page.next } else { None };
+        }
+        let mut dropped = DroppedDelayed { taken: due.len().min(limit), dead: Vec::new() };
+        for field in due.into_iter().take(limit) {
+            dropped.dead.extend(self.run("drop delayed slices", &Caller::root(), |view, _| delayed_step(view, &field)).await?);
+        }
+        Ok(dropped)
+    }
+}
+
+/// What `drop_delayed` did.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DroppedDelayed {
+    /// Replacements that were looked at; 0 = nothing is due.
+    pub taken: usize,
+    /// Slices that no record names any more: what `compact_commit` says of them holds here.
+    pub dead: Vec<(SliceId, u32)>,
+}
+
+/// When the slices of a field of `delSlices` were replaced; `None` if it is none of the format's.
+fn delayed_since(field: &[u8]) -> Option<i64> {
+    let (by, at) = std::str::from_utf8(field).ok()?.split_once('_')?;
+    by.parse::<u64>().ok().and(at.parse().ok())
+}
+
+fn delayed_step(view: &View, field: &Bytes) -> Result<Plan<Vec<(SliceId, u32)>>, Stop> {
+    // Another client was first.
+    let Some(value) = view.field(&key::DEL_SLICES, field.clone())? else { return Ok(Plan::answer(Vec::new())) };
+    let slices = codec::decode_slices(&value).ok_or(Errno::IO)?;
+    let records: Vec<_> = slices.into_iter().map(|(id, size)| SliceRecord { pos: 0, id, size, off: 0, len: 0 }).collect();
+    let dropped = drop_references(view, &records)?;
+    let mut guards = vec![Guard::Field(key::DEL_SLICES, field.clone(), Some(value))];
+    guards.extend(dropped.guards);
+    let mut writes = dropped.writes;
+    writes.push(Write::HDel(key::DEL_SLICES, field.clone()));
+    Ok(Plan::new(guards, writes, dropped.dead))
 }
 
 pub(crate) fn parse_delfile(member: &[u8]) -> Option<(Ino, u64)> {

@@ -2,7 +2,9 @@
 
 use crate::meta::codec;
 use crate::meta::key;
-use crate::meta::ops::{parent, stats};
+use crate::meta::ops::parent;
+use crate::meta::ops::quota::{self, Usage};
+use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta};
@@ -26,7 +28,10 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, dir: Ino, name: &Name) -> Res
     let is_first = old.nlink == 0;
     let attr = Attr { nlink, ctime: cx.now, parent: if is_first { dir } else { Ino(0) }, ..old.clone() };
 
-    let guards = vec![
+    // The owner has it already, a directory counts every name.
+    quota::check(view, cx, (old.uid, old.gid), &[], Usage { space: 0, inodes: i64::from(!is_first) })?;
+    quota::check_entered(cx, &quota::above(view, cx, dir, &mut Vec::new())?, Usage { space: old.space(), inodes: 1 })?;
+    let mut guards = vec![
         parent::identity(dir, &dir_record),
         Guard::Field(key::dir(dir), key::name(name), None),
         Guard::Value(key::inode(ino), Some(record.bytes.clone())),
@@ -42,7 +47,9 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, dir: Ino, name: &Name) -> Res
         }
         writes.push(Write::HIncrBy(key::parents(ino), key::decimal(dir), 1));
     }
-    writes.extend(stats::child(cx, dir, old, 1));
+    let mut tally = Tally::new(view, cx);
+    tally.child(dir, old, 1)?;
+    tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, attr))
 }
 

@@ -29,13 +29,14 @@ pub(crate) fn parent_step(view: &View, ino: Ino) -> Result<Plan<Ino>, Stop> {
     if attr.parent.0 != 0 {
         return Ok(Plan::answer(attr.parent));
     }
-    // Several links: any directory that holds one of them. Fields with a count of zero or less are leftovers.
-    let found = view.fields(&key::parents(ino))?.iter().find_map(|(dir, count)| {
+    // Several links: any directory that holds one of them, of the trash only if there is no other. Fields with a count of zero or less
+    // are leftovers.
+    let found = view.fields(&key::parents(ino))?.iter().filter_map(|(dir, count)| {
         let count: i64 = std::str::from_utf8(count).ok()?.parse().ok()?;
         let dir: u64 = std::str::from_utf8(dir).ok()?.parse().ok()?;
         (count > 0).then_some(Ino(dir))
     });
-    Ok(Plan::answer(found.ok_or(Errno::NOENT)?))
+    Ok(Plan::answer(found.min().ok_or(Errno::NOENT)?))
 }
 
 impl Meta {

@@ -4,17 +4,20 @@
 //! order of metadata §6, commutative counters last.
 
 pub mod append;
+pub mod acl;
 pub mod chunk;
 pub mod compact;
 pub mod copy;
 pub mod create;
 pub mod delete;
+pub mod election;
 pub mod fallocate;
 pub mod link;
 pub mod lock;
 pub mod lookup;
 pub mod open;
 mod parent;
+pub mod quota;
 pub mod readdir;
 pub mod readlink;
 pub mod rename;
@@ -23,6 +26,7 @@ pub mod session;
 pub mod setattr;
 pub mod statfs;
 pub mod stats;
+pub mod trash;
 pub mod truncate;
 pub mod unlink;
 pub mod write;

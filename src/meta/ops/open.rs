@@ -5,7 +5,7 @@
 
 use crate::meta::key;
 use crate::meta::ops::create::{self, NewNode};
-use crate::meta::ops::stats;
+use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta};
@@ -47,9 +47,14 @@ impl OpenMode {
     }
 }
 
-pub(crate) fn step(view: &View, ino: Ino, mode: OpenMode) -> Result<Plan<Attr>, Stop> {
+/// What lies in the trash is not written through a new handle, unless it is one more of a file this process has open already
+/// (`/proc/self/fd`).
+pub(crate) fn step(view: &View, ino: Ino, mode: OpenMode, is_open: bool) -> Result<Plan<Attr>, Stop> {
     let attr = view.record(ino)?.ok_or(Errno::NOENT)?.attr;
     mode.check(&attr)?;
+    if attr.is_trashed() && (mode.write || mode.truncate) && !is_open {
+        return Err(Errno::PERM.into());
+    }
     Ok(Plan::answer(attr))
 }
 
@@ -68,7 +73,7 @@ pub(crate) fn close_step(view: &View, cx: &Cx, ino: Ino) -> Result<Plan<Option<u
     if attr.nlink > 0 || attr.kind != Kind::File || !view.members(&sustained)?.contains(&key::decimal(ino)) {
         return Ok(Plan::answer(None));
     }
-    let guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
+    let mut guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
     let mut writes = vec![
         Write::ZAdd(key::DELFILES, cx.now.sec, key::delfile(ino, attr.length)),
         Write::Del(key::inode(ino)),
@@ -76,7 +81,9 @@ pub(crate) fn close_step(view: &View, cx: &Cx, ino: Ino) -> Result<Plan<Option<u
         // Attributes set after the last link was gone.
         Write::Del(key::xattr(ino)),
     ];
-    writes.extend(stats::volume(-attr.space(), -1));
+    let mut tally = Tally::new(view, cx);
+    tally.inode(attr, -1)?;
+    tally.put(&mut guards, &mut writes);
     let mut plan = Plan::new(guards, writes, Some(attr.length));
     plan.while_closed = Some(ino);
     Ok(plan)
@@ -124,6 +131,7 @@ pub(crate) fn open_or_create_step(
 impl Meta {
     /// Opens an inode: one handle is counted on success.
     pub async fn open(&self, caller: &Caller, ino: Ino, mode: OpenMode) -> Result<Attr, Errno> {
+        let is_open = self.open_files().is_open(ino);
         self.count_handle(ino).await;
         let opened = self
             .answer("open", caller, |view, _| {
@@ -131,7 +139,7 @@ impl Meta {
                     // Most files have one list, and the first read asks for it.
                     view.want([Query::Get(key::inode(ino)), Query::List(key::chunk(ino, 0))])?;
                 }
-                step(view, ino, mode)
+                step(view, ino, mode, is_open)
             })
             .await;
         // The file may have lost its last link to a process of ours whose last handle went just before this one came: that handle's

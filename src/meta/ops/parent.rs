@@ -7,12 +7,10 @@
 use crate::meta::Cx;
 use crate::meta::codec::{self, MTIME_AT, NLINK_AT, OWNER_END, PARENT_AT, Record};
 use crate::meta::key;
+use crate::meta::ops::trash::TRASH_NAME;
 use crate::meta::store::{BytesRange, Guard, Write};
 use crate::meta::view::{Stop, View};
 use crate::types::{Errno, Flags, Ino, Name};
-
-/// Name in the root that JuiceFS clients show as the trash; never an entry of ours (metadata §2.9).
-const TRASH_NAME: &[u8] = b".trash";
 
 /// Refuses the reserved name, and the trash as a place for anything.
 pub(crate) fn check_place(parent: Ino, name: &Name) -> Result<(), Stop> {
@@ -20,6 +18,11 @@ pub(crate) fn check_place(parent: Ino, name: &Name) -> Result<(), Stop> {
         return Err(Errno::PERM.into());
     }
     Ok(())
+}
+
+/// The same for taking something away: root may do that in the trash, but for the directories of the hours.
+pub(crate) fn check_removal(cx: &Cx, parent: Ino, name: &Name) -> Result<(), Stop> {
+    if parent > Ino::TRASH && cx.caller.uid == 0 { Ok(()) } else { check_place(parent, name) }
 }
 
 /// The record of a directory whose entries are to be changed: ENOENT or ENOTDIR.

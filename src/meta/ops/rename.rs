@@ -7,14 +7,17 @@
 use crate::meta::codec::{self, CTIME_AT, PARENT_AT, Record};
 use crate::meta::key;
 use crate::meta::ops::lookup::DEPTH_MAX;
-use crate::meta::ops::rmdir::{removable, remove_dir};
-use crate::meta::ops::unlink::drop_link;
-use crate::meta::ops::{parent, stats};
+use crate::meta::ops::parent;
+use crate::meta::ops::quota::{self, Usage};
+use crate::meta::ops::rmdir::drop_dir;
+use crate::meta::ops::stats::Tally;
+use crate::meta::ops::unlink::{Victim, drop_link};
 use crate::meta::store::{BytesRange, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta};
 use crate::types::{Attr, Caller, Duty, Errno, Flags, Ino, Kind, Name};
 use bytes::Bytes;
+use std::collections::HashMap;
 
 /// How an existing target is treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct RenameFlags {
     pub exchange: bool,
 }
 
+/// Directories counted for one rename.
+const COUNTS_MAX: u32 = 16;
 /// First byte after the parent inode of a record.
 const PARENT_END: u32 = PARENT_AT + 8;
 
@@ -41,15 +46,6 @@ struct Node {
     kind: Kind,
     ino: Ino,
     record: Option<Record>,
-}
-
-/// The plan as it grows; put together at the end in the order of metadata §6.10.
-#[derive(Default)]
-struct Draft {
-    guards: Vec<Guard>,
-    counters: Vec<Write>,
-    deleted: Option<(Ino, u64)>,
-    while_closed: Option<Ino>,
 }
 
 fn node(view: &View, dir: Ino, name: &Name) -> Result<Option<Node>, Stop> {
@@ -124,13 +120,41 @@ fn check(cx: &Cx, from: &End, to: &End, src: &Node, src_record: &Record, dst: Op
     parent::check_sticky(cx, &from.record, src_record)
 }
 
-pub(crate) fn step(
-    view: &View,
-    cx: &Cx,
-    from: (Ino, &Name),
-    to: (Ino, &Name),
+/// What a rename comes to.
+#[derive(Debug)]
+pub(crate) enum Renamed {
+    /// It is done; the data of this file is to be deleted.
+    Done(Option<(Ino, u64)>),
+    /// This directory changes quotas: first count what is below it.
+    Count(Ino),
+}
+
+/// What is below directories that move between quotas, and they themselves.
+pub(crate) type Counted = HashMap<Ino, Usage>;
+
+/// A rename that may happen.
+struct Move<'a> {
+    view: &'a View,
+    cx: &'a Cx<'a>,
+    from: End<'a>,
+    to: End<'a>,
+    src: Node,
+    src_record: Record,
+    /// Directories whose quota the source leaves, and those whose it enters.
+    left: Vec<Ino>,
+    entered: Vec<Ino>,
+    counted: &'a Counted,
+    guards: Vec<Guard>,
+}
+
+pub(crate) fn step<'a>(
+    view: &'a View,
+    cx: &'a Cx<'a>,
+    from: (Ino, &'a Name),
+    to: (Ino, &'a Name),
     flags: RenameFlags,
-) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
+    counted: &'a Counted,
+) -> Result<Plan<Renamed>, Stop> {
     if flags.noreplace && flags.exchange {
         return Err(Errno::INVAL.into());
     }
@@ -158,132 +182,153 @@ pub(crate) fn step(
     let nothing_to_do = dst.as_ref().is_some_and(|dst| dst.ino == src.ino);
     if nothing_to_do {
         // Two links of one inode, or one entry under its own name.
-        return Ok(Plan::answer(None));
+        return Ok(Plan::answer(Renamed::Done(None)));
     }
     let src_record = src.record.clone().ok_or(Errno::NOENT)?;
     check(cx, &from, &to, &src, &src_record, dst.as_ref())?;
 
-    let mut draft = Draft::default();
-    draft.guards.push(parent::identity(from.dir, &from.record));
+    let mut guards = vec![parent::identity(from.dir, &from.record)];
+    let (mut left, mut entered) = (Vec::new(), Vec::new());
     if from.dir != to.dir {
-        draft.guards.push(parent::identity(to.dir, &to.record));
+        guards.push(parent::identity(to.dir, &to.record));
         if src.kind == Kind::Dir {
-            check_no_cycle(view, src.ino, to.dir, &mut draft.guards)?;
+            check_no_cycle(view, src.ino, to.dir, &mut guards)?;
+        }
+        (left, entered) = quota::crossed(view, cx, from.dir, to.dir, &mut guards)?;
+        if !left.is_empty() || !entered.is_empty() {
+            let moving = [Some(&src), dst.as_ref().filter(|_| flags.exchange)];
+            let uncounted = |node: &&Node| node.kind == Kind::Dir && !counted.contains_key(&node.ino);
+            if let Some(dir) = moving.into_iter().flatten().find(uncounted) {
+                return Ok(Plan::answer(Renamed::Count(dir.ino)));
+            }
         }
     }
-    draft.guards.push(Guard::Field(key::dir(from.dir), key::name(from.name), Some(src.value.clone())));
-    draft.guards.push(Guard::Field(key::dir(to.dir), key::name(to.name), dst.as_ref().map(|dst| dst.value.clone())));
+    guards.push(Guard::Field(key::dir(from.dir), key::name(from.name), Some(src.value.clone())));
+    guards.push(Guard::Field(key::dir(to.dir), key::name(to.name), dst.as_ref().map(|dst| dst.value.clone())));
+    let renaming = Move { view, cx, from, to, src, src_record, left, entered, counted, guards };
     match (dst, flags.exchange) {
-        (Some(dst), true) => exchange(view, cx, &from, &to, (&src, &src_record), &dst, draft),
-        (dst, _) => replace(view, cx, &from, &to, (&src, &src_record), dst.as_ref(), draft),
+        (Some(dst), true) => renaming.exchange(dst),
+        (dst, _) => renaming.replace(dst),
     }
 }
 
-fn finish(draft: Draft, mut writes: Vec<Write>) -> Plan<Option<(Ino, u64)>> {
-    writes.extend(draft.counters);
-    let mut plan = Plan::new(draft.guards, writes, draft.deleted);
-    plan.while_closed = draft.while_closed;
-    plan
-}
-
-fn exchange(
-    view: &View,
-    cx: &Cx,
-    from: &End,
-    to: &End,
-    (src, src_record): (&Node, &Record),
-    dst: &Node,
-    mut draft: Draft,
-) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
-    let dst_record = dst.record.as_ref().ok_or(Errno::NOENT)?;
-    let same_dir = from.dir == to.dir;
-    if !same_dir && dst.kind == Kind::Dir {
-        check_no_cycle(view, dst.ino, from.dir, &mut draft.guards)?;
-    }
-    let (dst_guard, dst_writes) = relocate(cx, dst.ino, dst_record, to.dir, from.dir);
-    let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
-    draft.guards.extend([dst_guard, src_guard]);
-    let subdirs = i32::from(dst.kind == Kind::Dir) - i32::from(src.kind == Kind::Dir);
-
-    let mut writes = dst_writes;
-    writes.push(Write::HSet(key::dir(from.dir), key::name(from.name), dst.value.clone()));
-    if !same_dir {
-        writes.extend(parent::touch(cx, from.dir, &from.record, subdirs));
-    }
-    writes.extend(src_writes);
-    writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
-    writes.extend(parent::touch(cx, to.dir, &to.record, if same_dir { 0 } else { -subdirs }));
-    if !same_dir {
-        move_usage(cx, from.dir, to.dir, src_record, &mut draft);
-        move_usage(cx, to.dir, from.dir, dst_record, &mut draft);
-    }
-    Ok(finish(draft, writes))
-}
-
-fn replace(
-    view: &View,
-    cx: &Cx,
-    from: &End,
-    to: &End,
-    (src, src_record): (&Node, &Record),
-    dst: Option<&Node>,
-    mut draft: Draft,
-) -> Result<Plan<Option<(Ino, u64)>>, Stop> {
-    let same_dir = from.dir == to.dir;
-    let mut writes = vec![Write::HDel(key::dir(from.dir), key::name(from.name))];
-    // Subdirectories that `from` and `to` gain.
-    let (mut from_subdirs, mut to_subdirs) = (0, 0);
-    if let Some(dst) = dst {
-        match (src.kind == Kind::Dir, dst.kind == Kind::Dir) {
-            (true, false) => return Err(Errno::NOTDIR.into()),
-            (false, true) => return Err(Errno::ISDIR.into()),
-            (true, true) => {
-                if !view.hash_is_empty(&key::dir(dst.ino))? {
-                    return Err(Errno::NOTEMPTY.into());
-                }
-                draft.guards.extend(removable(dst.ino, dst.record.as_ref()));
-                let (removal, counters) = remove_dir(cx, to.dir, dst.ino, dst.record.as_ref());
-                writes.extend(removal);
-                draft.counters.extend(counters);
-                to_subdirs -= 1;
-            }
-            (false, false) => {
-                let dropped = drop_link(cx, to.dir, dst.ino, dst.record.as_ref());
-                draft.guards.push(dropped.guard);
-                writes.extend(dropped.writes);
-                draft.counters.extend(dropped.counters);
-                draft.deleted = dropped.deleted;
-                draft.while_closed = dropped.while_closed;
-            }
+impl Move<'_> {
+    fn exchange(mut self, dst: Node) -> Result<Plan<Renamed>, Stop> {
+        let dst_record = dst.record.as_ref().ok_or(Errno::NOENT)?;
+        let mut guards = std::mem::take(&mut self.guards);
+        let Move { view, cx, from, to, src, src_record, .. } = &self;
+        let same_dir = from.dir == to.dir;
+        if !same_dir && dst.kind == Kind::Dir {
+            check_no_cycle(view, dst.ino, from.dir, &mut guards)?;
         }
-    }
-    if !same_dir && src.kind == Kind::Dir {
-        from_subdirs -= 1;
-        to_subdirs += 1;
-    }
-    let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
-    draft.guards.push(src_guard);
-    if !same_dir {
-        writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
-        move_usage(cx, from.dir, to.dir, src_record, &mut draft);
-    }
-    writes.extend(src_writes);
-    writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
-    writes.extend(parent::touch(cx, to.dir, &to.record, to_subdirs));
-    Ok(finish(draft, writes))
-}
+        let (dst_guard, dst_writes) = relocate(cx, dst.ino, dst_record, to.dir, from.dir);
+        let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
+        guards.extend([dst_guard, src_guard]);
+        let subdirs = i32::from(dst.kind == Kind::Dir) - i32::from(src.kind == Kind::Dir);
 
-fn move_usage(cx: &Cx, from: Ino, to: Ino, record: &Record, draft: &mut Draft) {
-    draft.counters.extend(stats::child(cx, from, &record.attr, -1));
-    draft.counters.extend(stats::child(cx, to, &record.attr, 1));
+        let mut writes = dst_writes;
+        writes.push(Write::HSet(key::dir(from.dir), key::name(from.name), dst.value.clone()));
+        if !same_dir {
+            writes.extend(parent::touch(cx, from.dir, &from.record, subdirs));
+        }
+        writes.extend(src_writes);
+        writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
+        writes.extend(parent::touch(cx, to.dir, &to.record, if same_dir { 0 } else { -subdirs }));
+        let mut tally = Tally::new(view, cx);
+        if !same_dir {
+            let (there, back) = (self.usage_of(src, src_record), self.usage_of(&dst, dst_record));
+            let net = |there: Usage, back: Usage| Usage { space: there.space - back.space, inodes: there.inodes - back.inodes };
+            quota::check_entered(cx, &self.entered, net(there, back))?;
+            quota::check_entered(cx, &self.left, net(back, there))?;
+            self.move_usage(&mut tally, (from.dir, to.dir), &src_record.attr, there);
+            self.move_usage(&mut tally, (to.dir, from.dir), &dst_record.attr, back);
+        }
+        tally.put(&mut guards, &mut writes);
+        Ok(Plan::new(guards, writes, Renamed::Done(None)))
+    }
+
+    fn replace(mut self, dst: Option<Node>) -> Result<Plan<Renamed>, Stop> {
+        let mut guards = std::mem::take(&mut self.guards);
+        let Move { view, cx, from, to, src, src_record, .. } = &self;
+        let same_dir = from.dir == to.dir;
+        let mut writes = vec![Write::HDel(key::dir(from.dir), key::name(from.name))];
+        let mut tally = Tally::new(view, cx);
+        // Subdirectories that `from` and `to` gain.
+        let (mut from_subdirs, mut to_subdirs) = (0, 0);
+        let (mut deleted, mut while_closed) = (None, None);
+        if let Some(dst) = dst {
+            let victim = Victim { dir: to.dir, name: to.name, entry: dst.value, ino: dst.ino, record: dst.record };
+            let dropped = match (src.kind == Kind::Dir, dst.kind == Kind::Dir) {
+                (true, false) => return Err(Errno::NOTDIR.into()),
+                (false, true) => return Err(Errno::ISDIR.into()),
+                (true, true) => {
+                    if !view.hash_is_empty(&key::dir(dst.ino))? {
+                        return Err(Errno::NOTEMPTY.into());
+                    }
+                    to_subdirs -= 1;
+                    drop_dir(view, cx, &victim, &mut tally)?
+                }
+                (false, false) => drop_link(view, cx, &victim, &mut tally)?,
+            };
+            guards.extend(dropped.guards);
+            writes.extend(dropped.writes);
+            (deleted, while_closed) = (dropped.deleted, dropped.while_closed);
+        }
+        if !same_dir && src.kind == Kind::Dir {
+            from_subdirs -= 1;
+            to_subdirs += 1;
+        }
+        let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
+        guards.push(src_guard);
+        if !same_dir {
+            writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
+            let usage = self.usage_of(src, src_record);
+            quota::check_entered(cx, &self.entered, usage)?;
+            self.move_usage(&mut tally, (from.dir, to.dir), &src_record.attr, usage);
+        }
+        writes.extend(src_writes);
+        writes.push(Write::HSet(key::dir(to.dir), key::name(to.name), src.value.clone()));
+        writes.extend(parent::touch(cx, to.dir, &to.record, to_subdirs));
+        tally.put(&mut guards, &mut writes);
+        let mut plan = Plan::new(guards, writes, Renamed::Done(deleted));
+        plan.while_closed = while_closed;
+        Ok(plan)
+    }
+
+    /// What moves with a node between quotas.
+    fn usage_of(&self, node: &Node, record: &Record) -> Usage {
+        self.counted.get(&node.ino).copied().unwrap_or(Usage { space: record.attr.space(), inodes: 1 })
+    }
+
+    /// What moves leaves the statistics of one directory and enters those of another, and takes all that is below it from quota to quota.
+    fn move_usage(&self, tally: &mut Tally, (from, to): (Ino, Ino), attr: &Attr, usage: Usage) {
+        tally.listed_child(from, attr, -1);
+        tally.listed_child(to, attr, 1);
+        let forth = from == self.from.dir;
+        let (left, entered) = if forth { (&self.left, &self.entered) } else { (&self.entered, &self.left) };
+        left.iter().for_each(|dir| tally.quota(*dir, Usage { space: -usage.space, inodes: -usage.inodes }));
+        entered.iter().for_each(|dir| tally.quota(*dir, usage));
+    }
 }
 
 impl Meta {
     /// Gives an entry another name and place. What has that name is replaced, kept (EEXIST), or takes the old place, as `flags` say.
     pub async fn rename(&self, caller: &Caller, from: Ino, name: &Name, to: Ino, new_name: &Name, flags: RenameFlags) -> Result<(), Errno> {
-        if let Some((ino, length)) = self.run("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags)).await? {
-            self.ask(Duty::DeleteFile { ino, length });
+        let mut counted = Counted::new();
+        // Each round counts one directory; there are two at most, and others come only if the entries change meanwhile.
+        for _ in 0..COUNTS_MAX {
+            let renamed =
+                self.run_trashing("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags, &counted)).await?;
+            match renamed {
+                Renamed::Done(deleted) => {
+                    if let Some((ino, length)) = deleted {
+                        self.ask(Duty::DeleteFile { ino, length });
+                    }
+                    return Ok(());
+                }
+                Renamed::Count(dir) => drop(counted.insert(dir, self.tree_usage(dir).await?)),
+            }
         }
-        Ok(())
+        Err(Errno::IO)
     }
 }

@@ -3,11 +3,11 @@
 use crate::meta::client::Cx;
 use crate::meta::driver::{Basis, errno_of};
 use crate::meta::ops::lock::is_of_session;
-use crate::meta::ops::stats;
+use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Caller, Duty, Errno, Ino, Kind, Time};
+use crate::types::{Caller, Civil, Duty, Errno, Ino, Kind, Time};
 use bytes::Bytes;
 use serde_json::{Map, json};
 use std::sync::MutexGuard;
@@ -292,8 +292,11 @@ fn drop_sustained_step(view: &View, cx: &Cx, sid: u64, ino: Ino) -> Result<Plan<
     if is_file {
         writes.push(Write::ZAdd(key::DELFILES, cx.now.sec, key::delfile(ino, attr.length)));
     }
-    writes.extend(stats::volume(-attr.space(), -1));
-    Ok(Plan::new(vec![guard], writes, is_file.then_some(attr.length)))
+    let mut guards = vec![guard];
+    let mut tally = Tally::new(view, cx);
+    tally.inode(&attr, -1)?;
+    tally.put(&mut guards, &mut writes);
+    Ok(Plan::new(guards, writes, is_file.then_some(attr.length)))
 }
 
 /// The session document: one line (metadata §5.2).
@@ -318,16 +321,7 @@ fn host_name() -> String {
 
 /// `2026-08-21T10:00:00.123456789Z`.
 fn rfc3339(time: Time) -> String {
-    let (days, second) = (time.sec.div_euclid(86_400), time.sec.rem_euclid(86_400));
-    // Days are counted from 0000-03-01, so that the leap day ends a year; a year is then cut out of its 400-year era.
-    let days = days + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let (day, month) = (day_of_year - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    let year = era * 400 + year + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let Civil { year, month, day, hour, minute, second } = Civil::of(time.sec);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", time.nsec)
 }
 

@@ -5,8 +5,9 @@
 
 use crate::meta::codec::{self, CTIME_AT, MTIME_AT, OWNER_END, Record};
 use crate::meta::key;
-use crate::meta::ops::parent;
-use crate::meta::store::{Query, Value, Write};
+use crate::meta::ops::stats::Tally;
+use crate::meta::ops::{acl, parent, trash};
+use crate::meta::store::{Guard, Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{AtimeMode, Cx, Meta};
 use crate::types::{Attr, Caller, Errno, Ino, Time};
@@ -40,6 +41,8 @@ const SGID: u16 = libc::S_ISGID as u16;
 const GROUP_EXEC: u16 = libc::S_IXGRP as u16;
 /// First byte of atime in a record.
 const ATIME_AT: u32 = OWNER_END;
+/// First byte of the id of the access ACL, in records that have one.
+const ACCESS_ACL_AT: u32 = codec::PARENT_AT + 8;
 /// Relative access times are renewed after a day at the latest.
 const RELATIME_SECONDS: i64 = 24 * 3600;
 /// Strict ones are no finer than this.
@@ -109,6 +112,10 @@ fn patches(ino: Ino, record: &Record, new: &Attr, change: &SetAttr) -> Vec<Write
     if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid) {
         writes.push(patch(0, OWNER_END));
     }
+    if old.access_acl != new.access_acl {
+        // Both before and after there is one, so the record keeps its length.
+        writes.push(patch(ACCESS_ACL_AT, ACCESS_ACL_AT + 4));
+    }
     // Times are written whenever named: the stored ones may have moved since they were looked at.
     if change.atime.is_some() {
         writes.push(patch(ATIME_AT, MTIME_AT));
@@ -122,10 +129,27 @@ fn patches(ino: Ino, record: &Record, new: &Attr, change: &SetAttr) -> Vec<Write
 
 pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, change: &SetAttr) -> Result<Plan<Attr>, Stop> {
     let record = view.record(ino)?.ok_or(Errno::NOENT)?;
-    let new = changed(cx, &record.attr, change)?;
+    trash::check_changeable(cx, ino, &record.attr)?;
+    let mut new = changed(cx, &record.attr, change)?;
+    let (mut guards, mut writes) = (vec![parent::identity(ino, &record)], Vec::new());
+    if change.mode.is_some() && record.attr.access_acl != 0 {
+        // The mode and the ACL are two views of the same permissions.
+        let rule = acl::rule(view, cx, record.attr.access_acl)?.with_mode(new.mode);
+        new.access_acl = acl::id_of(view, cx, &rule, &mut guards, &mut writes)?;
+    }
+    writes.extend(patches(ino, &record, &new, change));
+    let old = &record.attr;
+    if cx.setting.user_group_quota() && (old.uid, old.gid) != (new.uid, new.gid) {
+        // What it uses is somebody else's now. Its length must not change before that is done.
+        guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
+        let mut tally = Tally::new(view, cx);
+        tally.owner((old.uid, old.gid), -old.space(), -1)?;
+        tally.owner((new.uid, new.gid), old.space(), 1)?;
+        tally.put(&mut guards, &mut writes);
+    }
     Ok(Plan {
-        guards: vec![parent::identity(ino, &record)],
-        writes: patches(ino, &record, &new, change),
+        guards,
+        writes,
         // Length, link count and the times that were not named are whatever they are by now.
         reads: vec![Query::Get(key::inode(ino))],
         while_closed: None,

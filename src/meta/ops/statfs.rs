@@ -1,10 +1,11 @@
 //! Size and use of the volume (metadata §6.18).
 
 use crate::meta::Meta;
+use crate::meta::ops::quota::Quota;
 use crate::meta::ops::stats;
 use crate::meta::setting::Setting;
 use crate::meta::view::Plan;
-use crate::types::{Caller, Errno};
+use crate::types::{Caller, Errno, Ino};
 
 /// What a volume without a limit shows at first; doubled when most of it is used.
 const SPACE_SHOWN: u64 = 1 << 50;
@@ -61,12 +62,31 @@ fn stat(setting: &Setting, used: u64, inodes_used: u64) -> StatFs {
 }
 
 impl Meta {
-    /// Size and use of the volume.
-    pub async fn statfs(&self) -> Result<StatFs, Errno> {
-        self.answer("statfs", &Caller::root(), |view, cx| {
-            let (used, inodes_used) = stats::used(view)?;
-            Ok(Plan::answer(stat(cx.setting, used, inodes_used)))
-        })
-        .await
+    /// Size and use of the volume as seen from a directory: what is left is bounded by the quotas of the directories above, and the nearest
+    /// of them says what is used.
+    pub async fn statfs(&self, root: Ino) -> Result<StatFs, Errno> {
+        let mut stat = self
+            .answer("statfs", &Caller::root(), |view, cx| {
+                let (used, inodes_used) = stats::used(view)?;
+                Ok(Plan::answer(stat(cx.setting, used, inodes_used)))
+            })
+            .await?;
+        let quotas = self.quotas_above(root).await?;
+        let left = |max: i64, used: i64| u64::try_from(max.saturating_sub(used.max(0))).unwrap_or(0);
+        for Quota { max, used } in &quotas {
+            if max.space > 0 {
+                stat.available = stat.available.min(left(max.space, used.space));
+            }
+            if max.inodes > 0 {
+                stat.inodes_available = stat.inodes_available.min(left(max.inodes, used.inodes));
+            }
+        }
+        if let Some(nearest) = quotas.first() {
+            stat.used = u64::try_from(nearest.used.space).unwrap_or(0);
+            stat.inodes_used = u64::try_from(nearest.used.inodes).unwrap_or(0);
+            stat.total = stat.used.saturating_add(stat.available);
+            stat.inodes = stat.inodes_used.saturating_add(stat.inodes_available);
+        }
+        Ok(stat)
     }
 }

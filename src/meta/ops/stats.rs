@@ -1,42 +1,137 @@
-//! Usage counters: of the volume (metadata §10.1), of directories (§10.2), and the limits of the volume.
+//! Usage counters: of the volume (metadata §10.1), of directories (§10.2), of quotas (§10.3), and the limits they are held against.
 
 use crate::meta::Cx;
 use crate::meta::codec::decode_decimal;
 use crate::meta::key;
-use crate::meta::store::{Query, Write};
+use crate::meta::ops::quota::{self, Of, Usage};
+use crate::meta::store::{Guard, Key, Query, Write};
 use crate::meta::view::{Stop, View};
 use crate::types::{Attr, Errno, Ino, Kind};
+use bytes::Bytes;
 
 /// Bytes of data an inode adds to the statistics of its directory: only files have data there.
 pub(crate) fn data_length(attr: &Attr) -> i64 {
     if attr.kind == Kind::File { i64::try_from(attr.length).unwrap_or(i64::MAX) } else { 0 }
 }
 
-/// What changes in the statistics of a directory when its direct children do. Only fields that are there are changed: an absent one
-/// means "not counted yet", and a number that begins with our delta would be believed.
-pub(crate) fn usage(cx: &Cx, parent: Ino, dlen: i64, dspace: i64, dinodes: i64) -> Vec<Write> {
-    if !cx.setting.dir_stats() {
-        return Vec::new();
+/// What one commit changes in counters. They commute, so they stand behind all other writes and are not guarded.
+pub(crate) struct Tally<'a> {
+    view: &'a View,
+    cx: &'a Cx<'a>,
+    guards: Vec<Guard>,
+    counters: Vec<Write>,
+}
+
+impl<'a> Tally<'a> {
+    /// Nothing changes yet.
+    pub fn new(view: &'a View, cx: &'a Cx<'a>) -> Tally<'a> {
+        Tally { view, cx, guards: Vec::new(), counters: Vec::new() }
     }
-    [(key::DIR_DATA_LENGTH, dlen), (key::DIR_USED_SPACE, dspace), (key::DIR_USED_INODES, dinodes)]
-        .into_iter()
-        .filter(|(_, delta)| *delta != 0)
-        .map(|(key, delta)| Write::HIncrIfPresent(key, key::decimal(parent), delta))
-        .collect()
+
+    /// Counters of the volume.
+    pub fn volume(&mut self, dspace: i64, dinodes: i64) {
+        self.add(Write::IncrBy(key::USED_SPACE, dspace));
+        self.add(Write::IncrBy(key::TOTAL_INODES, dinodes));
+    }
+
+    /// Counters of the volume and of the owner of an inode.
+    pub fn owned(&mut self, attr: &Attr, dspace: i64, dinodes: i64) -> Result<(), Stop> {
+        self.volume(dspace, dinodes);
+        self.owner((attr.uid, attr.gid), dspace, dinodes)
+    }
+
+    /// Counters of a user and a group.
+    pub fn owner(&mut self, (uid, gid): (u32, u32), dspace: i64, dinodes: i64) -> Result<(), Stop> {
+        if self.cx.setting.user_group_quota() {
+            for of in [Of::User(uid), Of::Group(gid)] {
+                let change = Usage { space: dspace, inodes: dinodes };
+                quota::charge_owner(self.view, self.cx, of, change, &mut self.guards)?.into_iter().for_each(|write| self.add(write));
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume gains (`sign` 1) or loses (−1) this inode.
+    pub fn inode(&mut self, attr: &Attr, sign: i64) -> Result<(), Stop> {
+        self.owned(attr, sign * attr.space(), sign)
+    }
+
+    /// The statistics of a new directory begin at nothing.
+    pub fn begin_dir(&self, dir: Ino, writes: &mut Vec<Write>) {
+        if self.cx.setting.dir_stats() {
+            for hash in [key::DIR_USED_INODES, key::DIR_DATA_LENGTH, key::DIR_USED_SPACE] {
+                writes.push(Write::HSet(hash, key::decimal(dir), Bytes::from_static(b"0")));
+            }
+        }
+    }
+
+    /// The direct children of a directory change, and with them what is used below every directory above.
+    pub fn children(&mut self, dir: Ino, dlen: i64, dspace: i64, dinodes: i64) -> Result<(), Stop> {
+        self.listed(dir, dlen, dspace, dinodes);
+        for dir in quota::above(self.view, self.cx, dir, &mut self.guards)? {
+            self.quota(dir, Usage { space: dspace, inodes: dinodes });
+        }
+        Ok(())
+    }
+
+    /// The usage of the quota of a directory changes.
+    pub fn quota(&mut self, dir: Ino, change: Usage) {
+        quota::charge_dir(dir, change).into_iter().for_each(|write| self.add(write));
+    }
+
+    /// Statistics of the direct children of a directory change. Only statistics that are there are changed: an absent one means "not counted yet", and a
+    /// number that begins with our delta would be believed.
+    pub fn listed(&mut self, dir: Ino, dlen: i64, dspace: i64, dinodes: i64) {
+        if self.cx.setting.dir_stats() {
+            self.add(Write::HIncrIfPresent(key::DIR_DATA_LENGTH, key::decimal(dir), dlen));
+            self.add(Write::HIncrIfPresent(key::DIR_USED_SPACE, key::decimal(dir), dspace));
+            self.add(Write::HIncrIfPresent(key::DIR_USED_INODES, key::decimal(dir), dinodes));
+        }
+    }
+
+    /// A directory gains (`sign` 1) or loses (−1) a child.
+    pub fn child(&mut self, dir: Ino, attr: &Attr, sign: i64) -> Result<(), Stop> {
+        self.children(dir, sign * data_length(attr), sign * attr.space(), sign)
+    }
+
+    /// The same for statistics alone: what moves is charged to quotas with all that is below it.
+    pub fn listed_child(&mut self, dir: Ino, attr: &Attr, sign: i64) {
+        self.listed(dir, sign * data_length(attr), sign * attr.space(), sign);
+    }
+
+    /// Adds a counter, or to one that is there already.
+    fn add(&mut self, write: Write) {
+        let Some((place, delta)) = delta_of(&write) else { return self.counters.push(write) };
+        for counter in &mut self.counters {
+            if delta_of(counter).is_some_and(|(other, _)| other == place) {
+                match counter {
+                    Write::IncrBy(_, sum) | Write::HIncrBy(_, _, sum) | Write::HIncrIfPresent(_, _, sum) => {
+                        *sum = sum.saturating_add(delta)
+                    }
+                    _ => {}
+                }
+                return;
+            }
+        }
+        self.counters.push(write);
+    }
+
+    /// Ends the tally: its conditions, and its counters behind what is written already.
+    pub fn put(self, guards: &mut Vec<Guard>, writes: &mut Vec<Write>) {
+        guards.extend(self.guards);
+        // Usage of owners is written also where it stays: the field must be there.
+        let counts = |counter: &Write| !matches!(counter, Write::IncrBy(_, 0) | Write::HIncrIfPresent(_, _, 0));
+        writes.extend(self.counters.into_iter().filter(counts));
+    }
 }
 
-/// The same for one child gained (`sign` 1) or lost (−1).
-pub(crate) fn child(cx: &Cx, parent: Ino, attr: &Attr, sign: i64) -> Vec<Write> {
-    usage(cx, parent, sign * data_length(attr), sign * attr.space(), sign)
-}
-
-/// What changes in the counters of the volume.
-pub(crate) fn volume(dspace: i64, dinodes: i64) -> Vec<Write> {
-    [(key::USED_SPACE, dspace), (key::TOTAL_INODES, dinodes)]
-        .into_iter()
-        .filter(|(_, delta)| *delta != 0)
-        .map(|(key, delta)| Write::IncrBy(key, delta))
-        .collect()
+/// Which counter a write changes, and by how much.
+fn delta_of(write: &Write) -> Option<((Key, Option<Bytes>), i64)> {
+    match write {
+        Write::IncrBy(key, delta) => Some(((key.clone(), None), *delta)),
+        Write::HIncrBy(key, field, delta) | Write::HIncrIfPresent(key, field, delta) => Some(((key.clone(), Some(field.clone())), *delta)),
+        _ => None,
+    }
 }
 
 /// Space and inodes the volume uses now. Crashed peers can leave a counter below zero; it reads as zero.

@@ -3,6 +3,7 @@
 
 use crate::meta::client::Cx;
 use crate::meta::codec;
+use crate::meta::ops::trash;
 use crate::meta::ops::write::{change_data, regular_file};
 use crate::meta::store::Write;
 use crate::meta::view::{Plan, Stop, View};
@@ -58,6 +59,7 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, length: u64, present: Option<
     if old.flags.any(Flags::IMMUTABLE | Flags::APPEND) {
         return Err(Errno::PERM.into());
     }
+    trash::check_changeable(cx, ino, old)?;
     let change = change_data(view, cx, ino, &record, length, cx.now)?;
     match zero(ino, length.min(old.length)..length.max(old.length), &record.bytes, present) {
         Some(writes) => Ok(change.plan(writes, |attr, _| Outcome::Done(attr))),

@@ -4,7 +4,8 @@
 
 use crate::meta::client::Cx;
 use crate::meta::codec::{self, Record};
-use crate::meta::ops::stats;
+use crate::meta::ops::quota::{self, Usage};
+use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Guard, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
@@ -123,7 +124,9 @@ pub(crate) fn append_step(view: &View, cx: &Cx, ino: Ino, slice: &NewSlice, mtim
 
 fn check_step(view: &View, cx: &Cx, ino: Ino, length: u64) -> Result<Plan<()>, Stop> {
     let record = regular_file(view, ino)?;
-    check_length(view, cx, &record.attr, length)?;
+    // Without quotas of directories nobody asks which directories these are.
+    let parents = if cx.known.quotas.of_dirs() { parents(view, cx, ino, &record.attr, &mut Vec::new())? } else { Vec::new() };
+    check_length(view, cx, &record.attr, length, &parents)?;
     Ok(Plan::answer(()))
 }
 
@@ -181,21 +184,24 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
         // Damage; the sums below would overflow.
         return Err(Errno::IO.into());
     }
-    check_length(view, cx, old, length)?;
+    let mut guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
+    let parents = if length == old.length { Vec::new() } else { parents(view, cx, ino, old, &mut guards)? };
+    check_length(view, cx, old, length, &parents)?;
     // A commit that left mtime as it was, or took it back to a time that another kernel has seen, would be invisible to its page cache:
     // buffered data may be committed after somebody else's later write. A time in the future was set by hand and is left behind.
     let seen = mtime <= old.mtime && (old.mtime <= old.ctime || mtime == old.mtime);
     let mtime = if seen { old.mtime.next() } else { mtime };
     let attr = Attr { length, mtime, ctime: cx.now, ..old.clone() };
-    let mut guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
     guards.extend(fenced(view, cx, ino)?);
     let mut counters = Vec::new();
     if length != old.length {
         let (bytes, space) = (length as i64 - old.length as i64, attr.space() - old.space());
-        counters.extend(stats::volume(space, 0));
-        for (parent, links) in parents(view, cx, ino, old, &mut guards)? {
-            counters.extend(stats::usage(cx, parent, bytes.saturating_mul(links), space.saturating_mul(links), 0));
+        let mut tally = Tally::new(view, cx);
+        tally.owned(old, space, 0)?;
+        for (parent, links) in parents {
+            tally.children(parent, bytes.saturating_mul(links), space.saturating_mul(links), 0)?;
         }
+        tally.put(&mut guards, &mut counters);
     }
     let write = Write::Set(key::inode(ino), record.rewrite(&attr));
     Ok(DataChange { attr, guards, record: write, counters })
@@ -234,12 +240,14 @@ fn parents(view: &View, cx: &Cx, ino: Ino, attr: &Attr, guards: &mut Vec<Guard>)
     Ok(links)
 }
 
-/// Whether a file may have this length: the format's limit, and for growth the volume's.
-fn check_length(view: &View, cx: &Cx, attr: &Attr, length: u64) -> Result<(), Stop> {
+/// Whether a file may have this length: the format's limit, and for growth those of the volume, the owner and the directories.
+fn check_length(view: &View, cx: &Cx, attr: &Attr, length: u64, parents: &[(Ino, i64)]) -> Result<(), Stop> {
     if length >= FILE_BYTES_MAX {
         return Err(Errno::FBIG.into());
     }
-    stats::check_room(view, cx, Attr::space_of(length) - attr.space(), 0)
+    let dirs: Vec<Ino> = parents.iter().map(|(dir, _)| *dir).collect();
+    let growth = Usage { space: Attr::space_of(length) - attr.space(), inodes: 0 };
+    quota::check(view, cx, (attr.uid, attr.gid), &dirs, growth)
 }
 
 #[cfg(test)]

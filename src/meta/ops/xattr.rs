@@ -1,5 +1,6 @@
 //! Extended attributes (metadata §6.15). Unlike the other client, changing one changes ctime.
 
+use crate::meta::acl::AclKind;
 use crate::meta::codec::{self, CTIME_AT, Record};
 use crate::meta::key;
 use crate::meta::ops::parent;
@@ -14,7 +15,7 @@ pub const XATTR_NAME_BYTES_MAX: usize = 255;
 /// Longest value in bytes, as Linux has it.
 pub const XATTR_VALUE_BYTES_MAX: usize = 65536;
 
-/// POSIX ACLs are records of their own, never plain attributes; volumes that have them are refused when they are opened.
+/// POSIX ACLs are records of their own (`acl.rs`), never plain attributes.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
 /// Whether the attribute must be absent or present.
@@ -77,8 +78,14 @@ pub(crate) fn remove_step(view: &View, cx: &Cx, ino: Ino, name: &Bytes) -> Resul
 
 pub(crate) fn list_step(view: &View, ino: Ino) -> Result<Plan<Vec<Bytes>>, Stop> {
     view.want([Query::Get(key::inode(ino)), Query::HGetAll(key::xattr(ino))])?;
-    view.record(ino)?.ok_or(Errno::NOENT)?;
-    Ok(Plan::answer(view.fields(&key::xattr(ino))?.iter().map(|(name, _)| name.clone()).collect()))
+    let attr = view.record(ino)?.ok_or(Errno::NOENT)?.attr;
+    let mut names: Vec<Bytes> = view.fields(&key::xattr(ino))?.iter().map(|(name, _)| name.clone()).collect();
+    for (kind, id) in [(AclKind::Access, attr.access_acl), (AclKind::Default, attr.default_acl)] {
+        if id != 0 {
+            names.push(Bytes::from_static(kind.xattr()));
+        }
+    }
+    Ok(Plan::answer(names))
 }
 
 impl Meta {
@@ -103,7 +110,7 @@ impl Meta {
         self.run("set xattr", caller, |view, cx| set_step(view, cx, ino, &name, &value, mode)).await
     }
 
-    /// The names of all attributes.
+    /// The names of all attributes, ACLs among them.
     pub async fn list_xattr(&self, ino: Ino) -> Result<Vec<Bytes>, Errno> {
         self.answer("list xattrs", &Caller::root(), |view, _| list_step(view, ino)).await
     }

@@ -90,6 +90,8 @@ struct Check<'a> {
     nodes: HashMap<Ino, Node>,
     /// Inodes some session keeps although their last link is gone.
     sustained: HashSet<Ino>,
+    /// ACL rules that are there and can be read.
+    acls: HashSet<u32>,
     /// Deleted files whose data is still there.
     deleted: HashSet<Ino>,
     findings: Vec<Finding>,
@@ -103,6 +105,7 @@ impl<'a> Check<'a> {
             store: &stores.store,
             nodes: HashMap::new(),
             sustained: HashSet::new(),
+            acls: HashSet::new(),
             deleted: HashSet::new(),
             findings: Vec::new(),
             summary: FsckSummary::default(),
@@ -251,6 +254,9 @@ fn dir_field(hash: Key, ino: Ino) -> Query {
 }
 
 #[cfg(test)]
+mod fixtures_test;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::meta::codec::{Record, encode_attr, encode_entry, encode_slice};
@@ -310,6 +316,7 @@ mod tests {
     #[tokio::test]
     async fn every_kind_of_damage_is_found_and_named() {
         let root = || key::dir(Ino::ROOT);
+        let dir = attr_of(&volume(tempfile::tempdir().expect("a temporary directory").path()).await, Ino(3)).await;
         let table: Vec<(Vec<Write>, &str, &str)> = vec![
             (vec![Write::DelFrame(1)], "(inode 2)", "can't find block vol/chunks/0/0/1_0_5"),
             (vec![Write::PutFrame(1, Bytes::from_static(b"hell"))], "(inode 2)", "has 4 bytes instead of 5"),
@@ -327,6 +334,13 @@ mod tests {
             (vec![Write::IncrBy(key::USED_SPACE, 1)], "counter usedSpace", "says 8193, counted 8192"),
             (vec![Write::HSet(key::DIR_USED_INODES, "1".into(), "7".into())], "/ (inode 1)", "dirUsedInodes says 7, counted 3"),
             (vec![Write::Set(key::inode(Ino(3)), "short".into())], "inode 3", "its record is damaged"),
+            (
+                vec![Write::Set(key::inode(Ino(3)), encode_attr(&Attr { access_acl: 7, ..dir.clone() }))],
+                "inode 3",
+                "has ACL 7, which is not there",
+            ),
+            (vec![Write::HSet(key::ACL, "1".into(), "short".into())], "ACL 1", "is damaged"),
+            (vec![Write::HSet(key::DEL_SLICES, "1_1".into(), "short".into())], "delSlices 1_1", "is damaged"),
             (vec![Write::Set(key::symlink(Ino(8)), "x".into())], "inode 8", "belongs to an inode without record"),
         ];
         for (writes, subject, what) in table {

@@ -2,7 +2,7 @@
 
 use super::{COPY_OUT, Check, LOST, Pages, RECOUNT, inode_of};
 use crate::block::retrying;
-use crate::meta::codec::decode_slice;
+use crate::meta::codec::{decode_slice, decode_slices};
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
 use crate::object::ObjectError;
@@ -105,10 +105,12 @@ impl Check<'_> {
         let mut pages = Pages::new(ScanRange::Hash(key::DEL_SLICES));
         while let Some(items) = pages.next(self.store).await? {
             for item in items {
-                for pair in item.value.as_chunks::<12>().0 {
-                    let id = pair[..8].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
-                    let size = pair[8..].iter().fold(0, |n, byte| n << 8 | u32::from(*byte));
-                    uses.entry((id, size)).or_default().records += 1;
+                match decode_slices(&item.value) {
+                    Some(slices) => slices.into_iter().for_each(|slice| uses.entry(slice).or_default().records += 1),
+                    None => {
+                        let name = String::from_utf8_lossy(&item.name).into_owned();
+                        self.report("delayed", format!("delSlices {name}"), "is damaged".into(), COPY_OUT);
+                    }
                 }
             }
         }

@@ -1,12 +1,15 @@
 //! Records, entries, links and the statistics of directories.
 
 use super::{COPY_OUT, Check, Node, Pages, RECOUNT, decimal_of, dir_field, inode_of};
+use crate::meta::acl::Rule;
 use crate::meta::codec::{Record, decode_entry};
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
 use crate::types::{Attr, Ino, Kind};
 use crate::volume::VolumeError;
 use bytes::Bytes;
+
+const SET_ACL: &str = "set the ACL of the file anew, or remove it with setfacl -b";
 
 /// Sums over the direct children of a directory (metadata §10.2).
 #[derive(Default, PartialEq, Eq, Debug)]
@@ -19,6 +22,7 @@ struct DirSums {
 impl Check<'_> {
     pub(super) async fn tree(&mut self) -> Result<(), VolumeError> {
         self.expected_orphans().await?;
+        self.acl_rules().await?;
         self.records().await?;
         let dirs: Vec<Ino> = self.nodes.iter().filter(|(_, node)| node.kind == Kind::Dir).map(|(ino, _)| *ino).collect();
         for dir in dirs {
@@ -54,6 +58,23 @@ impl Check<'_> {
         Ok(())
     }
 
+    async fn acl_rules(&mut self) -> Result<(), VolumeError> {
+        let mut pages = Pages::new(ScanRange::Hash(key::ACL));
+        while let Some(items) = pages.next(self.store).await? {
+            for item in items {
+                let id = std::str::from_utf8(&item.name).ok().and_then(|text| text.parse().ok());
+                match (id, Rule::decode(&item.value)) {
+                    (Some(id), Some(_)) => drop(self.acls.insert(id)),
+                    _ => {
+                        let name = String::from_utf8_lossy(&item.name).into_owned();
+                        self.report("acl", format!("ACL {name}"), "is damaged".into(), SET_ACL);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn records(&mut self) -> Result<(), VolumeError> {
         let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"i")));
         while let Some(items) = pages.next(self.store).await? {
@@ -79,6 +100,11 @@ impl Check<'_> {
     async fn record(&mut self, ino: Ino, attr: &Attr) -> Result<(), VolumeError> {
         let node = Node { kind: attr.kind, nlink: attr.nlink, parent: attr.parent, length: attr.length, entries: 0, subdirs: 0 };
         self.nodes.insert(ino, node);
+        for id in [attr.access_acl, attr.default_acl] {
+            if id != 0 && !self.acls.contains(&id) {
+                self.report("acl", format!("inode {ino}"), format!("has ACL {id}, which is not there"), SET_ACL);
+            }
+        }
         if attr.kind == Kind::Symlink {
             let values = self.store.read(&[Query::Get(key::symlink(ino))]).await?;
             match values.first() {
@@ -130,7 +156,7 @@ impl Check<'_> {
                 }
             }
         }
-        if self.stores.setting.dir_stats() && !dir.is_trash() {
+        if self.stores.setting.dir_stats() {
             self.dir_stats(dir, &sums).await?;
         }
         Ok(())
@@ -162,7 +188,8 @@ impl Check<'_> {
         for ino in inodes {
             let Some(node) = self.nodes.get(&ino) else { continue };
             let (kind, nlink, parent, entries, subdirs) = (node.kind, node.nlink, node.parent, node.entries, node.subdirs);
-            if kind == Kind::Dir && nlink != 2 + subdirs {
+            // Directories of the trash do not count what is in them.
+            if kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash() {
                 let what = format!("it has {nlink} links and {subdirs} directories; {} links would be right", 2 + subdirs);
                 self.report_at("nlink", ino, what, "no data is lost; `find` may leave such directories out").await?;
             }

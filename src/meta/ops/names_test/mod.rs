@@ -1,8 +1,12 @@
 //! Tests of the namespace operations: a volume in memory, and a check of everything that must agree in it.
 
+mod acl;
 mod operations;
+mod quota;
 mod races;
 mod random;
+mod trace;
+mod trash;
 
 use crate::env::ManualClock;
 use crate::meta::codec::{self, decode_decimal, encode_attr};
@@ -149,6 +153,9 @@ impl World {
                 setting: &self.meta.setting,
                 open_files: self.meta.open_files(),
                 fence: &self.meta.fence,
+                // As soon as something was deleted there is one.
+                trash: self.meta.known.trash_hour.try_lock().expect("nobody deletes").map(|(_, dir)| dir),
+                known: &self.meta.known,
             };
             match step(&view, &cx) {
                 Ok(plan) => return plan,
@@ -188,14 +195,19 @@ impl World {
                 usage[1] += child.space();
                 usage[2] += 1;
             }
-            assert_eq!(attr.nlink, 2 + subdirs, "nlink of directory {dir}");
+            if !dir.is_trash() {
+                assert_eq!(attr.nlink, 2 + subdirs, "nlink of directory {dir}");
+            }
+            let has_stats = *dir != Ino::TRASH && !attr.is_trashed();
             for (hash, want) in [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES].into_iter().zip(usage) {
                 let got = self.get(Query::HGet(hash.clone(), key::decimal(dir))).await;
-                assert_eq!(got, Value::Bytes(Some(key::decimal(want))), "{hash:?} of {dir}");
+                assert_eq!(got, Value::Bytes(has_stats.then(|| key::decimal(want))), "{hash:?} of {dir}");
             }
         }
+        self.check_quotas(&records, &links).await;
         let mut kept = 0;
-        for (ino, attr) in records.iter().filter(|(ino, _)| **ino != Ino::ROOT) {
+        let counted = |ino: &Ino| *ino != Ino::ROOT && *ino != Ino::TRASH;
+        for (ino, attr) in records.iter().filter(|(ino, _)| counted(ino)) {
             let parents = links.remove(ino).unwrap_or_default();
             if attr.is_dir() {
                 assert_eq!(parents, [attr.parent], "directory {ino}");
@@ -220,9 +232,9 @@ impl World {
         assert!(links.is_empty());
         let sustained: usize = self.scan_sets().await;
         assert_eq!(sustained as i64, kept, "files without a link are in a session's set");
-        let space: i64 = records.iter().filter(|(ino, _)| **ino != Ino::ROOT).map(|(_, attr)| attr.space()).sum();
+        let space: i64 = records.iter().filter(|(ino, _)| counted(ino)).map(|(_, attr)| attr.space()).sum();
         assert_eq!(self.count(key::USED_SPACE).await, space, "usedSpace");
-        assert_eq!(self.count(key::TOTAL_INODES).await, records.len() as i64 - 1, "totalInodes");
+        assert_eq!(self.count(key::TOTAL_INODES).await, records.keys().filter(|ino| counted(ino)).count() as i64, "totalInodes");
         for (hash, _) in self.scan(ScanRange::Hash(key::DIR_USED_SPACE)).await {
             let dir = Ino(std::str::from_utf8(&hash).expect("text").parse().expect("a number"));
             assert!(records.contains_key(&dir), "statistics of the missing {dir}");

@@ -51,7 +51,8 @@ async fn nothing_is_created_in_a_directory_that_has_gone() {
         let file = w.make(ROOT, "f", Kind::File).await;
         let create = w.plan(&root, |view, cx| create::step(view, cx, d, &name("x"), &node(Kind::File), Ino(900))).await;
         let link = w.plan(&root, |view, cx| link::step(view, cx, file, d, &name("x"))).await;
-        let rename = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("f")), (d, &name("x")), PLAIN)).await;
+        let rename =
+            w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("f")), (d, &name("x")), PLAIN, &Default::default())).await;
         let unnamed = w.plan(&root, |view, cx| create::unnamed_step(view, cx, d, &node(Kind::File), Ino(901))).await;
         match case {
             "rmdir" => w.rmdir(ROOT, "d").await.expect("removes"),
@@ -77,7 +78,7 @@ async fn a_directory_is_not_removed_while_something_is_put_into_it() {
     let d = w.make(ROOT, "d", Kind::Dir).await;
     w.make(ROOT, "e", Kind::Dir).await;
     let rmdir = w.plan(&root, |view, cx| rmdir::step(view, cx, ROOT, &name("d"))).await;
-    let rename = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("e")), (ROOT, &name("d")), PLAIN)).await;
+    let rename = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("e")), (ROOT, &name("d")), PLAIN, &Default::default())).await;
     w.make(d, "x", Kind::File).await;
     assert!(!w.commits(rmdir).await);
     assert!(!w.commits(rename).await);
@@ -110,8 +111,8 @@ async fn a_name_that_means_something_else_now() {
     w.make(ROOT, "a", Kind::File).await;
     w.make(ROOT, "b", Kind::File).await;
     let unlink = w.plan(&root, |view, cx| unlink::step(view, cx, ROOT, &name("a"))).await;
-    let over = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("b")), (ROOT, &name("a")), PLAIN)).await;
-    let away = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("a")), (ROOT, &name("c")), PLAIN)).await;
+    let over = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("b")), (ROOT, &name("a")), PLAIN, &Default::default())).await;
+    let away = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("a")), (ROOT, &name("c")), PLAIN, &Default::default())).await;
     w.make(ROOT, "new", Kind::File).await;
     w.rename((ROOT, "new"), (ROOT, "a")).await.expect("replaces");
     assert!(!w.commits(unlink).await);
@@ -131,9 +132,9 @@ async fn two_moves_make_no_cycle() {
     let x = w.make(ROOT, "x", Kind::Dir).await;
     let y = w.make(x, "y", Kind::Dir).await;
     let z = w.make(y, "z", Kind::Dir).await;
-    let plan = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("a")), (z, &name("a")), PLAIN)).await;
+    let plan = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("a")), (z, &name("a")), PLAIN, &Default::default())).await;
     let swap = RenameFlags { exchange: true, noreplace: false };
-    let exchange = w.plan(&root, |view, cx| rename::step(view, cx, (a, &name("b")), (x, &name("y")), swap)).await;
+    let exchange = w.plan(&root, |view, cx| rename::step(view, cx, (a, &name("b")), (x, &name("y")), swap, &Default::default())).await;
     w.rename((ROOT, "x"), (c, "x")).await.expect("moves");
     assert!(!w.commits(plan).await);
     assert!(!w.commits(exchange).await);

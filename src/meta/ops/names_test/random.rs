@@ -14,6 +14,9 @@ enum Op {
     Close,
     Unnamed(u8),
     LinkUnnamed(u8, u8),
+    Truncate(u8, u8, u16),
+    Chown(u8, u8, u8),
+    Quota(u8),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -28,7 +31,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (d.clone(), n.clone()).prop_map(|(d, n)| Op::Open(d, n)),
         1 => Just(Op::Close),
         1 => d.clone().prop_map(Op::Unnamed),
-        1 => (d, n).prop_map(|(d, n)| Op::LinkUnnamed(d, n)),
+        1 => (d.clone(), n.clone()).prop_map(|(d, n)| Op::LinkUnnamed(d, n)),
+        1 => (d.clone(), n.clone(), any::<u16>()).prop_map(|(d, n, length)| Op::Truncate(d, n, length)),
+        1 => (d.clone(), n, 0u8..3).prop_map(|(d, n, uid)| Op::Chown(d, n, uid)),
+        1 => d.prop_map(Op::Quota),
     ]
 }
 
@@ -36,8 +42,12 @@ fn text(n: u8) -> Name {
     name(&format!("n{n}"))
 }
 
-async fn run(ops: Vec<Op>) {
-    let w = World::new().await;
+async fn run(ops: Vec<Op>, trash_days: u64) {
+    let w = World::with(|setting| {
+        setting.set("TrashDays", trash_days.into());
+        setting.set("UserGroupQuota", (trash_days == 0).into());
+    })
+    .await;
     let root = Caller::root();
     // Directories are named by when they were made; those that are gone answer ENOENT.
     let mut dirs = vec![Ino::ROOT];
@@ -83,6 +93,18 @@ async fn run(ops: Vec<Op>) {
                     unnamed.push(opened.ino);
                 }
             }
+            Op::Truncate(d, n, length) => {
+                if let Ok((ino, _)) = w.meta.lookup(&root, dir(d), &text(n)).await {
+                    let _ = w.meta.truncate(&root, ino, length.into()).await;
+                }
+            }
+            Op::Chown(d, n, uid) => {
+                if let Ok((ino, _)) = w.meta.lookup(&root, dir(d), &text(n)).await {
+                    let change = SetAttr { uid: Some(uid.into()), gid: Some(u32::from(uid) + 10), ..SetAttr::default() };
+                    w.meta.setattr(&root, ino, change).await.expect("root may");
+                }
+            }
+            Op::Quota(d) => w.begin_quota(dir(d)).await,
             Op::LinkUnnamed(d, n) => {
                 if let Some(ino) = unnamed.pop() {
                     let _ = w.meta.link(&root, ino, dir(d), &text(n)).await;
@@ -100,7 +122,7 @@ async fn run(ops: Vec<Op>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn everything_agrees_after_each_operation(ops in prop::collection::vec(op(), 1..60)) {
-        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(run(ops));
+    fn everything_agrees_after_each_operation(ops in prop::collection::vec(op(), 1..60), trash_days in 0u64..2) {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(run(ops, trash_days));
     }
 }

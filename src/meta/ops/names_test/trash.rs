@@ -1,0 +1,200 @@
+//! Deleting on a volume with a trash: what is written, and what applications see of it.
+
+use super::*;
+use crate::env::Clock;
+use crate::meta::ops::fallocate::Falloc;
+
+/// The directory of the hour in which a test's clock begins.
+const T: Ino = Ino(Ino::TRASH.0 + 1);
+
+async fn world() -> World {
+    World::with(|setting| setting.set("TrashDays", 1.into())).await
+}
+
+impl World {
+    async fn in_trash(&self, dir: Ino) -> Vec<(Bytes, Bytes)> {
+        self.scan(ScanRange::Hash(key::dir(dir))).await
+    }
+
+    async fn counted_parents(&self, ino: Ino) -> Vec<(Bytes, Bytes)> {
+        let mut parents = self.scan(ScanRange::Hash(key::parents(ino))).await;
+        parents.sort();
+        parents
+    }
+
+    async fn shown(&self, ino: Ino) -> u32 {
+        let attr = self.meta.getattr(ino).await.expect("exists");
+        self.meta.shown(ino, attr).await.expect("is shown").nlink
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_file_is_renamed_into_the_hour() {
+    let w = world().await;
+    let file = w.make(Ino::ROOT, "a-b", Kind::File).await;
+    w.meta.truncate(&Caller::root(), file, 5000).await.unwrap();
+    let before = w.meta.getattr(file).await.unwrap();
+    w.clock.advance(Duration::from_secs(1));
+    w.unlink(Ino::ROOT, "a-b").await.unwrap();
+    // Clock: 1970-01-01 00:16; the trash itself is made by who needs it first.
+    assert_eq!(w.in_trash(Ino::TRASH).await, [("1970-01-01-00".into(), codec::encode_entry(Kind::Dir, T))]);
+    assert_eq!(w.in_trash(T).await, [(format!("1-{file}-a-b").into(), codec::encode_entry(Kind::File, file))]);
+    let after = w.meta.getattr(file).await.unwrap();
+    assert_eq!(after, Attr { parent: T, ctime: w.clock.now(), ..before });
+    let hour = w.meta.getattr(T).await.unwrap();
+    assert_eq!((hour.parent, hour.mode, hour.nlink, hour.uid, hour.length), (Ino::TRASH, 0o555, 2, 0, 4096));
+    assert_eq!(w.meta.getattr(Ino::TRASH).await.unwrap().parent, Ino::ROOT);
+    assert_eq!(w.count(key::NEXT_TRASH).await, 1);
+    // The file and the directory of the hour, which holds its bytes now.
+    assert_eq!((w.count(key::USED_SPACE).await, w.count(key::TOTAL_INODES).await), (8192 + 4096, 2));
+    assert_eq!(w.get(Query::HGet(key::DIR_DATA_LENGTH, key::decimal(T))).await, Value::Bytes(Some("5000".into())));
+    assert!(w.meta.pending_files(i64::MAX, 10).await.unwrap().is_empty());
+    assert_eq!(w.shown(file).await, 1, "to whoever looks into the trash");
+    w.check().await;
+    // Within the hour nobody asks again, and another client finds what is there.
+    w.make(Ino::ROOT, "c", Kind::Symlink).await;
+    w.other(8).unlink(Ino::ROOT, "c").await.unwrap();
+    assert_eq!((w.in_trash(T).await.len(), w.count(key::NEXT_TRASH).await), (2, 1));
+    w.check().await;
+    w.clock.advance(Duration::from_secs(3600));
+    w.make(Ino::ROOT, "d", Kind::Fifo).await;
+    w.unlink(Ino::ROOT, "d").await.unwrap();
+    assert_eq!(w.in_trash(Ino(T.0 + 1)).await.len(), 1);
+    w.check().await;
+}
+
+#[tokio::test]
+async fn hard_links_move_one_count_each() {
+    let w = world().await;
+    let dir = w.make(Ino::ROOT, "dir", Kind::Dir).await;
+    let file = w.make(Ino::ROOT, "a", Kind::File).await;
+    w.meta.link(&Caller::root(), file, dir, &name("b")).await.unwrap();
+    w.unlink(Ino::ROOT, "a").await.unwrap();
+    assert_eq!(w.counted_parents(file).await, [("1".into(), "0".into()), (key::decimal(dir), "1".into()), (key::decimal(T), "1".into())]);
+    assert_eq!(w.meta.getattr(file).await.unwrap().nlink, 2);
+    assert_eq!(w.shown(file).await, 1);
+    assert_eq!(w.meta.parent_of(file).await, Ok(dir));
+    // The same name once more in the same hour: one entry stands for one link, so this one goes.
+    w.meta.link(&Caller::root(), file, Ino::ROOT, &name("a")).await.unwrap();
+    w.unlink(Ino::ROOT, "a").await.unwrap();
+    assert_eq!(w.meta.getattr(file).await.unwrap().nlink, 2);
+    w.check().await;
+    w.unlink(dir, "b").await.unwrap();
+    assert_eq!((w.meta.getattr(file).await.unwrap().nlink, w.shown(file).await), (2, 2));
+    w.meta.open(&Caller::root(), file, OpenMode::default()).await.unwrap();
+    assert_eq!(w.shown(file).await, 0);
+    w.meta.close(file).await.unwrap();
+    w.check().await;
+}
+
+#[tokio::test]
+async fn directories_and_what_is_replaced() {
+    let w = world().await;
+    let (a, b) = (w.make(Ino::ROOT, "a", Kind::Dir).await, w.make(Ino::ROOT, "b", Kind::Dir).await);
+    let (f, g) = (w.make(a, "f", Kind::File).await, w.make(b, "g", Kind::File).await);
+    w.rename((a, "f"), (b, "g")).await.unwrap();
+    assert_eq!(w.in_trash(T).await, [(format!("{b}-{g}-g").into(), codec::encode_entry(Kind::File, g))]);
+    w.check().await;
+    w.write(&[Write::HSet(key::DIR_QUOTA, key::decimal(a), "x".into())]).await;
+    w.rmdir(Ino::ROOT, "a").await.unwrap();
+    assert_eq!(w.get(Query::HGet(key::DIR_QUOTA, key::decimal(a))).await, Value::Bytes(None));
+    assert_eq!(w.meta.getattr(a).await.unwrap().parent, T);
+    w.check().await;
+    let c = w.make(Ino::ROOT, "c", Kind::Dir).await;
+    let d = w.make(Ino::ROOT, "d", Kind::Dir).await;
+    w.rename((Ino::ROOT, "c"), (Ino::ROOT, "d")).await.unwrap();
+    assert_eq!((w.meta.getattr(d).await.unwrap().parent, w.find(Ino::ROOT, "d").await.unwrap().0), (T, c));
+    w.check().await;
+    // Nothing is made or put into what is in the trash.
+    let made = w.meta.create(&Caller::root(), a, &name("x"), node(Kind::File)).await;
+    assert_eq!(made.map(|_| ()), Err(Errno::NOENT));
+    assert_eq!(w.rename((b, "g"), (a, "x")).await, Err(Errno::NOENT));
+    // A file that bypasses the trash.
+    w.edit(f, |attr| attr.flags = Flags(Flags::SKIP_TRASH)).await;
+    w.unlink(b, "g").await.unwrap();
+    assert_eq!(w.meta.getattr(f).await, Err(Errno::NOENT));
+    w.check().await;
+}
+
+#[tokio::test]
+async fn an_open_file_without_a_name_is_an_ordinary_one() {
+    let w = world().await;
+    let root = Caller::root();
+    let write = OpenMode { write: true, ..OpenMode::default() };
+    let file = w.make(Ino::ROOT, "a", Kind::File).await;
+    w.meta.open(&root, file, write).await.unwrap();
+    w.unlink(Ino::ROOT, "a").await.unwrap();
+    assert_eq!(w.shown(file).await, 0);
+    let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    assert_eq!(w.meta.setattr(&root, file, mode).await.unwrap().mode, 0o600);
+    assert_eq!(w.meta.truncate(&root, file, 9).await.unwrap().length, 9);
+    assert_eq!(w.meta.fallocate(&root, file, Falloc::Allocate, 0, 5000).await.unwrap().length, 5000);
+    w.meta.open(&root, file, write).await.unwrap();
+    w.check().await;
+    // Another client has no handle: to it the file is in the trash, and may only be read.
+    let other = w.other(8);
+    assert_eq!(other.meta.setattr(&root, file, mode).await, Err(Errno::PERM));
+    assert_eq!(other.meta.truncate(&root, file, 1).await, Err(Errno::PERM));
+    assert_eq!(other.meta.open(&root, file, write).await, Err(Errno::PERM));
+    other.meta.open(&root, file, OpenMode::default()).await.unwrap();
+    for _ in 0..2 {
+        w.meta.close(file).await.unwrap();
+    }
+    assert_eq!(w.meta.open(&root, file, write).await, Err(Errno::PERM));
+    assert_eq!(w.meta.getattr(file).await.unwrap().length, 5000);
+    w.check().await;
+}
+
+#[tokio::test]
+async fn root_alone_empties_the_trash() {
+    let w = world().await;
+    let file = w.make(Ino::ROOT, "a", Kind::File).await;
+    w.unlink(Ino::ROOT, "a").await.unwrap();
+    let entry = format!("1-{file}-a");
+    let by = |uid| user(uid);
+    assert_eq!(w.meta.unlink(&by(5), T, &name(&entry)).await, Err(Errno::PERM));
+    assert_eq!(w.rmdir(Ino::TRASH, "1970-01-01-00").await, Err(Errno::PERM));
+    assert_eq!(w.unlink(Ino::ROOT, ".trash").await, Err(Errno::PERM));
+    let hour = w.meta.getattr(T).await.unwrap();
+    w.unlink(T, &entry).await.unwrap();
+    assert_eq!(w.meta.getattr(file).await, Err(Errno::NOENT));
+    assert_eq!(w.meta.getattr(T).await.unwrap(), hour, "the record of the hour is not touched");
+    w.check().await;
+}
+
+#[tokio::test]
+async fn what_is_old_enough_expires() {
+    let w = world().await;
+    let dir = w.make(Ino::ROOT, "dir", Kind::Dir).await;
+    let file = w.make(dir, "f", Kind::File).await;
+    w.unlink(dir, "f").await.unwrap();
+    w.rmdir(Ino::ROOT, "dir").await.unwrap();
+    // A restored tree inside the trash: the file in its directory.
+    w.rename_in_trash(file, dir).await;
+    w.check().await;
+    w.clock.advance(Duration::from_secs(25 * 3600));
+    w.make(Ino::ROOT, "young", Kind::File).await;
+    w.unlink(Ino::ROOT, "young").await.unwrap();
+    assert_eq!(w.meta.expire_trash(&|| true).await, Ok(0), "26 hours must have passed since the hour began");
+    w.clock.advance(Duration::from_secs(3600));
+    assert_eq!(w.meta.expire_trash(&|| false).await, Ok(0), "called off");
+    assert_eq!(w.meta.expire_trash(&|| true).await, Ok(1));
+    w.check().await;
+    assert_eq!((w.meta.getattr(T).await, w.meta.getattr(dir).await), (Err(Errno::NOENT), Err(Errno::NOENT)));
+    assert_eq!(w.meta.pending_files(i64::MAX, 10).await.unwrap(), [(file, 0)]);
+    assert_eq!(w.in_trash(Ino::TRASH).await.len(), 1);
+}
+
+impl World {
+    /// As a peer's `restore` does: moves a file from the hour into a directory there.
+    async fn rename_in_trash(&self, file: Ino, dir: Ino) {
+        let entry = self.in_trash(T).await.into_iter().find(|(_, value)| codec::decode_entry(value) == Some((Kind::File, file))).unwrap();
+        self.edit(file, |attr| attr.parent = dir).await;
+        self.write(&[Write::HDel(key::dir(T), entry.0), Write::HSet(key::dir(dir), "f".into(), entry.1)]).await;
+        let mut writes = Vec::new();
+        for (hash, delta) in [(key::DIR_USED_SPACE, -4096), (key::DIR_USED_INODES, -1)] {
+            writes.push(Write::HIncrIfPresent(hash, key::decimal(T), delta));
+        }
+        self.write(&writes).await;
+    }
+}
