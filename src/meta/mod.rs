@@ -4,6 +4,7 @@ pub mod codec;
 pub mod driver;
 pub mod key;
 pub mod ops;
+mod secret;
 pub mod setting;
 pub mod store;
 pub mod view;

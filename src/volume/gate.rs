@@ -44,12 +44,6 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     if quotas {
         return refuse("quotas", &"set");
     }
-    if !setting.compression().is_empty() {
-        return refuse("Compression", &setting.compression());
-    }
-    if setting.is_encrypted() {
-        return refuse("EncryptKey", &"(set)");
-    }
     if setting.shards() > 1 {
         return refuse("Shards", &setting.shards());
     }
@@ -117,8 +111,6 @@ mod tests {
             ("EnableACL", json!(true)),
             ("ChangeLog", json!(true)),
             ("UserGroupQuota", json!(true)),
-            ("Compression", json!("lz4")),
-            ("EncryptKey", json!("pem")),
             ("Shards", json!(2)),
             ("Storage", json!("s3")),
             ("MinClientVersion", json!("1.5.0-A")),

@@ -3,6 +3,7 @@
 //! A volume is opened once per process; mounts are views of it. Opening is also the moment when this process becomes visible to others:
 //! the order in `Volume::open` matters.
 
+mod codec;
 mod create;
 mod fsck;
 mod gate;
@@ -134,6 +135,8 @@ impl Volume {
     /// The same over stores that are open; tests bring stores that fail.
     pub async fn over(stores: Stores, options: VolumeOptions) -> Result<Volume, VolumeError> {
         let Stores { store, setting, objects } = stores;
+        // A missing passphrase is told before others see a session.
+        let codec = codec::codec(&setting)?;
         // From here on others see that they are not alone and let kernels remember nothing. What they told them before still holds for a
         // while: a change made now would not be seen through those mounts.
         if !options.read_only && store.shared() {
@@ -150,6 +153,7 @@ impl Volume {
             prefix: setting.name().into(),
             hash_prefix: setting.hash_prefix(),
             block_bytes: setting.block_bytes(),
+            codec,
             cache: MemoryCache::new(cache_bytes as u64),
             frames,
             uploads_max: options.uploads_max,

@@ -293,7 +293,7 @@ async fn a_handle_that_comes_while_the_last_one_closes_inherits_the_file() {
         assert!(w.meta.open_files().remove(file), "the last handle of an unlinked file");
         if second == "opens" {
             w.meta.open(&Caller::root(), file, append).await.expect("opens: the record is still there");
-            let close = w.plan(&Caller::root(), |view, cx| close_step(view, cx, file)).await;
+            let close = w.plan(&Caller::root(), |view, cx| open::close_step(view, cx, file)).await;
             assert!(close.writes.is_empty(), "the file is open again");
             w.meta.close(file).await.expect("closes");
         } else {
