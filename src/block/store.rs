@@ -229,6 +229,7 @@ impl BlockStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::{Compression, Encryption};
     use crate::object::fault::{Fault, FaultStore, Request};
     use crate::object::memory::MemoryStore;
     use crate::types::{BoxFuture, Errno};
@@ -255,6 +256,10 @@ mod tests {
     }
 
     fn bench(cache_bytes: u64) -> Bench {
+        coded_bench(cache_bytes, Codec::default())
+    }
+
+    fn coded_bench(cache_bytes: u64, codec: Codec) -> Bench {
         let memory = Arc::new(MemoryStore::new());
         let faults = Arc::new(FaultStore::new(memory.clone()));
         let frames = Arc::new(Frames::default());
@@ -263,7 +268,7 @@ mod tests {
             prefix: "vol".into(),
             hash_prefix: false,
             block_bytes: BLOCK_BYTES,
-            codec: Codec::default(),
+            codec,
             cache: MemoryCache::new(cache_bytes),
             frames: frames.clone(),
             uploads_max: 2,
@@ -342,6 +347,35 @@ mod tests {
         assert_eq!(blocks.upload(id, pattern(8)).await.map_err(|e| e.errno()), Err(Errno::NOSPC));
         faults.inject(Request::Put, 0, 1, Fault::Fail(ObjectError::Denied("read-only".into())));
         assert_eq!(blocks.upload(id, pattern(8)).await.map_err(|e| e.errno()), Err(Errno::IO));
+    }
+
+    #[tokio::test]
+    async fn coded_blocks_come_back_whole_or_not_at_all() {
+        let key = include_str!("../../tests/fixtures/keys/pkcs8.pem");
+        for encryption in [None, Some(Encryption::new("", key, None).unwrap())] {
+            let Bench { blocks, faults, memory, frames } = coded_bench(0, Codec::new(Compression::Zstd, encryption));
+            let id = block(1, BLOCK_BYTES);
+            blocks.upload(id, pattern(BLOCK_BYTES)).await.unwrap();
+            let object = memory.objects()[&blocks.key(&id)].clone();
+            assert!(object.len() < BLOCK_BYTES as usize / 10);
+            assert_eq!(blocks.fetch_range(id, 1000..3000).await, Ok(pattern(BLOCK_BYTES).slice(1000..3000)));
+            // A frame beside the metadata is exactly the bytes of the object.
+            let small = blocks.encode(&pattern(100)).await.unwrap();
+            frames.0.lock().unwrap().insert(2, small.clone());
+            assert_eq!(blocks.fetch(block(2, 100)).await, Ok(pattern(100)));
+            memory.put(&blocks.key(&block(3, 100)), small).await.unwrap();
+            assert_eq!(blocks.fetch(block(3, 100)).await, Ok(pattern(100)));
+            // Under the name of a longer or a shorter block it is none; and a damaged one is not tried again.
+            memory.put(&blocks.key(&block(4, BLOCK_BYTES - 1)), object.clone()).await.unwrap();
+            memory.put(&blocks.key(&block(5, BLOCK_BYTES)), object.slice(..object.len() - 1)).await.unwrap();
+            memory.put(&blocks.key(&block(6, BLOCK_BYTES)), pattern(2 * BLOCK_BYTES)).await.unwrap();
+            for damaged in [block(4, BLOCK_BYTES - 1), block(5, BLOCK_BYTES), block(6, BLOCK_BYTES)] {
+                let calls = faults.calls(Request::Get);
+                let error = blocks.fetch(damaged).await.unwrap_err();
+                assert!(matches!(&error, BlockError::Damaged { key, .. } if *key == blocks.key(&damaged)), "{error}");
+                assert_eq!((error.errno(), faults.calls(Request::Get)), (Errno::IO, calls + 1));
+            }
+        }
     }
 
     #[tokio::test]

@@ -27,7 +27,9 @@ fn masked(words: &[String]) -> Vec<String> {
         let is_option = bare.len() < word.len();
         shown.push(match bare.split_once('=') {
             _ if hide => MASK.into(),
-            Some((name, _)) if is_option && SECRET_OPTIONS.contains(&name) => format!("{}={MASK}", &word[..word.len() - bare.len() + name.len()]),
+            Some((name, _)) if is_option && SECRET_OPTIONS.contains(&name) => {
+                format!("{}={MASK}", &word[..word.len() - bare.len() + name.len()])
+            }
             _ => without_password(word),
         });
         hide = !hide && is_option && SECRET_OPTIONS.contains(&bare);

@@ -10,4 +10,5 @@ pub mod store;
 pub mod view;
 
 mod client;
+mod reload;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};

@@ -287,6 +287,26 @@ impl Setting {
         self.number("TrashDays")
     }
 
+    /// Mbit/s each client may upload unless its own flag says otherwise, 0 = unlimited.
+    pub fn upload_limit(&self) -> u64 {
+        self.number("UploadLimit")
+    }
+
+    /// Mbit/s each client may download unless its own flag says otherwise, 0 = unlimited.
+    pub fn download_limit(&self) -> u64 {
+        self.number("DownloadLimit")
+    }
+
+    /// Oldest client that may use the volume, empty for any.
+    pub fn min_client_version(&self) -> &str {
+        self.text("MinClientVersion")
+    }
+
+    /// Newest client that may use the volume, empty for any.
+    pub fn max_client_version(&self) -> &str {
+        self.text("MaxClientVersion")
+    }
+
     /// Whether statistics of directories are kept.
     pub fn dir_stats(&self) -> bool {
         self.switch("DirStats")

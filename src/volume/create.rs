@@ -6,8 +6,9 @@ use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::types::{Attr, Flags, Ino, Kind, Time};
+use crate::volume::config::replace_setting;
 use crate::volume::stores::{DATABASE, OBJECTS, bucket_dir, load_setting, open_objects, open_store};
-use crate::volume::{MetaUrl, VolumeError, gate};
+use crate::volume::{MetaUrl, VolumeError, codec, gate, wanted};
 use bytes::Bytes;
 use serde_json::json;
 use std::fs;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub const BLOCK_KIB_DEFAULT: u64 = 4096;
 /// The object that says whose blocks lie under a name (data §1.5).
 const UUID_OBJECT: &str = "juicefs_uuid";
+/// Days a local volume keeps deleted files unless it is told to: a directory of one user has other ways back.
+const TRASH_DAYS_LOCAL: u64 = 0;
 /// Fewest and most characters of a volume's name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=63;
 
@@ -36,8 +39,30 @@ pub struct NewVolume {
     pub inodes: Option<u64>,
     /// Objects are spread over 256 prefixes.
     pub hash_prefix: Option<bool>,
-    /// Directory of the objects; inside the volume's own if `None`.
+    /// What keeps the objects: `file`, `s3` or `minio`; `file` if `None`.
+    pub storage: Option<String>,
+    /// Bucket URL, or directory of the objects: inside the volume's own if `None`.
     pub bucket: Option<String>,
+    /// Access key of the bucket; from the environment of every client if `None`.
+    pub access_key: Option<String>,
+    /// Secret key of the bucket.
+    pub secret_key: Option<String>,
+    /// Token for temporary keys.
+    pub session_token: Option<String>,
+    /// Storage class of objects; the bucket's own if `None`.
+    pub storage_class: Option<String>,
+    /// Compression of blocks, by name; none if `None`.
+    pub compression: Option<String>,
+    /// The PEM text of the key that encrypts objects; they are not encrypted if `None`.
+    pub encrypt_key: Option<String>,
+    /// Algorithm of that.
+    pub encrypt_algo: Option<String>,
+    /// Buckets over which objects are spread.
+    pub shards: Option<u64>,
+    /// Days deleted files are kept. A volume on a server has 1 if `None`, a local one 0.
+    pub trash_days: Option<u64>,
+    /// POSIX ACLs; cannot be switched off again.
+    pub enable_acl: bool,
     /// Take a bucket that holds objects under the name, or is not known to hold the volume's.
     pub force: bool,
 }
@@ -135,34 +160,27 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
     let uuid = uuid_v4(&SystemRandom);
     let block_kib = wanted.block_kib.unwrap_or(BLOCK_KIB_DEFAULT);
     assert!(BLOCK_KIB.contains(&block_kib) && block_kib.is_power_of_two(), "the command line rounds block sizes");
-    let mut setting = Setting::new(&wanted.name, &uuid, "file", &bucket, block_kib);
-    apply(&mut setting, wanted);
-    let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
-    let root_record = encode_attr(&Attr {
-        flags: Flags(0),
-        kind: Kind::Dir,
-        mode: 0o777,
-        uid: 0,
-        gid: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        nlink: 2,
-        length: 4096,
-        rdev: 0,
-        parent: Ino::ROOT,
-        access_acl: 0,
-        default_acl: 0,
-        tier: 0,
-    });
+    let storage = wanted.storage.as_deref().unwrap_or("file");
+    let mut setting = Setting::new(&wanted.name, &uuid, storage, &bucket, block_kib);
+    wanted::apply_new(&mut setting, wanted, TRASH_DAYS_LOCAL)?;
+    gate::check(&setting, false).map_err(VolumeError::Refused)?;
+    let uuid_object = match codec::encryption(&setting)? {
+        None => Bytes::from(uuid),
+        Some(encryption) => encryption.seal(uuid.as_bytes()).map_err(VolumeError::Failed)?.into(),
+    };
+    let root_record = directory_record(0o777);
     // One commit: there is never a volume without a root. Of two processes that create the same volume the guard lets one win.
     let guards = [Guard::Value(key::SETTING, None)];
-    let writes = [Write::Set(key::SETTING, setting.encode().into()), Write::Set(key::inode(Ino::ROOT), root_record)];
+    let mut writes = vec![Write::Set(key::SETTING, setting.encode().into()), Write::Set(key::inode(Ino::ROOT), root_record)];
+    if setting.trash_days() > 0 {
+        let (name, record) = trash_root();
+        writes.push(Write::Set(name, record));
+    }
     match store.commit(&guards, &writes, &[] as &[Query]).await? {
         Commit::Done { .. } => {
             store.sync().await?;
             let object = format!("{prefix}{UUID_OBJECT}");
-            if let Err(error) = objects.put(&object, Bytes::from(uuid)).await {
+            if let Err(error) = objects.put(&object, uuid_object).await {
                 tracing::warn!("cannot store {object}: {error}");
             }
             Ok(Created::New(setting))
@@ -176,60 +194,63 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
 
 async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
     gate::check(&old, false).map_err(VolumeError::Refused)?;
-    let refuse = |what: &str, from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| {
-        Err(VolumeError::Refused(format!("cannot update volume {what} from {from} to {to}")))
-    };
-    if old.name() != wanted.name {
-        // Objects are found by the name; even --force does not move them.
-        return refuse("name", &old.name(), &wanted.name);
-    }
-    if let Some(kib) = wanted.block_kib
-        && kib != u64::from(old.block_bytes()) / 1024
-    {
-        return refuse("block size", &(u64::from(old.block_bytes()) / 1024), &kib);
-    }
-    if let Some(hash_prefix) = wanted.hash_prefix
-        && hash_prefix != old.hash_prefix()
-    {
-        return refuse("hash prefix", &old.hash_prefix(), &hash_prefix);
-    }
     let mut new = old.clone();
-    apply(&mut new, wanted);
+    wanted::apply_update(&mut new, wanted)?;
+    if let Some(storage) = &wanted.storage {
+        new.set("Storage", json!(storage));
+    }
     if let Some(bucket) = &wanted.bucket {
-        let root = bucket_dir(url.dir(), bucket);
-        let known = open_objects(root.clone())?.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok();
-        if !known && !wanted.force {
-            return Err(VolumeError::Refused(format!(
-                "{} does not hold the objects of volume {}; copy them there first, or add --force",
-                root.display(),
-                old.name()
-            )));
-        }
         new.set("Bucket", json!(bucket));
     }
-    if new == old {
-        return Ok(Created::Updated(old));
+    gate::check(&new, false).map_err(VolumeError::Refused)?;
+    if (new.storage(), new.bucket()) != (old.storage(), old.bucket()) && !wanted.force {
+        check_objects(url, &new).await?;
     }
-    let guards = [Guard::Value(key::SETTING, Some(old.encode().into()))];
-    match store.commit(&guards, &[Write::Set(key::SETTING, new.encode().into())], &[] as &[Query]).await? {
-        Commit::Done { .. } => {
-            store.sync().await?;
-            Ok(Created::Updated(new))
-        }
-        Commit::Conflict(_) => Err(VolumeError::Failed("somebody else changed the setting at the same time; try again".into())),
+    if new != old {
+        replace_setting(store.as_ref(), &old, &new).await?;
     }
+    Ok(Created::Updated(new))
 }
 
-fn apply(setting: &mut Setting, wanted: &NewVolume) {
-    if let Some(capacity) = wanted.capacity {
-        setting.set("Capacity", json!(capacity));
+/// Whether the objects of a volume are where its setting says; says what to do if not.
+pub(super) async fn check_objects(url: &MetaUrl, setting: &Setting) -> Result<(), VolumeError> {
+    let root = bucket_dir(url.dir(), setting.bucket());
+    let known = root.is_dir() && open_objects(root.clone())?.head(&format!("{}/{UUID_OBJECT}", setting.name())).await.is_ok();
+    if known {
+        return Ok(());
     }
-    if let Some(inodes) = wanted.inodes {
-        setting.set("Inodes", json!(inodes));
-    }
-    if let Some(hash_prefix) = wanted.hash_prefix.filter(|on| *on != setting.hash_prefix()) {
-        setting.set("HashPrefix", json!(hash_prefix));
-    }
+    Err(VolumeError::Refused(format!(
+        "{} does not hold the objects of volume {}; copy them there first, or add --force",
+        root.display(),
+        setting.name()
+    )))
+}
+
+/// Key and record of the directory that holds what was deleted.
+pub(super) fn trash_root() -> (Bytes, Bytes) {
+    (key::inode(Ino::TRASH), directory_record(0o555))
+}
+
+/// A directory of the top, as it is made with the volume.
+fn directory_record(mode: u16) -> Bytes {
+    let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
+    encode_attr(&Attr {
+        flags: Flags(0),
+        kind: Kind::Dir,
+        mode,
+        uid: 0,
+        gid: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        nlink: 2,
+        length: 4096,
+        rdev: 0,
+        parent: Ino::ROOT,
+        access_acl: 0,
+        default_acl: 0,
+        tier: 0,
+    })
 }
 
 /// Creates a directory and makes its own entry durable, or a power cut could take a new volume with all its synced files.

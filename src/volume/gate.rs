@@ -11,21 +11,8 @@ pub const CLIENT_LEVEL: &str = "1.4.1";
 
 /// Says why the volume cannot be used, naming the field of its setting. `quotas` is whether it has directory, user or group quotas.
 pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
-    let field = |name: &str| setting.document().get(name);
-    let text = |name: &str| field(name).and_then(|value| value.as_str()).unwrap_or_default();
-    for (name, wrong) in [("MinClientVersion", Ordering::Less), ("MaxClientVersion", Ordering::Greater)] {
-        let limit = text(name);
-        if limit.is_empty() {
-            continue;
-        }
-        match compare_versions(CLIENT_LEVEL, limit) {
-            Some(order) if order == wrong => {
-                return Err(format!("check version: {name} of the volume is {limit}, this client is of level {CLIENT_LEVEL}"));
-            }
-            Some(_) => {}
-            None => return Err(format!("check version: {name} of the volume is {limit:?}, which is no version")),
-        }
-    }
+    let text = |name: &str| setting.document().get(name).and_then(|value| value.as_str()).unwrap_or_default();
+    check_version(setting, CLIENT_LEVEL)?;
     let refuse = |name: &str, value: &dyn std::fmt::Display| {
         Err(format!("the volume has {name} = {value}, which this build does not support; use it with a client that does"))
     };
@@ -52,6 +39,26 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     }
     if !text("RangerService").is_empty() {
         return refuse("RangerService", &text("RangerService"));
+    }
+    Ok(())
+}
+
+/// Whether a client of this version may use the volume.
+pub fn check_version(setting: &Setting, version: &str) -> Result<(), String> {
+    let limits = [
+        ("MinClientVersion", setting.min_client_version(), Ordering::Less),
+        ("MaxClientVersion", setting.max_client_version(), Ordering::Greater),
+    ];
+    for (name, limit, wrong) in limits.into_iter().filter(|(_, limit, _)| !limit.is_empty()) {
+        match compare_versions(version, limit) {
+            Some(order) if order == wrong => {
+                return Err(format!("check version: {name} of the volume is {limit}, this client is of level {version}"));
+            }
+            Some(_) => {}
+            None => {
+                return Err(format!("check version: {name} of the volume is {limit:?} and the client's {version:?}: one is no version"));
+            }
+        }
     }
     Ok(())
 }

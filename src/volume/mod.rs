@@ -4,6 +4,7 @@
 //! the order in `Volume::open` matters.
 
 mod codec;
+mod config;
 mod create;
 mod fsck;
 mod gate;
@@ -11,13 +12,15 @@ mod info;
 mod status;
 mod stores;
 mod url;
+mod wanted;
 
+pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use status::{session, status};
-pub use stores::Stores;
+pub use stores::{Stores, location};
 pub use url::MetaUrl;
 
 use crate::block::{BlockConfig, BlockStore};
@@ -117,6 +120,7 @@ pub struct MountOptions {
 
 /// A volume in use by this process.
 pub struct Volume {
+    name: String,
     meta: Arc<Meta>,
     blocks: Arc<BlockStore>,
     chunks: Arc<Chunks>,
@@ -175,12 +179,12 @@ impl Volume {
             let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
-        Ok(Volume { meta, blocks, chunks, writers, jobs, read_only: options.read_only })
+        Ok(Volume { name: setting.name().into(), meta, blocks, chunks, writers, jobs, read_only: options.read_only })
     }
 
     /// Name of the volume.
     pub fn name(&self) -> &str {
-        self.meta.setting().name()
+        &self.name
     }
 
     /// The store, for those who look at it.

@@ -1,7 +1,7 @@
 //! What `status` shows: the setting, who uses the volume, how full it is.
 
 use crate::meta::key;
-use crate::meta::store::{Query, Value};
+use crate::meta::store::{Query, Store, Value};
 use crate::volume::VolumeError;
 use crate::volume::stores::{Stores, usage};
 use serde_json::{Value as Json, json};
@@ -67,8 +67,13 @@ pub async fn session(stores: &Stores, sid: u64) -> Result<Json, VolumeError> {
 }
 
 async fn sessions(stores: &Stores) -> Result<Vec<Json>, VolumeError> {
+    sessions_of(stores.store.as_ref()).await
+}
+
+/// Every session with the document its client left.
+pub(super) async fn sessions_of(store: &dyn Store) -> Result<Vec<Json>, VolumeError> {
     let queries = [Query::ZRange { key: key::ALL_SESSIONS, max: i64::MAX, limit: SESSIONS_MAX }, Query::HGetAll(key::SESSION_INFOS)];
-    let values = stores.store.read(&queries).await?;
+    let values = store.read(&queries).await?;
     let [Value::Scored(expiries), Value::Pairs(infos)] = values.as_slice() else {
         return Err(VolumeError::Failed("the metadata store gave no answer about sessions".into()));
     };

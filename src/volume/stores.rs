@@ -27,8 +27,8 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Opens what is there. A volume this build must not touch is refused.
-    pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
+    /// Metadata and setting alone, whatever the volume is.
+    pub(super) async fn metadata(url: &MetaUrl) -> Result<(Arc<dyn Store>, Setting), VolumeError> {
         match url.dir().join(DATABASE).try_exists() {
             Ok(true) => {}
             Ok(false) => return Err(VolumeError::NotFormatted(url.dir().into())),
@@ -37,6 +37,12 @@ impl Stores {
         }
         let store = open_store(url.dir())?;
         let setting = load_setting(store.as_ref()).await?.ok_or_else(|| VolumeError::NotFormatted(url.dir().into()))?;
+        Ok((store, setting))
+    }
+
+    /// Opens what is there. A volume this build must not touch is refused.
+    pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
+        let (store, setting) = Stores::metadata(url).await?;
         gate::check(&setting, has_quotas(store.as_ref()).await?).map_err(VolumeError::Refused)?;
         let root = bucket_dir(url.dir(), setting.bucket());
         if !root.is_dir() {
@@ -68,6 +74,16 @@ pub(super) fn open_objects(root: PathBuf) -> Result<Arc<dyn ObjectStore>, Volume
 pub(super) fn bucket_dir(dir: &Path, bucket: &str) -> PathBuf {
     let bucket = bucket.strip_prefix("file://").unwrap_or(bucket);
     if bucket.is_empty() { dir.join(OBJECTS) } else { dir.join(bucket) }
+}
+
+/// Where the objects are, for messages: storage, bucket, prefix, and no secret.
+pub fn location(setting: &Setting, dir: Option<&Path>) -> String {
+    let bucket = setting.bucket();
+    let bucket = match setting.storage() {
+        "file" => dir.map_or_else(|| bucket.into(), |dir| bucket_dir(dir, bucket).display().to_string()),
+        _ => bucket.split_once("://").map_or(bucket, |(_, rest)| rest).into(),
+    };
+    format!("{}://{}/{}/", setting.storage(), bucket.trim_end_matches('/'), setting.name())
 }
 
 /// The setting, `None` if the store holds no volume.

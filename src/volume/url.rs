@@ -47,6 +47,13 @@ impl MetaUrl {
             MetaUrl::Embedded(dir) => dir,
         }
     }
+
+    /// The directory of a volume that lives on this host as a whole.
+    pub fn local_dir(&self) -> Option<&Path> {
+        match self {
+            MetaUrl::Embedded(dir) => Some(dir),
+        }
+    }
 }
 
 impl fmt::Display for MetaUrl {
