@@ -136,6 +136,7 @@ fn wanted(args: &Args) -> anyhow::Result<NewVolume> {
         trash_days: number("trash-days", &args.trash_days)?,
         enable_acl: args.enable_acl,
         force: args.force,
+        ..NewVolume::default()
     })
 }
 

@@ -9,6 +9,8 @@ pub mod file;
 pub mod memory;
 #[doc(hidden)]
 pub mod powercut;
+pub mod s3;
+pub mod sharded;
 
 use crate::types::BoxFuture;
 use bytes::Bytes;
@@ -71,4 +73,9 @@ pub trait ObjectStore: Send + Sync {
 
     /// Objects whose key begins with `prefix` and sorts after `after`, in key order, at most `limit`.
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<ObjectMeta>, ObjectError>>;
+
+    /// Makes the bucket if it is not there. Where there is nothing to make, it is.
+    fn create(&self) -> BoxFuture<'_, Result<(), ObjectError>> {
+        Box::pin(async { Ok(()) })
+    }
 }

@@ -5,9 +5,11 @@ use crate::meta::codec::encode_attr;
 use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
+use crate::object::{ObjectError, ObjectStore};
 use crate::types::{Attr, Flags, Ino, Kind, Time};
 use crate::volume::config::replace_setting;
-use crate::volume::stores::{DATABASE, OBJECTS, bucket_dir, load_setting, open_objects, open_store};
+use crate::volume::objects::{OBJECTS, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
+use crate::volume::stores::{DATABASE, load_setting, open_store};
 use crate::volume::{MetaUrl, VolumeError, codec, gate, wanted};
 use bytes::Bytes;
 use serde_json::json;
@@ -19,9 +21,13 @@ use std::sync::Arc;
 
 /// Block size of a volume that does not say otherwise, in KiB.
 pub const BLOCK_KIB_DEFAULT: u64 = 4096;
-/// The object that says whose blocks lie under a name (data §1.5).
-const UUID_OBJECT: &str = "juicefs_uuid";
-/// Days a local volume keeps deleted files unless it is told to: a directory of one user has other ways back.
+/// What a volume keeps its objects in if nothing is said.
+const STORAGE_DEFAULT: &str = "file";
+/// Set, it keeps a creation from testing and looking into the bucket, and from marking it (cli §12).
+const NO_CHECK: &str = "JFS_NO_CHECK_OBJECT_STORAGE";
+/// Days a volume keeps deleted files unless it is told otherwise (cli §4.1).
+const TRASH_DAYS: u64 = 1;
+/// The same of a local volume: a directory of one user has other ways back.
 const TRASH_DAYS_LOCAL: u64 = 0;
 /// Fewest and most characters of a volume's name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=63;
@@ -144,29 +150,29 @@ pub async fn create(url: &MetaUrl, wanted: &NewVolume) -> Result<Created, Volume
 }
 
 async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> Result<Created, VolumeError> {
-    let bucket = wanted.bucket.clone().unwrap_or_else(|| format!("{OBJECTS}/"));
-    let root = bucket_dir(url.dir(), &bucket);
-    make_dir(&root)?;
-    let objects = open_objects(root.clone())?;
-    let prefix = format!("{}/", wanted.name);
-    let strangers = objects.list(&prefix, "", 2).await.map_err(|e| VolumeError::Failed(format!("cannot list {}: {e}", root.display())))?;
-    // What a creation that was cut short left behind is no stranger.
-    if !wanted.force && strangers.iter().any(|object| object.key != format!("{prefix}{UUID_OBJECT}")) {
-        return Err(VolumeError::Refused(format!(
-            "Storage {}/{prefix} is not empty; please clean it up or pick another volume name",
-            root.display()
-        )));
-    }
     let uuid = uuid_v4(&SystemRandom);
     let block_kib = wanted.block_kib.unwrap_or(BLOCK_KIB_DEFAULT);
     assert!(BLOCK_KIB.contains(&block_kib) && block_kib.is_power_of_two(), "the command line rounds block sizes");
-    let storage = wanted.storage.as_deref().unwrap_or("file");
+    let storage = wanted.storage.as_deref().unwrap_or(STORAGE_DEFAULT);
+    let bucket = match &wanted.bucket {
+        Some(bucket) => bucket.clone(),
+        None if storage == STORAGE_DEFAULT => format!("{OBJECTS}/"),
+        None => return Err(VolumeError::Refused(format!("storage {storage} needs a bucket, e.g. --bucket https://HOST/BUCKET"))),
+    };
     let mut setting = Setting::new(&wanted.name, &uuid, storage, &bucket, block_kib);
-    wanted::apply_new(&mut setting, wanted, TRASH_DAYS_LOCAL)?;
+    wanted::apply_new(&mut setting, wanted, if url.local_dir().is_some() { TRASH_DAYS_LOCAL } else { TRASH_DAYS })?;
     gate::check(&setting, false).map_err(VolumeError::Refused)?;
     let uuid_object = match codec::encryption(&setting)? {
         None => Bytes::from(uuid),
         Some(encryption) => encryption.seal(uuid.as_bytes()).map_err(VolumeError::Failed)?.into(),
+    };
+    let objects = match prepare_bucket(url, &setting, wanted.force).await {
+        Ok(objects) => objects,
+        // Perhaps another process made the volume meanwhile, and what lies in the bucket is its own.
+        Err(error) => match load_setting(store.as_ref()).await? {
+            Some(setting) => return update(url, store, setting, wanted).await,
+            None => return Err(error),
+        },
     };
     let root_record = directory_record(0o777);
     // One commit: there is never a volume without a root. Of two processes that create the same volume the guard lets one win.
@@ -179,9 +185,11 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
     match store.commit(&guards, &writes, &[] as &[Query]).await? {
         Commit::Done { .. } => {
             store.sync().await?;
-            let object = format!("{prefix}{UUID_OBJECT}");
-            if let Err(error) = objects.put(&object, uuid_object).await {
-                tracing::warn!("cannot store {object}: {error}");
+            if checks_buckets() {
+                let object = format!("{}/{UUID_OBJECT}", wanted.name);
+                if let Err(error) = objects.put(&object, uuid_object).await {
+                    tracing::warn!("cannot store {object}: {error}");
+                }
             }
             Ok(Created::New(setting))
         }
@@ -190,6 +198,30 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
             None => Err(VolumeError::Failed("the setting of the volume was removed while it was created; try again".into())),
         },
     }
+}
+
+/// The bucket of a new volume: it works, and nobody else's objects lie under the name.
+async fn prepare_bucket(url: &MetaUrl, setting: &Setting, force: bool) -> Result<Arc<dyn ObjectStore>, VolumeError> {
+    let dir = url.local_dir();
+    for root in directories(setting, dir)? {
+        make_dir(&root)?;
+    }
+    let objects = open_objects(setting, dir).await?;
+    if !checks_buckets() {
+        return Ok(objects);
+    }
+    let place = location(setting, dir);
+    let wrong = |why: String| VolumeError::Failed(format!("Storage {place} is not configured correctly: {why}"));
+    check_bucket(objects.as_ref(), setting.name()).await.map_err(wrong)?;
+    let empty = is_empty(objects.as_ref(), setting.name()).await.map_err(|e| wrong(format!("cannot list objects: {e}")))?;
+    if !empty && !force {
+        return Err(VolumeError::Refused(format!("Storage {place} is not empty; please clean it up or pick another volume name")));
+    }
+    Ok(objects)
+}
+
+fn checks_buckets() -> bool {
+    std::env::var_os(NO_CHECK).is_none_or(|value| value.is_empty())
 }
 
 async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
@@ -214,16 +246,17 @@ async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &New
 
 /// Whether the objects of a volume are where its setting says; says what to do if not.
 pub(super) async fn check_objects(url: &MetaUrl, setting: &Setting) -> Result<(), VolumeError> {
-    let root = bucket_dir(url.dir(), setting.bucket());
-    let known = root.is_dir() && open_objects(root.clone())?.head(&format!("{}/{UUID_OBJECT}", setting.name())).await.is_ok();
-    if known {
-        return Ok(());
+    let place = location(setting, url.local_dir());
+    let failed = |why: String| VolumeError::Refused(format!("cannot look for the objects of the volume at {place}: {why}"));
+    let objects = open_objects(setting, url.local_dir()).await.map_err(|e| failed(e.to_string()))?;
+    match objects.head(&format!("{}/{UUID_OBJECT}", setting.name())).await {
+        Ok(_) => Ok(()),
+        Err(ObjectError::Missing) => Err(VolumeError::Refused(format!(
+            "{place} does not hold the objects of volume {}; copy them there first, or add --force",
+            setting.name()
+        ))),
+        Err(error) => Err(failed(error.to_string())),
     }
-    Err(VolumeError::Refused(format!(
-        "{} does not hold the objects of volume {}; copy them there first, or add --force",
-        root.display(),
-        setting.name()
-    )))
 }
 
 /// Key and record of the directory that holds what was deleted.

@@ -31,10 +31,7 @@ pub fn check(setting: &Setting, quotas: bool) -> Result<(), String> {
     if quotas {
         return refuse("quotas", &"set");
     }
-    if setting.shards() > 1 {
-        return refuse("Shards", &setting.shards());
-    }
-    if setting.storage() != "file" {
+    if !matches!(setting.storage(), "file" | "s3" | "minio") {
         return refuse("Storage", &setting.storage());
     }
     if !text("RangerService").is_empty() {
@@ -118,8 +115,7 @@ mod tests {
             ("EnableACL", json!(true)),
             ("ChangeLog", json!(true)),
             ("UserGroupQuota", json!(true)),
-            ("Shards", json!(2)),
-            ("Storage", json!("s3")),
+            ("Storage", json!("oss")),
             ("MinClientVersion", json!("1.5.0-A")),
             ("MaxClientVersion", json!("1.3.9")),
         ] {

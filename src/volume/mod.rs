@@ -9,6 +9,7 @@ mod create;
 mod fsck;
 mod gate;
 mod info;
+mod objects;
 mod status;
 mod stores;
 mod url;
@@ -19,8 +20,9 @@ pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, creat
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
+pub use objects::{check_bucket, location};
 pub use status::{session, status};
-pub use stores::{Stores, location};
+pub use stores::Stores;
 pub use url::MetaUrl;
 
 use crate::block::{BlockConfig, BlockStore};

@@ -6,15 +6,13 @@ use crate::meta::setting::Setting;
 use crate::meta::store::embedded::EmbeddedStore;
 use crate::meta::store::{Query, Store, Value};
 use crate::object::ObjectStore;
-use crate::object::file::FileStore;
+use crate::volume::objects::open_objects;
 use crate::volume::{MetaUrl, VolumeError, gate};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// The database of an embedded volume, inside its directory.
 pub const DATABASE: &str = "pando.db";
-/// Default place of the objects, inside the directory of the volume.
-pub const OBJECTS: &str = "objects";
 
 /// Metadata, setting and objects of one volume.
 pub struct Stores {
@@ -44,15 +42,7 @@ impl Stores {
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
         let (store, setting) = Stores::metadata(url).await?;
         gate::check(&setting, has_quotas(store.as_ref()).await?).map_err(VolumeError::Refused)?;
-        let root = bucket_dir(url.dir(), setting.bucket());
-        if !root.is_dir() {
-            // Not created silently: a missing bucket is most likely a disk that is not mounted, and a new one would read as lost data.
-            return Err(VolumeError::Refused(format!(
-                "the objects of the volume are not at {}; mount or restore it first",
-                root.display()
-            )));
-        }
-        let objects = open_objects(root)?;
+        let objects = open_objects(&setting, url.local_dir()).await?;
         Ok(Stores { store, setting, objects })
     }
 }
@@ -61,29 +51,6 @@ impl Stores {
 pub(super) fn open_store(dir: &Path) -> Result<Arc<dyn Store>, VolumeError> {
     let store = EmbeddedStore::open(dir).map_err(|e| VolumeError::Failed(format!("cannot open the volume in {}: {e}", dir.display())))?;
     Ok(Arc::new(store))
-}
-
-/// Opens the object store in a directory that exists.
-pub(super) fn open_objects(root: PathBuf) -> Result<Arc<dyn ObjectStore>, VolumeError> {
-    let shown = root.display().to_string();
-    let objects = FileStore::open(root).map_err(|e| VolumeError::Failed(format!("cannot open the objects in {shown}: {e}")))?;
-    Ok(Arc::new(objects))
-}
-
-/// Where the objects are: a relative bucket lies in the directory of the volume, so that a volume can be moved as a whole.
-pub(super) fn bucket_dir(dir: &Path, bucket: &str) -> PathBuf {
-    let bucket = bucket.strip_prefix("file://").unwrap_or(bucket);
-    if bucket.is_empty() { dir.join(OBJECTS) } else { dir.join(bucket) }
-}
-
-/// Where the objects are, for messages: storage, bucket, prefix, and no secret.
-pub fn location(setting: &Setting, dir: Option<&Path>) -> String {
-    let bucket = setting.bucket();
-    let bucket = match setting.storage() {
-        "file" => dir.map_or_else(|| bucket.into(), |dir| bucket_dir(dir, bucket).display().to_string()),
-        _ => bucket.split_once("://").map_or(bucket, |(_, rest)| rest).into(),
-    };
-    format!("{}://{}/{}/", setting.storage(), bucket.trim_end_matches('/'), setting.name())
 }
 
 /// The setting, `None` if the store holds no volume.
@@ -120,16 +87,4 @@ pub async fn usage(store: &dyn Store) -> Result<Usage, VolumeError> {
         .ok_or_else(|| VolumeError::Failed("a usage counter is no number; run `pando fsck`".into()))?;
     }
     Ok(Usage { space: numbers[0], inodes: numbers[1] })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_move_with_the_volume_unless_they_are_elsewhere() {
-        for (bucket, place) in [("", "/v/objects"), ("objects/", "/v/objects"), ("/data/x/", "/data/x"), ("file:///data", "/data")] {
-            assert_eq!(bucket_dir(Path::new("/v"), bucket), Path::new(place), "{bucket}");
-        }
-    }
 }

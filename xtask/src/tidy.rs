@@ -33,6 +33,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("pkcs8", &["src/block/private_key.rs"]),
     ("lz4_flex", &["src/block/compress.rs"]),
     ("zstd", &["src/block/compress.rs"]),
+    ("aws_sdk_s3", &["src/object/s3/"]),
+    ("aws_config", &["src/object/s3/"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];
