@@ -14,6 +14,7 @@ mod store;
 pub use compress::Compression;
 pub use encrypt::Encryption;
 pub use frame::Codec;
+pub(crate) use retry::retrying;
 pub use store::{BlockConfig, BlockStore, FRAME_BYTES_MAX};
 
 use crate::object::ObjectError;

@@ -10,7 +10,7 @@ use tracing::debug;
 const PAUSES_MS: [u64; 10] = [50, 100, 250, 500, 1000, 2000, 3000, 4500, 5000, 5000];
 
 /// Runs `request` until it succeeds, fails for good, or the pauses are used up.
-pub(super) async fn retrying<T, F>(what: &'static str, key: &str, mut request: impl FnMut() -> F) -> Result<T, ObjectError>
+pub(crate) async fn retrying<T, F>(what: &'static str, key: &str, mut request: impl FnMut() -> F) -> Result<T, ObjectError>
 where
     F: Future<Output = Result<T, ObjectError>>,
 {

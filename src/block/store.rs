@@ -211,6 +211,7 @@ impl BlockStore {
             Err(ObjectError::Missing) => Err(BlockError::Missing { key }),
             // The range lies within the block, so an object without it is too short.
             Err(ObjectError::Invalid(why)) if range.is_some() => Err(self.damaged(key, why)),
+            Err(ObjectError::Damaged(why)) => Err(self.damaged(key, why)),
             Err(e) => Err(self.failed("fetch", key, e)),
         }
     }

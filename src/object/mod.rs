@@ -30,6 +30,8 @@ pub enum ObjectError {
     Retry(String),
     /// The request cannot succeed (a bad key, a range outside the object).
     Invalid(String),
+    /// The object is there, and its bytes are not those that were stored.
+    Damaged(String),
 }
 
 impl fmt::Display for ObjectError {
@@ -40,6 +42,7 @@ impl fmt::Display for ObjectError {
             ObjectError::Denied(why) => write!(f, "the object store refused: {why}"),
             ObjectError::Retry(why) => write!(f, "the object store failed: {why}"),
             ObjectError::Invalid(why) => write!(f, "not a request the object store can answer: {why}"),
+            ObjectError::Damaged(why) => write!(f, "the object is damaged: {why}"),
         }
     }
 }

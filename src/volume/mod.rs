@@ -135,7 +135,9 @@ pub struct Volume {
 impl Volume {
     /// Opens a volume, joins its other users, starts the background work.
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
-        Volume::over(Stores::open(url).await?, options).await
+        let stores = Stores::open(url).await?;
+        objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
+        Volume::over(stores, options).await
     }
 
     /// The same over stores that are open; tests bring stores that fail.

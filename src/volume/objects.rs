@@ -1,5 +1,6 @@
 //! The bucket a setting names, opened; and whether a bucket can be that of a new volume.
 
+use crate::block::retrying;
 use crate::env::{Random, SystemRandom};
 use crate::meta::setting::Setting;
 use crate::object::file::FileStore;
@@ -28,6 +29,8 @@ const TEST_NAME_CHARS: usize = 10;
 const TEST_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// Objects looked at in one listing when a bucket should be empty.
 const LISTED_MAX: usize = 1000;
+/// Wait for the first answer of a bucket: longer than the pauses between tries, shorter than the patience of whoever mounts.
+const REACHED_TIME_MAX: Duration = Duration::from_secs(30);
 /// What stands for the number of a shard in the bucket URL.
 const SHARD: &str = "%d";
 
@@ -122,6 +125,31 @@ fn class_and_tag(setting: &Setting) -> (String, String) {
     let of_tier = |field: &str| text(tier.and_then(|tier| tier.get(field)));
     let class = Some(of_tier("StorageClass")).filter(|class| !class.is_empty());
     (class.unwrap_or_else(|| text(document.get("StorageClass"))), of_tier("Tag"))
+}
+
+/// Whether the bucket answers before anybody counts on it. A mount that cannot read its bucket is no use, and its user is still there to be told.
+pub(super) async fn check_reachable(setting: &Setting, objects: &dyn ObjectStore) -> Result<(), VolumeError> {
+    if setting.storage() == "file" {
+        // That the directory is there was seen when it was opened.
+        return Ok(());
+    }
+    let key = format!("{}/{UUID_OBJECT}", setting.name());
+    let ask = async {
+        match retrying("look", &key, || objects.head(&key)).await {
+            // The answer to a head does not say whether there is a bucket.
+            Err(ObjectError::Missing) => match objects.list(&key, "", 1).await {
+                Err(error @ ObjectError::Invalid(_)) => Err(error),
+                _ => {
+                    warn!("there is no {key} in the bucket; if this is not the bucket of the volume, its files cannot be read");
+                    Ok(())
+                }
+            },
+            found => found.map(|_| ()),
+        }
+    };
+    let late = |_| Err(ObjectError::Retry(format!("no answer in {REACHED_TIME_MAX:?}")));
+    let reached = tokio::time::timeout(REACHED_TIME_MAX, ask).await.unwrap_or_else(late);
+    reached.map_err(|e| VolumeError::Failed(format!("cannot use {}: {e}", location(setting, None))))
 }
 
 /// Tests a bucket as a volume will use it: an object is put, read back and deleted. A bucket that is not there is made.

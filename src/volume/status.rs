@@ -88,9 +88,8 @@ async fn locks(stores: &Stores, sid: u64) -> Result<(Vec<Json>, Vec<Json>), Volu
             if let Some(ino) = ino("lockf") {
                 flocks.push(json!({"Inode": ino, "Owner": owner, "Ltype": String::from_utf8_lossy(value)}));
             } else if let (Some(ino), Some(records)) = (ino("lockp"), decode_locks(value)) {
-                let record = |lock: &LockRecord| {
-                    json!({"Type": u32::from(lock.exclusive), "Pid": lock.pid, "Start": lock.start, "End": lock.end})
-                };
+                let record =
+                    |lock: &LockRecord| json!({"Type": u32::from(lock.exclusive), "Pid": lock.pid, "Start": lock.start, "End": lock.end});
                 let records: Vec<Json> = records.iter().map(record).collect();
                 plocks.push(json!({"Inode": ino, "Owner": owner, "Records": records}));
             }

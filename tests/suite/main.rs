@@ -9,5 +9,7 @@ mod locks;
 mod posix;
 mod powercut;
 mod programs;
+mod s3;
+mod s3_server;
 mod support;
 mod two_mounts;

@@ -44,6 +44,7 @@ impl Answer {
         Answer::new(status, format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as the test wants it</Message></Error>"))
     }
 
+    #[allow(dead_code)]
     pub fn header(mut self, name: &str, value: &str) -> Answer {
         self.headers.push((name.into(), value.into()));
         self
@@ -128,6 +129,7 @@ impl Server {
         Server { addr: told.recv().expect("the server starts"), state, _stop: stop }
     }
 
+    #[allow(dead_code)]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }

@@ -288,6 +288,7 @@ fn worker_entry() {
         Some("sqlite") => crate::programs::sqlite_worker(),
         Some("exclusive") => crate::two_mounts::exclusive_worker(),
         Some("hold") => crate::locks::hold_worker(),
+        Some("make-minio") => crate::s3::make_minio_worker(),
         Some("crash-writer") => crate::crash::writer_worker(),
         Some(other) => panic!("no such job: {other}"),
     }

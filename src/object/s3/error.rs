@@ -131,6 +131,7 @@ mod tests {
                 ObjectError::Denied(_) => "denied",
                 ObjectError::Retry(_) => "retry",
                 ObjectError::Invalid(_) => "invalid",
+                ObjectError::Damaged(_) => "damaged",
             }
         };
         for (status, code, meaning) in [

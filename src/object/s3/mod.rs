@@ -189,18 +189,18 @@ impl S3Store {
             // HTTP has no empty range; what is left of the question is whether the object is there.
             return self.head(key).await.map(|_| Bytes::new());
         }
-        let mut why = String::new();
-        for _ in 0..FETCHES_MAX {
+        let mut fetches = 1;
+        loop {
             let fetched = self.within(self.get_once(key, range.as_ref())).await?;
             match fetched.verify(key) {
                 // Of a server that does not know ranges, the whole.
                 Ok(bytes) if fetched.whole => return cut(&bytes, range),
                 Ok(bytes) => return Ok(bytes),
-                Err(wrong) => why = wrong,
+                Err(why) if fetches == FETCHES_MAX => return Err(ObjectError::Damaged(why)),
+                Err(why) => warn!(key, bucket = self.bucket, "{why}; fetching them again"),
             }
-            warn!(key, bucket = self.bucket, "{why}");
+            fetches += 1;
         }
-        Err(ObjectError::Invalid(why))
     }
 
     async fn head_once(&self, key: &str) -> Result<ObjectMeta, ObjectError> {

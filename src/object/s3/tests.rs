@@ -172,9 +172,9 @@ async fn wrong_bytes_are_never_returned() {
     damaged[50_000] ^= 0x10;
     std::fs::write(temp.path().join("data/k"), &damaged).expect("written");
     let error = store.get("k", None).await.expect_err("damaged");
-    assert!(matches!(&error, ObjectError::Invalid(why) if why.contains("add up to")), "{error}");
+    assert!(matches!(&error, ObjectError::Damaged(why) if why.contains("add up to")), "{error}");
     std::fs::write(temp.path().join("data/k"), &damaged[..60_000]).expect("written");
-    assert!(matches!(store.get("k", None).await, Err(ObjectError::Invalid(_))), "a shorter object");
+    assert!(matches!(store.get("k", None).await, Err(ObjectError::Damaged(_))), "a shorter object");
     let unchecked = open(config(&format!("{}?disable-checksum=true", server.bucket("data")))).await;
     assert_eq!(unchecked.get("k", None).await.map(|bytes| bytes.len()), Ok(60_000));
 }

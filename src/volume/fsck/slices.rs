@@ -1,7 +1,7 @@
 //! Chunk lists, reference counts, blocks.
 
 use super::{COPY_OUT, Check, LOST, Pages, RECOUNT, inode_of};
-use crate::block::{Codec, Compression};
+use crate::block::{Codec, Compression, retrying};
 use crate::meta::codec::decode_slice;
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
@@ -97,7 +97,7 @@ impl Check<'_> {
         {
             return Ok(Some(frame.len() as u64));
         }
-        match self.stores.objects.head(key).await {
+        match retrying("look", key, || self.stores.objects.head(key)).await {
             Ok(object) => Ok(Some(object.size)),
             Err(ObjectError::Missing) => Ok(None),
             Err(error) => Err(VolumeError::Failed(format!("cannot look at object {key}: {error}"))),

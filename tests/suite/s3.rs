@@ -1,0 +1,208 @@
+//! Volumes whose objects are in a bucket of an S3 server.
+
+use crate::s3_server::{ACCESS_KEY, Answer, Fault, SECRET_KEY, Server};
+use crate::support::{Dice, PANDO, Volume, eventually, is_mounted, run, text, worker, worker_arg};
+use pando::meta::key;
+use pando::meta::setting::Setting;
+use pando::meta::store::embedded::EmbeddedStore;
+use pando::meta::store::{Query, Store, Value, Write};
+use pando::volume::{MetaUrl, NewVolume, VolumeError, create};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A server whose buckets are directories beside the volume.
+fn server(volume: &Volume) -> Server {
+    let root = volume.temp.path().join("s3");
+    fs::create_dir_all(&root).expect("made");
+    Server::start(&root)
+}
+
+fn wanted(storage: &str, bucket: &str) -> NewVolume {
+    NewVolume {
+        name: "vol".into(),
+        storage: Some(storage.into()),
+        bucket: Some(bucket.into()),
+        access_key: Some(ACCESS_KEY.into()),
+        secret_key: Some(SECRET_KEY.into()),
+        ..NewVolume::default()
+    }
+}
+
+fn make(dir: PathBuf, wanted: &NewVolume) -> Result<(), VolumeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(create(&MetaUrl::Embedded(dir), wanted)).map(|_| ())
+}
+
+/// Names of the files below a directory.
+fn files(dir: &Path) -> Vec<String> {
+    let output = run(Command::new("find").args([dir.as_os_str(), "-type".as_ref(), "f".as_ref()]));
+    let mut names: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_volume_in_a_bucket() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    // The bucket is not there yet: it is made.
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let bucket = volume.temp.path().join("s3/data/vol");
+    assert_eq!(fs::read_to_string(bucket.join("juicefs_uuid")).expect("there").len(), 36);
+    assert_eq!(files(&bucket).len(), 1, "nothing is left of the test: {:?}", files(&bucket));
+    let content = Dice::new(7).bytes(10 << 20);
+    let mount = volume.mount();
+    server.fail_next("PUT", Fault::Answer(Answer::error(503, "SlowDown")));
+    fs::write(mount.join("big"), &content).expect("written");
+    fs::write(mount.join("small"), "a few bytes").expect("written");
+    mount.unmount();
+    assert_eq!(files(&bucket.join("chunks")).len(), 3, "{:?}", files(&bucket));
+    let mount = volume.mount();
+    for fault in [Fault::Answer(Answer::error(500, "InternalError")), Fault::Cut, Fault::Flip] {
+        server.fail_next("GET", fault);
+    }
+    assert!(fs::read(mount.join("big")).expect("read") == content, "other bytes came back");
+    assert_eq!(fs::read_to_string(mount.join("small")).expect("read"), "a few bytes");
+    volume.assert_clean();
+    fs::remove_file(mount.join("big")).expect("removed");
+    eventually("the objects are deleted", || files(&bucket.join("chunks")).is_empty());
+    mount.unmount();
+    volume.assert_clean();
+}
+
+#[test]
+fn damaged_objects_are_errors() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let mount = volume.mount();
+    fs::write(mount.join("f"), Dice::new(9).bytes(300_000)).expect("written");
+    mount.unmount();
+    let objects = files(&volume.temp.path().join("s3/data/vol/chunks"));
+    let [object] = &objects[..] else { panic!("{objects:?}") };
+    let mut bytes = fs::read(object).expect("read");
+    bytes[150_000] ^= 1;
+    fs::write(object, bytes).expect("damaged");
+    let mount = volume.mount();
+    let error = fs::read(mount.join("f")).expect_err("damaged");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    mount.unmount();
+}
+
+/// Gives the setting of a volume that is not in use other values.
+fn change_setting(dir: &Path, change: impl FnOnce(&mut Setting)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let store = EmbeddedStore::open(dir).expect("opens");
+        let values = store.read(&[Query::Get(key::SETTING)]).await.expect("read");
+        let [Value::Bytes(Some(bytes))] = &values[..] else { panic!("{values:?}") };
+        let mut setting = Setting::parse(bytes).expect("sound");
+        change(&mut setting);
+        store.commit(&[], &[Write::Set(key::SETTING, setting.encode().into())], &[]).await.expect("written");
+        store.sync().await.expect("synced");
+    });
+}
+
+#[test]
+fn objects_spread_over_buckets() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &NewVolume { block_kib: Some(64), ..wanted("s3", &server.bucket("data")) }).expect("made");
+    change_setting(&volume.dir(), |setting| {
+        setting.set("Shards", json!(3));
+        setting.set("Bucket", json!(server.bucket("part-%d")));
+    });
+    let parts = [0, 1, 2].map(|n| volume.temp.path().join(format!("s3/part-{n}")));
+    for part in &parts {
+        fs::create_dir(part).expect("made");
+    }
+    let content = Dice::new(3).bytes(2 << 20);
+    let mount = volume.mount();
+    fs::write(mount.join("f"), &content).expect("written");
+    mount.unmount();
+    let counts = parts.each_ref().map(|part| files(part).len());
+    assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() == 32, "{counts:?}");
+    let mount = volume.mount();
+    assert!(fs::read(mount.join("f")).expect("read") == content, "other bytes came back");
+    mount.unmount();
+    volume.assert_clean();
+    let output = run(Command::new(PANDO).arg("status").arg(volume.dir()));
+    assert!(output.status.success() && !text(&output).contains(SECRET_KEY), "{}", text(&output));
+}
+
+#[test]
+fn a_bucket_that_cannot_be_used_says_why() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    let refused = |wanted: &NewVolume, why: &[&str]| {
+        let error = make(volume.dir(), wanted).expect_err("refused").to_string();
+        assert!(why.iter().all(|why| error.contains(why)), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    };
+    let plain = wanted("s3", &server.bucket("data"));
+    refused(&NewVolume { secret_key: Some("hush".into()), ..plain.clone() }, &["s3://127.0.0.1", "/data/vol/", "access key"]);
+    refused(&NewVolume { bucket: None, ..plain.clone() }, &["needs a bucket"]);
+    refused(&NewVolume { storage: Some("oss".into()), ..plain.clone() }, &["Storage = oss"]);
+    refused(&wanted("s3", "https://127.0.0.1:1/data?tls-insecure-skip-verify=true"), &["SSL_CERT_FILE"]);
+    refused(&wanted("minio", &server.bucket("")), &["no bucket"]);
+    fs::create_dir_all(volume.temp.path().join("s3/data/vol")).expect("made");
+    fs::write(volume.temp.path().join("s3/data/vol/stranger"), "x").expect("written");
+    refused(&plain, &["not empty"]);
+    fs::remove_file(volume.temp.path().join("s3/data/vol/stranger")).expect("removed");
+    make(volume.dir(), &plain).expect("made");
+    // Another volume of this name must not share the objects of the first.
+    let other = make(volume.temp.path().join("other"), &plain).expect_err("refused").to_string();
+    assert!(other.contains("not empty"), "{other}");
+    let mnt = volume.temp.path().join("mnt");
+    let mount = || {
+        let output = run(Command::new("timeout").arg("50").arg(PANDO).arg("mount").arg(volume.dir()).arg(&mnt));
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(!is_mounted(&mnt));
+        text(&output)
+    };
+    let elsewhere = volume.temp.path().join("s3/moved");
+    fs::rename(volume.temp.path().join("s3/data"), &elsewhere).expect("renamed");
+    let said = mount();
+    assert!(said.contains("no bucket data"), "{said}");
+    drop(server);
+    let said = mount();
+    assert!(said.contains("cannot use s3://127.0.0.1") && said.contains("onnect"), "{said}");
+}
+
+/// In a worker process, for its environment: a volume on `minio` without keys in its setting.
+pub fn make_minio_worker() {
+    let wanted = NewVolume { access_key: None, secret_key: None, ..wanted("minio", &worker_arg(1)) };
+    make(worker_arg(0).into(), &wanted).expect("made");
+}
+
+#[test]
+fn keys_and_regions_from_the_environment() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    let keys = [("MINIO_ACCESS_KEY", ACCESS_KEY), ("MINIO_SECRET_KEY", SECRET_KEY), ("MINIO_REGION", "home-1")];
+    let bucket = server.bucket("minio/data");
+    let output = run(worker("make-minio", &[volume.dir().as_os_str(), bucket.as_ref()]).envs(keys));
+    assert!(output.status.success(), "{}", text(&output));
+    let asked = server.take_asked();
+    assert!(!asked.is_empty());
+    for asked in asked {
+        assert!(asked.target.starts_with("/data") && asked.headers["authorization"].contains("/home-1/s3/aws4_request"), "{asked:?}");
+    }
+    let status = |envs: &[(&str, &str)]| {
+        let mut command = Command::new(PANDO);
+        command.arg("status").arg(volume.dir()).env("AWS_EC2_METADATA_DISABLED", "true").env("HOME", volume.temp.path());
+        command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_PROFILE").envs(envs.iter().copied());
+        run(&mut command)
+    };
+    assert!(status(&keys).status.success());
+    assert!(status(&[("AWS_ACCESS_KEY_ID", ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", SECRET_KEY)]).status.success());
+    fs::create_dir(volume.temp.path().join(".aws")).expect("made");
+    let profile = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+    fs::write(volume.temp.path().join(".aws/credentials"), profile).expect("written");
+    assert!(status(&[]).status.success(), "the shared profile");
+    fs::remove_file(volume.temp.path().join(".aws/credentials")).expect("removed");
+    let output = status(&[]);
+    assert!(!output.status.success() && text(&output).contains("no access key"), "{}", text(&output));
+}
