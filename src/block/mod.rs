@@ -1,11 +1,19 @@
 //! Slices as blocks, blocks as objects: upload, fetch, delete. Knows no inodes.
 //!
-//! Blocks are immutable: what is cached or fetched once is never stale. Every object that comes back is checked for its length.
+//! Blocks are immutable: what is cached or fetched once is never stale. Every object that comes back is decoded to exactly the length of its
+//! block, or is damaged.
 
+mod compress;
+mod encrypt;
 mod flight;
+mod frame;
+mod private_key;
 mod retry;
 mod store;
 
+pub use compress::Compression;
+pub use encrypt::Encryption;
+pub use frame::Codec;
 pub(crate) use retry::retrying;
 pub use store::{BlockConfig, BlockStore, FRAME_BYTES_MAX};
 
@@ -28,6 +36,8 @@ pub enum BlockError {
         /// What is wrong.
         why: String,
     },
+    /// A block could not be made an object: the system has no randomness or no thread for it.
+    Encode(String),
     /// The object store failed, for good or for longer than we try.
     Store(ObjectError),
     /// The place where small blocks live beside the metadata failed; logged there.
@@ -40,7 +50,7 @@ impl BlockError {
         match self {
             BlockError::Store(ObjectError::Full(_)) => Errno::NOSPC,
             BlockError::Frames(errno) => *errno,
-            BlockError::Missing { .. } | BlockError::Damaged { .. } | BlockError::Store(_) => Errno::IO,
+            BlockError::Missing { .. } | BlockError::Damaged { .. } | BlockError::Encode(_) | BlockError::Store(_) => Errno::IO,
         }
     }
 }
@@ -50,6 +60,7 @@ impl fmt::Display for BlockError {
         match self {
             BlockError::Missing { key } => write!(f, "object {key} is missing"),
             BlockError::Damaged { key, why } => write!(f, "object {key} is damaged: {why}"),
+            BlockError::Encode(why) => write!(f, "a block cannot be encoded: {why}"),
             BlockError::Store(error) => write!(f, "{error}"),
             BlockError::Frames(errno) => write!(f, "a small block cannot be read: {errno}"),
         }

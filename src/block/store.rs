@@ -1,8 +1,8 @@
 //! `BlockStore`: the blocks of a volume, through the cache, the frames beside the metadata, and the object store.
 
-use crate::block::BlockError;
 use crate::block::flight::Flights;
 use crate::block::retry::retrying;
+use crate::block::{BlockError, Codec};
 use crate::cache::MemoryCache;
 use crate::object::{ObjectError, ObjectStore};
 use crate::types::{BlockId, FrameSource, SliceId, block_count};
@@ -28,6 +28,8 @@ pub struct BlockConfig {
     pub hash_prefix: bool,
     /// Size of a full block.
     pub block_bytes: u32,
+    /// Between blocks and objects.
+    pub codec: Codec,
     /// Decoded blocks.
     pub cache: MemoryCache,
     /// Where small blocks are.
@@ -41,6 +43,7 @@ pub struct BlockConfig {
 /// The blocks of one volume.
 pub struct BlockStore {
     config: BlockConfig,
+    codec: Arc<Codec>,
     uploads: Semaphore,
     downloads: Semaphore,
     flights: Flights,
@@ -48,9 +51,10 @@ pub struct BlockStore {
 
 impl BlockStore {
     /// Over this bucket.
-    pub fn new(config: BlockConfig) -> Arc<BlockStore> {
+    pub fn new(mut config: BlockConfig) -> Arc<BlockStore> {
+        let codec = Arc::new(std::mem::take(&mut config.codec));
         let (uploads, downloads) = (Semaphore::new(config.uploads_max.max(1)), Semaphore::new(config.downloads_max.max(1)));
-        Arc::new(BlockStore { config, uploads, downloads, flights: Flights::default() })
+        Arc::new(BlockStore { config, codec, uploads, downloads, flights: Flights::default() })
     }
 
     /// Size of a full block.
@@ -59,8 +63,31 @@ impl BlockStore {
     }
 
     /// The frame of a block: the bytes of its object. Without compression and encryption they are the block itself.
-    pub fn encode(&self, data: &Bytes) -> Bytes {
-        data.clone()
+    pub async fn encode(&self, data: &Bytes) -> Result<Bytes, BlockError> {
+        let block = data.clone();
+        self.coding(data.len(), move |codec| codec.encode(&block)).await.map_err(|why| {
+            error!(why, "a block cannot be encoded");
+            BlockError::Encode(why)
+        })
+    }
+
+    /// The block of a frame.
+    async fn decode(&self, block: &BlockId, frame: Bytes) -> Result<Bytes, BlockError> {
+        let len = block.len;
+        let decoded = self.coding(len as usize, move |codec| codec.decode(frame, len)).await;
+        decoded.map_err(|why| self.damaged(self.key(block), why))
+    }
+
+    /// Runs `work` on a block of `len` bytes, on a thread of its own if it takes long.
+    async fn coding<F>(&self, len: usize, work: F) -> Result<Bytes, String>
+    where
+        F: FnOnce(&Codec) -> Result<Bytes, String> + Send + 'static,
+    {
+        if self.codec.is_quick(len) {
+            return work(&self.codec);
+        }
+        let codec = Arc::clone(&self.codec);
+        tokio::task::spawn_blocking(move || work(&codec)).await.unwrap_or_else(|e| Err(format!("the coding thread ended: {e}")))
     }
 
     /// Stores a block, durable when it returns. `data` is exactly the block.
@@ -70,7 +97,7 @@ impl BlockStore {
             return Err(self.damaged(key, format!("{} bytes were to be stored", data.len())));
         }
         let _permit = self.uploads.acquire().await.expect("never closed");
-        let frame = self.encode(&data);
+        let frame = self.encode(&data).await?;
         match retrying("upload", &key, || self.config.objects.put(&key, frame.clone())).await {
             Ok(()) => {
                 self.config.cache.insert(block, data);
@@ -105,7 +132,9 @@ impl BlockStore {
         if range.start > range.end || range.end > block.len {
             return Err(self.damaged(self.key(&block), format!("bytes {}..{} were asked for", range.start, range.end)));
         }
-        let part = range.start > 0 && range.end - range.start <= block.len / RANGE_PART_MAX && block.len > FRAME_BYTES_MAX;
+        let small = range.start > 0 && range.end - range.start <= block.len / RANGE_PART_MAX && block.len > FRAME_BYTES_MAX;
+        // A part of a compressed or encrypted object is of no use.
+        let part = small && self.codec.is_plain();
         if !part || self.flights.under_way(&block) {
             let whole = self.fetch(block).await?;
             return Ok(whole.slice(range.start as usize..range.end as usize));
@@ -113,8 +142,7 @@ impl BlockStore {
         if let Some(whole) = self.cached(&block) {
             return Ok(whole.slice(range.start as usize..range.end as usize));
         }
-        let bytes = self.get(&block, Some(range.clone())).await?;
-        self.check_len(&block, bytes, range.end - range.start)
+        self.get_part(&block, range).await
     }
 
     /// Removes the objects of a slice that nothing names any more, and what is cached of it.
@@ -143,7 +171,7 @@ impl BlockStore {
             return Ok(None);
         }
         let Some(frame) = self.config.frames.frame(block.slice).await.map_err(BlockError::Frames)? else { return Ok(None) };
-        let bytes = self.check_len(block, frame, block.len)?;
+        let bytes = self.decode(block, frame).await?;
         self.config.cache.insert(*block, bytes.clone());
         Ok(Some(bytes))
     }
@@ -153,15 +181,31 @@ impl BlockStore {
         if let Some(bytes) = self.cached(&block) {
             return Ok(bytes);
         }
-        let bytes = self.check_len(&block, self.get(&block, None).await?, block.len)?;
+        let bytes = self.get_whole(&block).await?;
         self.config.cache.insert(block, bytes.clone());
         Ok(bytes)
     }
 
-    async fn get(&self, block: &BlockId, range: Option<Range<u32>>) -> Result<Bytes, BlockError> {
+    /// The decoded object. The permit is held until then, so that frames in memory are bounded like downloads are.
+    async fn get_whole(&self, block: &BlockId) -> Result<Bytes, BlockError> {
+        let _permit = self.downloads.acquire().await.expect("never closed");
+        let frame = self.get_object(block, None).await?;
+        self.decode(block, frame).await
+    }
+
+    async fn get_part(&self, block: &BlockId, range: Range<u32>) -> Result<Bytes, BlockError> {
+        let expected = range.end - range.start;
+        let _permit = self.downloads.acquire().await.expect("never closed");
+        let bytes = self.get_object(block, Some(range)).await?;
+        if bytes.len() as u64 != u64::from(expected) {
+            return Err(self.damaged(self.key(block), format!("{} bytes instead of {expected}", bytes.len())));
+        }
+        Ok(bytes)
+    }
+
+    async fn get_object(&self, block: &BlockId, range: Option<Range<u32>>) -> Result<Bytes, BlockError> {
         let key = self.key(block);
         let range = range.map(|range| u64::from(range.start)..u64::from(range.end));
-        let _permit = self.downloads.acquire().await.expect("never closed");
         match retrying("fetch", &key, || self.config.objects.get(&key, range.clone())).await {
             Ok(bytes) => Ok(bytes),
             Err(ObjectError::Missing) => Err(BlockError::Missing { key }),
@@ -170,13 +214,6 @@ impl BlockStore {
             Err(ObjectError::Damaged(why)) => Err(self.damaged(key, why)),
             Err(e) => Err(self.failed("fetch", key, e)),
         }
-    }
-
-    fn check_len(&self, block: &BlockId, bytes: Bytes, expected: u32) -> Result<Bytes, BlockError> {
-        if bytes.len() as u64 == u64::from(expected) {
-            return Ok(bytes);
-        }
-        Err(self.damaged(self.key(block), format!("{} bytes instead of {expected}", bytes.len())))
     }
 
     fn damaged(&self, key: String, why: String) -> BlockError {
@@ -193,6 +230,7 @@ impl BlockStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::{Compression, Encryption};
     use crate::object::fault::{Fault, FaultStore, Request};
     use crate::object::memory::MemoryStore;
     use crate::types::{BoxFuture, Errno};
@@ -219,6 +257,10 @@ mod tests {
     }
 
     fn bench(cache_bytes: u64) -> Bench {
+        coded_bench(cache_bytes, Codec::default())
+    }
+
+    fn coded_bench(cache_bytes: u64, codec: Codec) -> Bench {
         let memory = Arc::new(MemoryStore::new());
         let faults = Arc::new(FaultStore::new(memory.clone()));
         let frames = Arc::new(Frames::default());
@@ -227,6 +269,7 @@ mod tests {
             prefix: "vol".into(),
             hash_prefix: false,
             block_bytes: BLOCK_BYTES,
+            codec,
             cache: MemoryCache::new(cache_bytes),
             frames: frames.clone(),
             uploads_max: 2,
@@ -305,6 +348,35 @@ mod tests {
         assert_eq!(blocks.upload(id, pattern(8)).await.map_err(|e| e.errno()), Err(Errno::NOSPC));
         faults.inject(Request::Put, 0, 1, Fault::Fail(ObjectError::Denied("read-only".into())));
         assert_eq!(blocks.upload(id, pattern(8)).await.map_err(|e| e.errno()), Err(Errno::IO));
+    }
+
+    #[tokio::test]
+    async fn coded_blocks_come_back_whole_or_not_at_all() {
+        let key = include_str!("../../tests/fixtures/keys/pkcs8.pem");
+        for encryption in [None, Some(Encryption::new("", key, None).unwrap())] {
+            let Bench { blocks, faults, memory, frames } = coded_bench(0, Codec::new(Compression::Zstd, encryption));
+            let id = block(1, BLOCK_BYTES);
+            blocks.upload(id, pattern(BLOCK_BYTES)).await.unwrap();
+            let object = memory.objects()[&blocks.key(&id)].clone();
+            assert!(object.len() < BLOCK_BYTES as usize / 10);
+            assert_eq!(blocks.fetch_range(id, 1000..3000).await, Ok(pattern(BLOCK_BYTES).slice(1000..3000)));
+            // A frame beside the metadata is exactly the bytes of the object.
+            let small = blocks.encode(&pattern(100)).await.unwrap();
+            frames.0.lock().unwrap().insert(2, small.clone());
+            assert_eq!(blocks.fetch(block(2, 100)).await, Ok(pattern(100)));
+            memory.put(&blocks.key(&block(3, 100)), small).await.unwrap();
+            assert_eq!(blocks.fetch(block(3, 100)).await, Ok(pattern(100)));
+            // Under the name of a longer or a shorter block it is none; and a damaged one is not tried again.
+            memory.put(&blocks.key(&block(4, BLOCK_BYTES - 1)), object.clone()).await.unwrap();
+            memory.put(&blocks.key(&block(5, BLOCK_BYTES)), object.slice(..object.len() - 1)).await.unwrap();
+            memory.put(&blocks.key(&block(6, BLOCK_BYTES)), pattern(2 * BLOCK_BYTES)).await.unwrap();
+            for damaged in [block(4, BLOCK_BYTES - 1), block(5, BLOCK_BYTES), block(6, BLOCK_BYTES)] {
+                let calls = faults.calls(Request::Get);
+                let error = blocks.fetch(damaged).await.unwrap_err();
+                assert!(matches!(&error, BlockError::Damaged { key, .. } if *key == blocks.key(&damaged)), "{error}");
+                assert_eq!((error.errno(), faults.calls(Request::Get)), (Errno::IO, calls + 1));
+            }
+        }
     }
 
     #[tokio::test]

@@ -13,6 +13,12 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use tracing::debug;
 
+/// A result that becomes a frame beside the metadata.
+struct Small {
+    data: Bytes,
+    frame: Bytes,
+}
+
 impl Chunks {
     /// Compacts a chunk if there is something to gain. Does nothing while this process already compacts it.
     pub async fn compact(&self, ino: Ino, chunk: u32) -> Result<(), Errno> {
@@ -24,8 +30,8 @@ impl Chunks {
         let Some(plan) = plan_compaction(&view.records) else { return Ok(()) };
         let taken = &view.records[..plan.taken];
         let id = self.meta.next_slice().await?;
-        let frame = match self.store_merged(id, &taken[plan.skipped..], &plan).await {
-            Ok(frame) => frame,
+        let small = match self.store_merged(id, &taken[plan.skipped..], &plan).await {
+            Ok(small) => small,
             Err(error) => {
                 self.discard(id, plan.len).await;
                 if let BlockError::Missing { key } = &error {
@@ -36,12 +42,12 @@ impl Chunks {
                 return Err(error.errno());
             }
         };
-        let new = NewSlice { pos: plan.pos, id, len: plan.len, frame: frame.clone() };
+        let new = NewSlice { pos: plan.pos, id, len: plan.len, frame: small.as_ref().map(|small| small.frame.clone()) };
         // An error leaves the new objects alone: it may not be known whether the exchange happened.
         match self.meta.compact_commit(ino, chunk, taken, plan.skipped, new).await? {
             Some(dead) => {
-                if let Some(data) = frame {
-                    self.blocks.note_frame(id, data);
+                if let Some(small) = small {
+                    self.blocks.note_frame(id, small.data);
                 }
                 debug!(%ino, chunk, records = plan.taken - plan.skipped, bytes = plan.len, "compacted");
                 self.delete_slices(&dead).await
@@ -54,12 +60,13 @@ impl Chunks {
     }
 
     /// Stores what is visible of `records` in the planned range as slice `id`, a block at a time, so that a chunk never lies in memory as a
-    /// whole. A small result is not stored: it is the frame that is answered.
-    async fn store_merged(&self, id: SliceId, records: &[SliceRecord], plan: &CompactPlan) -> Result<Option<Bytes>, BlockError> {
+    /// whole. A small result is not stored but answered.
+    async fn store_merged(&self, id: SliceId, records: &[SliceRecord], plan: &CompactPlan) -> Result<Option<Small>, BlockError> {
         let block_bytes = self.blocks.block_bytes();
         if plan.len <= FRAME_BYTES_MAX.min(block_bytes) && self.meta.store().keeps_frames() {
             let data = whole(self.read(records, plan.pos..plan.pos + plan.len).await?);
-            return Ok(Some(self.blocks.encode(&data)));
+            let frame = self.blocks.encode(&data).await?;
+            return Ok(Some(Small { data, frame }));
         }
         for index in 0..block_count(plan.len, block_bytes) {
             let block = BlockId::of(id, plan.len, index, block_bytes).expect("the index is below the slice's block count");

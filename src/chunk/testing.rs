@@ -31,6 +31,7 @@ impl Bench {
             prefix: "vol".into(),
             hash_prefix: false,
             block_bytes: BLOCK_BYTES,
+            codec: Default::default(),
             cache: MemoryCache::new(cache_bytes),
             frames: world.meta.clone(),
             uploads_max: 4,

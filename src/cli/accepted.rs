@@ -2,6 +2,9 @@
 //!
 //! Ignored is what changes nothing that a user could rely on. Refused is what would leave a promise unkept: rights, limits, data.
 
+use crate::cli::values;
+use std::time::Duration;
+
 /// An option that has no field in a command's arguments.
 #[derive(Debug)]
 pub struct Flag {
@@ -22,11 +25,15 @@ pub enum Effect {
     Warn(&'static str),
     /// The command ends with this reason.
     Refuse(&'static str),
+    /// Its value decides: nothing, one line, or the message with which the command ends.
+    Check(fn(&str) -> Result<Option<&'static str>, String>),
 }
 
-use Effect::{Refuse, Silent, Warn};
+use Effect::{Check, Refuse, Silent, Warn};
 
-const LOCAL: &str = "has no effect on a local volume";
+const FIXED: &str = "has no effect: this build decides it itself";
+const MEMORY: &str = "has no effect: this build caches blocks in memory only";
+const DIRECT: &str = "has no effect: this build stores blocks before it acknowledges them";
 const NOT_YET: &str = "is not supported by this build; leave it out";
 
 const fn switch(name: &'static str, effect: Effect) -> Flag {
@@ -45,6 +52,7 @@ pub fn flags(command: &str) -> &'static [Flag] {
     match command {
         "mount" => MOUNT,
         "format" => FORMAT,
+        "config" => CONFIG,
         "fsck" => FSCK,
         _ => &[],
     }
@@ -65,71 +73,105 @@ const MOUNT: &[Flag] = &[
     switch("enable-ioctl", Refuse(NOT_YET)),
     value("root-squash", Refuse(NOT_YET)),
     value("all-squash", Refuse(NOT_YET)),
-    value("backup-meta", Warn("has no effect on a local volume: copy its directory while nothing is mounted to back it up")),
+    value("backup-meta", Check(backup_period)),
     switch("backup-skip-trash", Silent),
-    switch("no-bgjob", Refuse("is not supported by this build; a local volume needs its background work, as no other client does it")),
+    switch("no-bgjob", Refuse("is not supported by this build: the background work of a mount cannot be switched off")),
     value("skip-dir-nlink", Silent),
     // Parents are always touched: stricter than asked.
     value("skip-dir-mtime", Silent),
     switch("sort-dir", Silent),
     switch("fast-statfs", Silent),
-    value("network-interfaces", Warn(LOCAL)),
-    switch("readdir-cache", Warn(LOCAL)),
-    value("open-cache", Warn(LOCAL)),
+    value("network-interfaces", Warn("has no effect: all addresses of the host are registered")),
+    switch("readdir-cache", Warn("has no effect: directories are read afresh")),
+    value("open-cache", Check(open_cache)),
     value("open-cache-limit", Silent),
-    value("storage", Refuse("cannot be replaced for a local volume; its setting decides")),
-    value("bucket", Refuse("cannot be replaced for a local volume; change it with `pando format --bucket`")),
-    value("storage-class", Warn(LOCAL)),
-    value("tag", Warn(LOCAL)),
-    value("get-timeout", Warn(LOCAL)),
-    value("put-timeout", Warn(LOCAL)),
-    value("io-retries", Warn(LOCAL)),
-    value("max-stage-write", Warn(LOCAL)),
-    value("max-deletes", Refuse(NOT_YET)),
+    value("storage", Refuse("cannot be replaced for one client; its setting decides, change it with `config`")),
+    value("bucket", Refuse("cannot be replaced for one client; its setting decides, change it with `config`")),
+    value("storage-class", Warn("has no effect: the setting of the volume decides")),
+    value("tag", Warn("has no effect: this build stores no tags")),
+    value("get-timeout", Warn(FIXED)),
+    value("put-timeout", Warn(FIXED)),
+    value("io-retries", Warn(FIXED)),
+    value("max-stage-write", Warn(DIRECT)),
+    value("max-deletes", Check(deletes)),
     value("upload-limit", Refuse(NOT_YET)),
     value("download-limit", Refuse(NOT_YET)),
     switch("check-storage", Silent),
     value("max-readahead", Warn(NO_TUNING)),
     value("prefetch", Warn(NO_TUNING)),
-    // The objects are files of this host already: staging them first would store everything twice.
-    switch("writeback", Warn(LOCAL)),
-    value("writeback-threshold-size", Warn(LOCAL)),
-    value("upload-delay", Warn(LOCAL)),
-    value("upload-hours", Warn(LOCAL)),
-    value("cache-dir", Warn(LOCAL)),
-    value("cache-mode", Warn(LOCAL)),
-    value("cache-size", Warn(LOCAL)),
-    value("cache-items", Warn(LOCAL)),
-    value("free-space-ratio", Warn(LOCAL)),
-    switch("cache-partial-only", Warn(LOCAL)),
-    switch("cache-large-write", Warn(LOCAL)),
-    value("verify-cache-checksum", Warn(LOCAL)),
-    value("cache-eviction", Warn(LOCAL)),
-    value("cache-scan-interval", Warn(LOCAL)),
-    value("cache-expire", Warn(LOCAL)),
+    // Stricter than asked: what is acknowledged is where all hosts find it.
+    switch("writeback", Warn(DIRECT)),
+    value("writeback-threshold-size", Warn(DIRECT)),
+    value("upload-delay", Warn(DIRECT)),
+    value("upload-hours", Warn(DIRECT)),
+    value("cache-dir", Warn(MEMORY)),
+    value("cache-mode", Warn(MEMORY)),
+    value("cache-size", Warn(MEMORY)),
+    value("cache-items", Warn(MEMORY)),
+    value("free-space-ratio", Warn(MEMORY)),
+    switch("cache-partial-only", Warn(MEMORY)),
+    switch("cache-large-write", Warn(MEMORY)),
+    value("verify-cache-checksum", Warn(MEMORY)),
+    value("cache-eviction", Warn(MEMORY)),
+    value("cache-scan-interval", Warn(MEMORY)),
+    value("cache-expire", Warn(MEMORY)),
     value("metrics", Warn(NO_METRICS)),
     value("custom-labels", Warn(NO_METRICS)),
     value("consul", Warn(NO_METRICS)),
     switch("no-usage-report", Silent),
 ];
 
-const NO_TUNING: &str = "has no effect: reading ahead adapts itself";
+const NO_TUNING: &str = "has no effect: this build does not read ahead by it";
 const NO_METRICS: &str = "has no effect: this build serves no metrics";
 
+/// Shortest period of backups that does not burden the metadata store.
+const BACKUP_PERIOD_MIN: Duration = Duration::from_secs(300);
+
+fn backup_period(text: &str) -> Result<Option<&'static str>, String> {
+    let period = values::duration(text).map_err(|why| format!("Invalid value {text:?} for \"backup-meta\": {why}"))?;
+    let unchecked = std::env::var_os("SKIP_BACKUP_META_CHECK").is_some_and(|value| value == "true");
+    if period.is_zero() {
+        return Ok(None);
+    }
+    if period < BACKUP_PERIOD_MIN && !unchecked {
+        let seconds = period.as_secs();
+        let minutes = if seconds >= 60 { format!("{}m", seconds / 60) } else { String::new() };
+        return Err(format!("backup-meta should not be less than 5 minutes: {minutes}{}s", seconds % 60));
+    }
+    Ok(Some("has no effect yet: this build does not back up the metadata, another client of the volume has to"))
+}
+
+/// Ignoring it only means asking the store more often than allowed.
+fn open_cache(text: &str) -> Result<Option<&'static str>, String> {
+    let time = values::duration(text).map_err(|why| format!("Invalid value {text:?} for \"open-cache\": {why}"))?;
+    Ok((!time.is_zero()).then_some("has no effect: attributes are asked for at each open"))
+}
+
+fn deletes(text: &str) -> Result<Option<&'static str>, String> {
+    match text.parse::<u32>() {
+        Ok(0) => Err("--max-deletes 0 is not supported by this build: each mount deletes what it has to".into()),
+        Ok(_) => Ok(Some(FIXED)),
+        Err(_) => Err(format!("Invalid value {text:?} for \"max-deletes\": a number is wanted")),
+    }
+}
+
 const FORMAT: &[Flag] = &[
-    value("access-key", Refuse("belongs to remote storage; this build stores objects in a directory")),
-    value("secret-key", Refuse("belongs to remote storage; this build stores objects in a directory")),
-    value("session-token", Refuse("belongs to remote storage; this build stores objects in a directory")),
-    value("storage-class", Refuse("belongs to remote storage; this build stores objects in a directory")),
-    value("tag", Refuse("belongs to remote storage; this build stores objects in a directory")),
-    value("encrypt-rsa-key", Refuse(NOT_YET)),
-    // The algorithm of an encryption that is not asked for.
-    value("encrypt-algo", Silent),
-    value("shards", Refuse(NOT_YET)),
-    switch("enable-acl", Refuse(NOT_YET)),
+    value("tag", Warn("has no effect: this build stores no tags")),
     value("ranger-rest-url", Refuse(NOT_YET)),
     value("ranger-service", Refuse(NOT_YET)),
     value("kerberos-config-file", Refuse(NOT_YET)),
+];
+
+const CONFIG: &[Flag] = &[
+    value("tag", Refuse(NOT_YET)),
+    value("tier", Refuse(NOT_YET)),
+    value("ranger-rest-url", Refuse(NOT_YET)),
+    value("ranger-service", Refuse(NOT_YET)),
+    value("kerberos-config-file", Refuse(NOT_YET)),
+    switch("changelog", Refuse(NOT_YET)),
+    value("changelog-max-age", Refuse(NOT_YET)),
+    value("changelog-max-lines", Refuse(NOT_YET)),
+    switch("user-group-quota", Refuse(NOT_YET)),
 ];
 
 const FSCK: &[Flag] = &[

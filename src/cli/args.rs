@@ -8,7 +8,6 @@ use clap::{Arg, ArgAction, Command};
 
 /// Commands of the reference that this build does not have. They are told apart from misspelt ones.
 const UNSUPPORTED: &[&str] = &[
-    "config",
     "quota",
     "destroy",
     "gc",
@@ -75,13 +74,32 @@ enum Known<'a> {
     Accepted(&'a accepted::Flag),
 }
 
+/// What follows an option.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arity {
+    /// Nothing; `=false` is as if it were not there.
+    Switch,
+    /// Nothing, or `=true` and `=false`, which are told apart from its absence.
+    Choice,
+    /// A value.
+    Value,
+}
+
 impl Known<'_> {
-    fn takes_value(&self) -> bool {
+    fn arity(&self) -> Arity {
         match self {
-            Known::Clap(arg) => matches!(arg.get_action(), ArgAction::Set | ArgAction::Append),
-            Known::Accepted(flag) => flag.takes_value,
+            Known::Clap(arg) if arg.get_num_args().is_some_and(|count| count.min_values() == 0 && count.max_values() == 1) => Arity::Choice,
+            Known::Clap(arg) if matches!(arg.get_action(), ArgAction::Set | ArgAction::Append) => Arity::Value,
+            Known::Clap(_) => Arity::Switch,
+            Known::Accepted(flag) if flag.takes_value => Arity::Value,
+            Known::Accepted(_) => Arity::Switch,
         }
     }
+}
+
+/// Whether an option of a command, or of all commands, takes a value; `None` if it is not known.
+pub fn option_takes_value(program: &Command, command: &str, option: &str) -> Option<bool> {
+    find(program, program.find_subcommand(command), option).map(|known| known.arity() == Arity::Value)
 }
 
 /// Brings a command line to its normal form. `program` is the definition of all commands and options.
@@ -117,15 +135,17 @@ pub fn normalise(program: &Command, line: &[String]) -> Result<Normal, Stop> {
             _ => {}
         }
         let known = find(program, command, option).ok_or_else(|| Stop::Wrong(format!("unknown option: {word:?}")))?;
-        let value = match (known.takes_value(), value) {
-            (true, Some(value)) => Some(value.to_string()),
-            (true, None) => {
+        let value = match (known.arity(), value) {
+            (Arity::Value, Some(value)) => Some(value.to_string()),
+            (Arity::Choice, Some("true" | "false")) => value.map(String::from),
+            (Arity::Choice, None) => Some("true".into()),
+            (Arity::Value, None) => {
                 let missing = || Stop::NoValue { option: spelt.into(), command: name.clone().unwrap_or_default() };
                 Some(rest.next().cloned().ok_or_else(missing)?)
             }
-            (false, Some("false")) => continue,
-            (false, None | Some("true")) => None,
-            (false, Some(value)) => {
+            (Arity::Switch, Some("false")) => continue,
+            (Arity::Switch, None | Some("true")) => None,
+            (Arity::Switch | Arity::Choice, Some(value)) => {
                 return Err(Stop::Wrong(format!("Invalid value {value:?} for {option:?}: it is a switch, true or false")));
             }
         };
@@ -138,6 +158,11 @@ pub fn normalise(program: &Command, line: &[String]) -> Result<Normal, Stop> {
                 Effect::Silent => {}
                 Effect::Warn(why) => normal.warnings.push(format!("--{} {why}", flag.name)),
                 Effect::Refuse(why) => return Err(Stop::Wrong(format!("--{} {why}", flag.name))),
+                Effect::Check(check) => match check(value.as_deref().unwrap_or_default()) {
+                    Ok(None) => {}
+                    Ok(Some(why)) => normal.warnings.push(format!("--{} {why}", flag.name)),
+                    Err(message) => return Err(Stop::Wrong(message)),
+                },
             },
         }
     }
@@ -161,7 +186,7 @@ fn command_of(program: &Command, line: &[String]) -> Result<Option<String>, Stop
             None => return Ok(Some(word.clone())),
             // An option nobody knows is reported later; whether it takes a value cannot be told.
             Some((_, option, value)) => {
-                if value.is_none() && find(program, None, option).is_some_and(|known| known.takes_value()) {
+                if value.is_none() && find(program, None, option).is_some_and(|known| known.arity() == Arity::Value) {
                     rest.next();
                 }
             }
@@ -212,7 +237,7 @@ fn check_count(command: &Command, name: &str, positionals: &[String]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     fn run(line: &str) -> Result<Normal, Stop> {
         let words: Vec<String> = line.split_whitespace().map(String::from).collect();
@@ -230,6 +255,7 @@ mod tests {
             ("format vol name --block-size 1M --force", "pando format --block-size=1M --force -- vol name"),
             ("umount -f mnt", "pando umount --force -- mnt"),
             ("info a b c", "pando info -- a b c"),
+            ("config vol --dir-stats=false --enable-acl -y", "pando config --dir-stats=false --enable-acl=true --yes -- vol"),
             ("umount -- -odd", "pando umount -- -odd"),
         ];
         for (line, normal) in table {
@@ -258,10 +284,36 @@ mod tests {
         }
     }
 
+    /// What a fleet writes into its scripts. Each word must be accepted.
+    #[test]
+    fn lines_in_use_are_accepted() {
+        for line in [
+            "format --storage s3 --bucket http://rustfs:9000/djinnbot --access-key ak --secret-key sk --trash-days 7 redis://redis:6379/2 djinnbot",
+            "mount --cache-dir /var/jfsCache --cache-size 20480 --backup-meta 3600 --no-usage-report --buffer-size 300 --prefetch 1 \
+             --max-uploads 20 --attr-cache 1 --entry-cache 1 --dir-entry-cache 1 redis://redis:6379/2 /jfs",
+            "format --no-update --storage=file --bucket=/b --access-key= --block-size=4M --compress=lz4 --trash-days=1 --capacity=1 --inodes=5 \
+             --shards=0 --secret-key=x redis://h/1 vol --encrypt-rsa-key=/k.pem",
+            "config redis://h/1 --trash-days 7 --capacity 10 --inodes 1000 --upload-limit 100 --download-limit 0 --yes --force",
+            "mount redis://h/1 /jfs -d --log /l --read-only --subdir a -o allow_other,ro --writeback --cache-dir a:b --open-cache 0 --metrics x:1",
+            "status redis://h/1 --session 1 -m",
+            "umount /jfs --force --flush",
+        ] {
+            let normal = run(line).expect(line);
+            crate::cli::Cli::try_parse_from(normal.args).expect(line);
+        }
+        for (line, what) in [
+            ("mount vol /jfs --backup-meta 60", "backup-meta should not be less than 5 minutes: 1m0s"),
+            ("mount vol /jfs --backup-meta x", "backup-meta"),
+            ("mount vol /jfs --max-deletes 0", "max-deletes"),
+        ] {
+            assert!(matches!(run(line), Err(Stop::Wrong(message)) if message.contains(what)), "{line}");
+        }
+    }
+
     #[test]
     fn options_without_effect_are_named_once() {
         let normal = run("mount vol mnt --cache-size 10 --no-syslog").expect("accepted");
-        assert_eq!(normal.warnings, ["--cache-size has no effect on a local volume"]);
+        assert_eq!(normal.warnings, ["--cache-size has no effect: this build caches blocks in memory only"]);
         assert!(matches!(run("mount vol mnt --all-squash 1:1"), Err(Stop::Wrong(_))));
     }
 }

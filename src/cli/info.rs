@@ -52,7 +52,7 @@ async fn describe(args: &Args, path: &str) -> anyhow::Result<Description> {
         false if found.ino() == Ino::ROOT.0 => Ino(server.root),
         false => Ino(found.ino()),
     };
-    let url = MetaUrl::parse(&server.volume.to_string_lossy()).map_err(|why| anyhow!(why))?;
+    let url = MetaUrl::parse(&server.volume).map_err(|why| anyhow!(why))?;
     let stores = Stores::open(&url).await?;
     Ok(volume::describe(&stores, ino, Ino(server.root), args.recursive).await?)
 }

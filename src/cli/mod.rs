@@ -2,11 +2,15 @@
 
 mod accepted;
 mod args;
+mod config;
 mod format;
 mod fsck;
+mod helper;
 mod info;
 mod mount;
+mod program;
 mod status;
+mod title;
 mod umount;
 mod values;
 
@@ -15,6 +19,7 @@ use crate::volume::{CLIENT_LEVEL, MetaUrl};
 use anyhow::{Context, anyhow};
 use args::{Normal, Stop};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use program::Program;
 use std::io::Write;
 use std::process::ExitCode;
 use tracing::{Level, warn};
@@ -62,7 +67,9 @@ enum Command {
     /// Unmount and wait until all data is written.
     Umount(umount::Args),
     /// Make a volume, or change the setting of one.
-    Format(format::Args),
+    Format(Box<format::Args>),
+    /// Show or change the setting of a volume.
+    Config(Box<config::Args>),
     /// Show the setting, the sessions and the usage of a volume as JSON.
     Status(status::Args),
     /// Show inode, usage, path and blocks of files.
@@ -75,8 +82,17 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let line: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    match args::normalise(&Cli::command(), &line) {
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let argv0 = words.next().unwrap_or_default();
+    let line: Vec<String> = words.collect();
+    Program::called();
+    title::hide_secrets();
+    let program = Cli::command();
+    let line = match helper::called(&argv0) {
+        true => helper::mount_line(&program, &line),
+        false => Ok(line),
+    };
+    match line.and_then(|line| args::normalise(&program, &line)) {
         Ok(normal) => execute(normal),
         Err(stop) => ExitCode::from(end(stop)),
     }
@@ -103,7 +119,7 @@ fn execute(normal: Normal) -> ExitCode {
     };
     let outcome = match cli.command {
         // It starts the log itself: in the background that is another file, of another process.
-        Command::Mount(args) => mount::run(&args, logging),
+        Command::Mount(args) => mount::run(&args, Program::called(), logging),
         Command::Umount(args) => {
             logging();
             umount::run(&args)
@@ -111,6 +127,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Format(args) => {
             logging();
             format::run(&args)
+        }
+        Command::Config(args) => {
+            logging();
+            config::run(&args)
         }
         Command::Status(args) => {
             logging();
@@ -192,7 +212,7 @@ fn synopsis(command: &str) -> String {
 
 /// The version other clients of a volume see: the feature level, and as build metadata what this program is.
 fn version_line() -> String {
-    format!("pando version {CLIENT_LEVEL}+pando.{}", env!("CARGO_PKG_VERSION"))
+    format!("{} version {CLIENT_LEVEL}+pando.{}", Program::called().name(), env!("CARGO_PKG_VERSION"))
 }
 
 impl LogArgs {
@@ -231,6 +251,17 @@ fn value<T>(option: &str, text: Option<&String>, default: T, read: impl Fn(&str)
 
 fn volume_of(text: &str) -> anyhow::Result<MetaUrl> {
     MetaUrl::parse(text).map_err(|why| anyhow!(why))
+}
+
+/// The bucket as it is stored: a directory is absolute and ends with a slash, a URL stays as it is.
+fn bucket_of(storage: Option<&str>, text: &str) -> anyhow::Result<String> {
+    let is_url = text.contains("://") && !text.starts_with("file://");
+    if is_url || storage.is_some_and(|storage| storage != "file") {
+        return Ok(text.into());
+    }
+    let path = std::path::absolute(text.strip_prefix("file://").unwrap_or(text)).with_context(|| format!("--bucket {text:?}"))?;
+    let text = path.to_str().with_context(|| format!("--bucket {text:?} is not UTF-8, which the setting must be"))?;
+    Ok(format!("{}/", text.trim_end_matches('/')))
 }
 
 /// A runtime for commands that do one thing after another.

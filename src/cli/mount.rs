@@ -1,9 +1,12 @@
 //! `pando mount DIR MOUNTPOINT`
 
+use crate::cli::helper::is_fstab_word;
+use crate::cli::program::Program;
 use crate::cli::{invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
-use crate::volume::{self, KERNEL_TTL_MAX, MountOptions, NewVolume, Place, VolumeOptions, place};
+use crate::telemetry;
+use crate::volume::{self, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, VolumeOptions, place};
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use std::path::PathBuf;
@@ -19,29 +22,8 @@ const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=D
 /// Most transfers at once that can be asked for; each may hold a block of 16 MiB.
 const TRANSFERS_MAX: usize = 10_000;
 
-/// Words of `/etc/fstab` and mount(8) that mean nothing to a filesystem.
-const FSTAB_WORDS: &[&str] = &[
-    "_netdev",
-    "nofail",
-    "rw",
-    "defaults",
-    "remount",
-    "background",
-    "noauto",
-    "auto",
-    "user",
-    "users",
-    "owner",
-    "group",
-    "nouser",
-    "nonempty",
-    "async_dio",
-    "relatime",
-    "norelatime",
-];
-
 const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. Other options of `juicefs mount` are \
-                          accepted with a warning if they have no effect on a local volume, and refused if they are not supported.";
+                          accepted with a warning if they have no effect, and refused if a promise would be broken without them.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -108,8 +90,9 @@ pub struct Args {
 }
 
 /// Runs the command; `logging` starts the log of the process that serves.
-pub fn run(args: &Args, logging: impl Fn()) -> anyhow::Result<()> {
-    let (plan, warnings) = plan(args)?;
+pub fn run(args: &Args, program: Program, logging: impl Fn()) -> anyhow::Result<()> {
+    let (plan, warnings) = plan(args, program)?;
+    let place = plan.mountpoint.display();
     daemon::run(
         &plan,
         || {
@@ -118,28 +101,22 @@ pub fn run(args: &Args, logging: impl Fn()) -> anyhow::Result<()> {
                 warn!("{warning}");
             }
         },
-        say,
+        |name| match program {
+            Program::Pando => say(&format!("pando: {name} is ready at {place} (stop with: pando umount {place})")),
+            // Its standard output stays empty.
+            Program::Juicefs => telemetry::line("INFO", &format!("OK, {name} is ready at \"{place}\"")),
+        },
     )?;
     Ok(())
 }
 
-fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
+fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>)> {
     let mut warnings = Vec::new();
     let url = volume_of(&args.volume)?;
     let options = kernel_options(&args.options)?;
     let read_only = args.read_only || options.read_only;
-    let found = match url.dir() {
-        Some(dir) => place(dir).with_context(|| format!("cannot look into {url}"))?,
-        // The server is asked when the volume is opened.
-        None => Place::Volume,
-    };
+    let fresh = fresh_volume(&url, program, read_only)?;
     let ttl_max = if url.dir().is_some() { KERNEL_TTL_MAX } else { Duration::MAX };
-    match found {
-        Place::Volume => {}
-        Place::Free if read_only => bail!("database is not formatted: {url} holds no volume, and a read-only mount makes none"),
-        Place::Free => {}
-        Place::Foreign => bail!("{url} holds other files and no volume; name a directory that is empty or does not exist yet"),
-    }
     let mut ttl = |option: &str, text: Option<&String>| -> anyhow::Result<Duration> {
         let asked = value(option, text, KERNEL_TTL_MAX, values::duration)?;
         if asked > ttl_max {
@@ -152,7 +129,7 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
     let entry_ttl = ttl("entry-cache", args.entry_cache.as_ref())?;
     let dir_entry_ttl = ttl("dir-entry-cache", args.dir_entry_cache.as_ref())?;
     if value("negative-entry-cache", args.negative_entry_cache.as_ref(), Duration::ZERO, values::duration)? > Duration::ZERO {
-        bail!("--negative-entry-cache is not supported by this build; leave it out or use 0");
+        warnings.push("--negative-entry-cache has no effect: the kernel remembers no missing names".into());
     }
     let atime = match args.atime_mode.as_deref() {
         None | Some("noatime") => AtimeMode::Never,
@@ -164,11 +141,11 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
         }
     };
     let buffer_bytes = value("buffer-size", args.buffer_size.as_ref(), 300 << 20, |text| values::size(text, 'M'))?;
-    let request_bytes = value("max-fuse-io", args.max_fuse_io.as_ref(), *REQUEST_BYTES.end(), |text| values::size(text, 'B'))?;
+    let request_bytes = value("max-fuse-io", args.max_fuse_io.as_ref(), program.request_bytes(), |text| values::size(text, 'B'))?;
     let heartbeat = value("heartbeat", args.heartbeat.as_ref(), Duration::from_secs(12), values::duration)?;
     let umask = args.umask.as_ref().map(|text| values::octal(text).map_err(|why| invalid(text, "umask", &why))).transpose()?;
     let log = if args.background && std::env::var_os("JFS_FOREGROUND").is_none_or(|v| v.is_empty()) {
-        Some(std::path::absolute(args.log.clone().map_or_else(default_log, Ok)?).context("cannot find the log file")?)
+        Some(std::path::absolute(args.log.clone().map_or_else(|| default_log(program), Ok)?).context("cannot find the log file")?)
     } else {
         None
     };
@@ -177,7 +154,10 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
     let plan = MountPlan {
-        fresh: NewVolume { name: url.dir().map(volume::name_of).unwrap_or_default(), ..NewVolume::default() },
+        address: url.dir().map_or_else(|| args.volume.clone(), |dir| dir.to_string_lossy().into_owned()),
+        fresh,
+        subtype: program.name(),
+        source: program.source(),
         volume: VolumeOptions {
             read_only,
             mountpoint: mountpoint.to_string_lossy().into_owned(),
@@ -196,6 +176,7 @@ fn plan(args: &Args) -> anyhow::Result<(MountPlan, Vec<String>)> {
         url,
         mountpoint,
         log,
+        ready_time_max: program.ready_time_max(),
     };
     Ok((plan, warnings))
 }
@@ -228,19 +209,31 @@ fn kernel_options(lists: &[String]) -> anyhow::Result<KernelOptions> {
                 bail!("-o writeback_cache is not supported: written data would be unknown to fsync and to other processes; leave it out")
             }
             "debug" => {}
-            word if FSTAB_WORDS.contains(&word) || word.starts_with("x-") || word.starts_with("comment=") => {}
+            word if is_fstab_word(word) => {}
             other => options.others.push(other.into()),
         }
     }
     Ok(options)
 }
 
-fn default_log() -> anyhow::Result<PathBuf> {
+/// What the volume becomes if there is none: a local one under our own name, an error otherwise.
+fn fresh_volume(url: &MetaUrl, program: Program, read_only: bool) -> anyhow::Result<Option<NewVolume>> {
+    let Some(dir) = url.dir() else { return Ok(None) };
+    match place(dir).with_context(|| format!("cannot look into {url}"))? {
+        Place::Free if read_only => bail!("database is not formatted: {url} holds no volume, and a read-only mount makes none"),
+        Place::Free if program == Program::Juicefs => bail!("database is not formatted, please run `juicefs format ...` first"),
+        Place::Free | Place::Volume => Ok(Some(NewVolume { name: volume::name_of(dir), ..NewVolume::default() })),
+        Place::Foreign => bail!("{url} holds other files and no volume; name a directory that is empty or does not exist yet"),
+    }
+}
+
+fn default_log(program: Program) -> anyhow::Result<PathBuf> {
+    let name = program.name();
     if is_root() {
-        return Ok("/var/log/pando.log".into());
+        return Ok(format!("/var/log/{name}.log").into());
     }
     let home = std::env::var_os("HOME").context("$HOME is not set; give the log file with --log")?;
-    Ok(PathBuf::from(home).join(".pando/pando.log"))
+    Ok(PathBuf::from(home).join(format!(".{name}/{name}.log")))
 }
 
 fn is_root() -> bool {
@@ -255,12 +248,16 @@ mod tests {
     use clap::Parser;
 
     fn plan_of(dir: &std::path::Path, options: &[&str]) -> anyhow::Result<(MountPlan, Vec<String>)> {
+        plan_as(Program::Pando, dir, options)
+    }
+
+    fn plan_as(program: Program, dir: &std::path::Path, options: &[&str]) -> anyhow::Result<(MountPlan, Vec<String>)> {
         let vol = dir.join("vol").to_string_lossy().into_owned();
         let mnt = dir.join("mnt").to_string_lossy().into_owned();
         let line: Vec<String> = ["mount", &vol, &mnt].iter().chain(options).map(|word| word.to_string()).collect();
         let normal = crate::cli::args::normalise(&<Cli as clap::CommandFactory>::command(), &line).expect("a command line");
         match Cli::try_parse_from(normal.args).expect("parses").command {
-            Command::Mount(args) => plan(&args),
+            Command::Mount(args) => plan(&args, program),
             other => panic!("{other:?}"),
         }
     }
@@ -269,7 +266,7 @@ mod tests {
     fn options_become_a_plan() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (plan, warnings) = plan_of(dir.path(), &[]).expect("a plan");
-        assert_eq!((plan.fresh.name.as_str(), plan.request_bytes, plan.volume.buffer_bytes), ("vol", 1 << 20, 300 << 20));
+        assert_eq!((plan.fresh.expect("made").name.as_str(), plan.request_bytes, plan.volume.buffer_bytes), ("vol", 1 << 20, 300 << 20));
         assert_eq!((plan.view.attr_ttl, plan.log.is_none(), warnings.len()), (Duration::from_secs(1), true, 0));
         let options = ["--attr-cache", "60", "-o", "ro,nosuid,noauto", "--umask=022", "--buffer-size", "1", "--entry-cache", "0.2"];
         std::fs::create_dir(dir.path().join("vol")).expect("made");
@@ -282,11 +279,29 @@ mod tests {
     }
 
     #[test]
+    fn the_name_it_was_called_by_sets_defaults() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let error = plan_as(Program::Juicefs, dir.path(), &[]).expect_err("no volume").to_string();
+        assert_eq!(error, "database is not formatted, please run `juicefs format ...` first");
+        std::fs::create_dir(dir.path().join("vol")).expect("made");
+        std::fs::write(dir.path().join("vol/pando.db"), "").expect("written");
+        let (plan, _) = plan_as(Program::Juicefs, dir.path(), &["-d"]).expect("a plan");
+        assert_eq!((plan.subtype, plan.source, plan.request_bytes), ("juicefs", "JuiceFS", 128 << 10));
+        assert!(plan.log.is_some_and(|log| log.ends_with("juicefs.log")));
+        // What fleets give; none of it stops a mount.
+        let line = "--cache-dir /c --cache-size 20480 --backup-meta 3600 --no-usage-report --buffer-size 300 --prefetch 1 --max-uploads 20 \
+                    --attr-cache 1 --entry-cache 1 --dir-entry-cache 1 --negative-entry-cache 1";
+        let (plan, warnings) = plan_as(Program::Pando, dir.path(), &line.split_whitespace().collect::<Vec<_>>()).expect("a plan");
+        assert_eq!((plan.volume.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_before_anything_is_made() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (options, what) in [
             (&["--read-only"][..], "not formatted"),
-            (&["--negative-entry-cache", "1"], "negative-entry-cache"),
+            (&["--entry-cache", "x"], "entry-cache"),
             (&["-o", "writeback_cache"], "writeback_cache"),
             (&["--buffer-size", "abc"], "Invalid value \"abc\" for \"buffer-size\""),
             (&["--max-uploads", "0"], "max-uploads"),

@@ -74,6 +74,44 @@ pub fn bytes_shown(bytes: u64) -> String {
     }
 }
 
+/// `0 B`, `1.0 KiB`, `10 MiB`: one decimal below 10, none from 10 on.
+pub fn human_bytes(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut number = bytes as f64;
+    let mut unit = 0;
+    while number >= 1024.0 && unit + 1 < units.len() {
+        number /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        // What rounds to 10.0 is shown as 10.
+        _ if number < 9.95 => format!("{number:.1} {}", units[unit]),
+        _ => format!("{number:.0} {}", units[unit]),
+    }
+}
+
+/// A number with commas between thousands.
+pub fn count_shown(count: u64) -> String {
+    let digits = count.to_string();
+    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    String::from_utf8_lossy(&groups.join(&b',')).into_owned()
+}
+
+/// A rate in Mbit/s (10^6 bits), with one of the letters M G T P (factors of 1000); whole Mbit/s come back.
+pub fn bandwidth(text: &str) -> Result<u64, String> {
+    let (number, factor) = match text.chars().next_back() {
+        Some('M' | 'm') => (&text[..text.len() - 1], 1.0),
+        Some('G' | 'g') => (&text[..text.len() - 1], 1e3),
+        Some('T' | 't') => (&text[..text.len() - 1], 1e6),
+        Some('P' | 'p') => (&text[..text.len() - 1], 1e9),
+        _ => (text, 1.0),
+    };
+    let plain = !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit() || c == b'.');
+    let number: f64 = number.parse().ok().filter(|_| plain).ok_or_else(|| format!("{text:?} is no rate, such as 100 or 1.5G"))?;
+    Ok((number * factor) as u64)
+}
+
 /// A table as all commands draw it: header centred, cells to the right.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -111,6 +149,22 @@ mod tests {
         for text in ["", "4MiB", "GB", "-1", "1e3", "99E", "x"] {
             assert!(size(text, 'M').is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn shown_numbers_and_rates() {
+        for (bytes, text) in
+            [(0, "0 B"), (999, "999 B"), (1024, "1.0 KiB"), (10 << 20, "10 MiB"), (1536 << 20, "1.5 GiB"), (10_200, "10 KiB")]
+        {
+            assert_eq!(human_bytes(bytes), text);
+        }
+        for (count, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(count_shown(count), text);
+        }
+        for (text, mbps) in [("100", 100), ("1.5G", 1500), ("2T", 2_000_000), ("0", 0)] {
+            assert_eq!(bandwidth(text), Ok(mbps));
+        }
+        assert!(bandwidth("-1").is_err() && bandwidth("").is_err() && bandwidth("5K").is_err());
     }
 
     #[test]

@@ -7,9 +7,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long the launcher waits for the mount. A start takes milliseconds, a second with another process on the volume, and longer only
-/// while the log of a crashed volume is recovered. `JFS_MOUNT_TIMEOUT` replaces it.
-const READY_TIME_MAX: Duration = Duration::from_secs(60);
 /// Longest text a background process sends back.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// First byte of the answer: the mount is ready.
@@ -34,7 +31,7 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
         pid => {
             drop(sender);
             drop(log_file);
-            wait_for(answer, pid, log, ready)
+            wait_for(answer, pid, plan.ready_time_max, log, ready)
         }
     }
 }
@@ -47,9 +44,9 @@ fn child(plan: &MountPlan, log: &File, sender: File, started: impl FnOnce()) -> 
     }
     started();
     let mut sender = Some(sender);
-    let outcome = serve::serve(plan, |line| {
+    let outcome = serve::serve(plan, |name| {
         if let Some(sender) = sender.take() {
-            tell(sender, READY, line);
+            tell(sender, READY, name);
         }
     });
     match outcome {
@@ -81,10 +78,10 @@ fn detach(log: &File) -> io::Result<()> {
 }
 
 /// The launcher: waits, prints, and leaves the background process alone, unless it takes too long.
-fn wait_for(answer: File, pid: libc::pid_t, log: &Path, ready: impl FnOnce(&str)) -> Result<(), MountError> {
+fn wait_for(answer: File, pid: libc::pid_t, usual: Duration, log: &Path, ready: impl FnOnce(&str)) -> Result<(), MountError> {
     let wait = match std::env::var("JFS_MOUNT_TIMEOUT").ok().and_then(|text| text.parse().ok()) {
         Some(seconds) => Duration::from_secs(seconds),
-        None => READY_TIME_MAX,
+        None => usual,
     };
     let end = Instant::now() + wait;
     let mut polled = libc::pollfd { fd: answer.as_raw_fd(), events: libc::POLLIN, revents: 0 };

@@ -16,17 +16,24 @@ use crate::volume::{MetaUrl, MountOptions, NewVolume, VolumeError, VolumeOptions
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
-/// Type under which mounts appear in `/proc/mounts`, after `fuse.`.
-pub const SUBTYPE: &str = "pando";
+/// Types under which mounts of this program appear in `/proc/mounts`, after `fuse.`: its own name, and that of the program it stands for.
+pub const SUBTYPES: [&str; 2] = ["pando", "juicefs"];
 
 /// Everything a mount needs to know, decided before any process is started.
 #[derive(Clone, Debug)]
 pub struct MountPlan {
     /// The volume.
     pub url: MetaUrl,
-    /// What it becomes if its directory is empty.
-    pub fresh: NewVolume,
+    /// The volume as another process can open it: the URL with its password, if it has one.
+    pub address: String,
+    /// What it becomes if there is none yet; `None`: that is an error.
+    pub fresh: Option<NewVolume>,
+    /// One of `SUBTYPES`.
+    pub subtype: &'static str,
+    /// What `/proc/mounts` shows as the source, before the colon and the name of the volume.
+    pub source: &'static str,
     /// Where it appears; absolute.
     pub mountpoint: PathBuf,
     /// How the volume is used.
@@ -43,6 +50,8 @@ pub struct MountPlan {
     pub request_bytes: u32,
     /// Where a background process writes its log; `None` stays in the foreground.
     pub log: Option<PathBuf>,
+    /// How long the launcher of a background process waits for the mount. `JFS_MOUNT_TIMEOUT` replaces it.
+    pub ready_time_max: Duration,
 }
 
 /// Why a mount did not come about or did not end well.
@@ -75,7 +84,7 @@ impl From<VolumeError> for MountError {
 }
 
 /// Mounts and serves. In the foreground it returns when the mount has ended; with a log file, in the launching process, as soon as it is
-/// ready. `ready` is called with the line for the terminal.
+/// ready. `ready` is called with the name of the volume.
 pub fn run(plan: &MountPlan, started: impl FnOnce(), ready: impl FnOnce(&str)) -> Result<(), MountError> {
     match &plan.log {
         None => {
@@ -84,12 +93,6 @@ pub fn run(plan: &MountPlan, started: impl FnOnce(), ready: impl FnOnce(&str)) -
         }
         Some(log) => background::run(plan, log, started, ready),
     }
-}
-
-/// The line that says a mount is ready.
-fn ready_line(plan: &MountPlan, name: &str) -> String {
-    let place = plan.mountpoint.display();
-    format!("pando: {name} is ready at {place} (stop with: pando umount {place})")
 }
 
 fn last_error() -> io::Error {

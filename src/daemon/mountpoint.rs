@@ -1,6 +1,6 @@
 //! Mount points: what is mounted where, and whether a volume can go there.
 
-use crate::daemon::SUBTYPE;
+use crate::daemon::SUBTYPES;
 use std::ffi::CString;
 use std::fmt;
 use std::fs;
@@ -25,7 +25,7 @@ pub struct MountEntry {
 impl MountEntry {
     /// Whether this is a mount of ours.
     pub fn is_ours(&self) -> bool {
-        self.kind == format!("fuse.{SUBTYPE}")
+        self.kind.strip_prefix("fuse.").is_some_and(|subtype| SUBTYPES.contains(&subtype))
     }
 }
 
@@ -94,7 +94,8 @@ pub fn prepare(mountpoint: &Path, volume: Option<&Path>) -> Result<PathBuf, Moun
     let failed = |error| MountpointError::Failed(mountpoint.into(), error);
     let path = std::path::absolute(mountpoint).map_err(failed)?;
     // Both before anything is created.
-    apart(&existing_part(&path), volume.map(existing_part).as_deref())?;
+    let volume = volume.map(existing_part);
+    apart(&existing_part(&path), volume.as_deref())?;
     match fs::metadata(&path) {
         // The daemon of an earlier mount has died. Its place is free once the rest of it is gone.
         _ if is_dead(&path) => super::umount::detach(&path).map_err(failed)?,
@@ -104,7 +105,7 @@ pub fn prepare(mountpoint: &Path, volume: Option<&Path>) -> Result<PathBuf, Moun
         Err(error) => return Err(failed(error)),
     }
     let path = path.canonicalize().map_err(failed)?;
-    apart(&path, volume.map(existing_part).as_deref())?;
+    apart(&path, volume.as_deref())?;
     let on_top = entries().map_err(failed)?.into_iter().rfind(|entry| entry.mountpoint == path);
     if on_top.is_some_and(|entry| entry.is_ours()) {
         let shown = path.display();
@@ -127,8 +128,7 @@ fn apart(path: &Path, volume: Option<&Path>) -> Result<(), MountpointError> {
     if path == Path::new("/") {
         return Err(MountpointError::Refused("should not mount on the root directory".into()));
     }
-    let Some(volume) = volume else { return Ok(()) };
-    if volume.starts_with(path) || path.starts_with(volume) {
+    if let Some(volume) = volume.filter(|volume| volume.starts_with(path) || path.starts_with(volume)) {
         return Err(MountpointError::Refused(format!(
             "the mount point {} and the volume {} lie in each other; choose another mount point",
             path.display(),
@@ -179,5 +179,9 @@ mod tests {
         assert!(refused(&file).contains("no directory"));
         let fresh = dir.path().join("a/b");
         assert_eq!(prepare(&fresh, Some(&volume)).expect("made"), fresh.canonicalize().expect("is there"));
+        // A volume on a server lies nowhere.
+        let beside = dir.path().join("vol/mnt");
+        assert_eq!(prepare(&beside, None).expect("made"), beside.canonicalize().expect("is there"));
+        assert!(prepare(Path::new("/"), None).is_err());
     }
 }

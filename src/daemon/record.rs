@@ -3,8 +3,9 @@
 use crate::daemon::MountEntry;
 use serde_json::{Value, json};
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 /// What a serving process writes down about one mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,15 +14,15 @@ pub struct Record {
     pub pid: u32,
     /// When it began, in ticks since boot: with the number it names a process for good, numbers alone are used again.
     pub start: u64,
-    /// Directory or address of the volume, without password.
-    pub volume: PathBuf,
+    /// The volume, as another process can open it. May hold a password.
+    pub volume: String,
     /// Inode that is the root of the mount.
     pub root: u64,
 }
 
 impl Record {
     /// This process, serving `volume`.
-    pub fn new(volume: &Path, root: u64) -> Record {
+    pub fn new(volume: &str, root: u64) -> Record {
         let pid = std::process::id();
         Record { pid, start: process_start(pid).unwrap_or(0), volume: volume.into(), root }
     }
@@ -34,15 +35,19 @@ impl Record {
         let text = json!({
             "Pid": self.pid,
             "Start": self.start,
-            "Volume": self.volume.to_string_lossy(),
+            "Volume": self.volume,
             "Root": self.root,
             "MountPoint": entry.mountpoint.to_string_lossy(),
         });
         // Whole or not at all: a reader may come at any moment.
         let fresh = path.with_extension(format!("new{}", self.pid));
-        fs::write(&fresh, text.to_string())?;
+        // A leftover of a process with the same number, which may belong to somebody else.
+        let _ = fs::remove_file(&fresh);
+        let text = text.to_string();
+        // Its owner's alone, as it may hold a password.
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?.write_all(text.as_bytes())?;
         fs::rename(&fresh, &path)?;
-        Ok(Written { path })
+        Ok(Written { path, text })
     }
 
     /// The process that serves a mount, if it left a record and still lives.
@@ -68,12 +73,17 @@ impl Record {
 /// A record on disk.
 pub struct Written {
     path: PathBuf,
+    /// What was written.
+    text: String,
 }
 
 impl Drop for Written {
     fn drop(&mut self) {
-        // A leftover names a process that is gone and is ignored.
-        let _ = fs::remove_file(&self.path);
+        // The number of the device is free once the mount is gone: a newer mount may have it already, and a record of its own.
+        if fs::read_to_string(&self.path).is_ok_and(|text| text == self.text) {
+            // A leftover names a process that is gone and is ignored.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -107,7 +117,7 @@ mod tests {
 
     #[test]
     fn processes_are_told_apart_by_their_start() {
-        let own = Record::new(Path::new("/v"), 1);
+        let own = Record::new("/v", 1);
         assert!(own.start > 0 && own.lives());
         assert!(!Record { start: own.start + 1, ..own }.lives(), "the same number, later");
     }

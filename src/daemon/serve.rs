@@ -1,6 +1,6 @@
 //! The serving process: opens the volume, mounts it, waits for the end, leaves nothing unwritten.
 
-use crate::daemon::{MountError, MountPlan, Record, SUBTYPE, entries, ready_line, system};
+use crate::daemon::{MountError, MountPlan, Record, entries, system};
 use crate::fuse::{FuseConfig, FuseSession};
 use crate::volume::{self, Created, Volume, VolumeError};
 use std::io;
@@ -38,15 +38,15 @@ pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountErro
 }
 
 async fn open(plan: &MountPlan) -> Result<Volume, VolumeError> {
-    match Volume::open(&plan.url, plan.volume.clone()).await {
+    match (Volume::open(&plan.url, plan.volume.clone()).await, &plan.fresh) {
         // Beside a server it must be said where the objects go: `format` does.
-        Err(VolumeError::NotFormatted(url)) if !plan.volume.read_only && plan.url.dir().is_some() => {
-            if let Created::New(setting) = volume::create(&plan.url, &plan.fresh).await? {
-                info!("made volume {} in {}", setting.name(), url);
+        (Err(VolumeError::NotFormatted(place)), Some(fresh)) if !plan.volume.read_only => {
+            if let Created::New(setting) = volume::create(&plan.url, fresh).await? {
+                info!("made volume {} in {place}", setting.name());
             }
             Volume::open(&plan.url, plan.volume.clone()).await
         }
-        opened => opened,
+        (opened, _) => opened,
     }
 }
 
@@ -59,8 +59,8 @@ fn mount_and_serve(
 ) -> Result<(), MountError> {
     let (vfs, root) = runtime.block_on(volume.vfs(&plan.view))?;
     let config = FuseConfig {
-        fs_name: format!("Pando:{}", volume.name()),
-        subtype: SUBTYPE.into(),
+        fs_name: format!("{}:{}", plan.source, volume.name()),
+        subtype: plan.subtype.into(),
         allow_other: plan.allow_other,
         default_permissions: plan.default_permissions,
         options: plan.options.clone(),
@@ -83,7 +83,7 @@ fn mount_and_serve(
             let _ = tell.send(session.run());
         })
         .map_err(system("cannot start a thread"))?;
-    ready(&ready_line(plan, volume.name()));
+    ready(volume.name());
     info!("{} is mounted at {place}", volume.name());
     let outcome = runtime.block_on(async {
         tokio::select! {
@@ -120,7 +120,7 @@ fn hint(error: &io::Error) -> &'static str {
 fn write_record(plan: &MountPlan, root: u64) -> Option<impl Drop + use<>> {
     let write = || -> io::Result<_> {
         let entry = entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::ErrorKind::NotFound)?;
-        Record::new(Path::new(&plan.url.without_password()), root).write(&entry)
+        Record::new(&plan.address, root).write(&entry)
     };
     write().inspect_err(|error| warn!("`pando umount` will not wait for this process: cannot write its record: {error}")).ok()
 }

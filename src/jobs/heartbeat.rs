@@ -1,4 +1,4 @@
-//! Prolonging this process's session, and learning what quotas others have set and used.
+//! Prolonging this process's session, and learning what others have changed of the setting and of quotas, and used of them.
 
 use crate::jobs::Stop;
 use crate::jobs::timer::jittered;
@@ -12,5 +12,7 @@ pub(super) async fn run(meta: Arc<Meta>, period: Duration, mut stop: Stop) {
         let _ = meta.heartbeat().await;
         // Those that are known are used on.
         let _ = meta.load_quotas().await;
+        // Likewise; limits that others set take effect now.
+        let _ = meta.reload_setting().await;
     }
 }

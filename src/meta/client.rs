@@ -54,7 +54,8 @@ pub enum AtimeMode {
 /// The metadata of one volume, with this process's session. Open files and locks are process-wide.
 pub struct Meta {
     pub(crate) driver: Driver,
-    pub(crate) setting: Setting,
+    /// Replaced as a whole when another client has changed it.
+    setting: std::sync::RwLock<Arc<Setting>>,
     pub(crate) atime: AtimeMode,
     duties: mpsc::Sender<Duty>,
     /// 0 until `new_session`.
@@ -120,7 +121,7 @@ impl Meta {
             appenders: Appenders::default(),
             beat: Mutex::default(),
             reviving: Default::default(),
-            setting: config.setting,
+            setting: std::sync::RwLock::new(Arc::new(config.setting)),
             atime: config.atime,
             duties: config.duties,
             sid: Default::default(),
@@ -130,9 +131,14 @@ impl Meta {
         }
     }
 
-    /// The volume's format.
-    pub fn setting(&self) -> &Setting {
-        &self.setting
+    /// The volume's format, as it was last seen.
+    pub fn setting(&self) -> Arc<Setting> {
+        self.setting.read().expect("never poisoned: no code under it panics").clone()
+    }
+
+    /// From now on this is the volume's format.
+    pub(crate) fn replace_setting(&self, setting: Setting) {
+        *self.setting.write().expect("never poisoned: no code under it panics") = Arc::new(setting);
     }
 
     /// The store, for jobs that list and check.
@@ -253,16 +259,9 @@ impl Meta {
     {
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
-        let cx = Cx {
-            caller,
-            now,
-            sid,
-            setting: &self.setting,
-            open_files: &self.driver.open_files,
-            fence: &self.fence,
-            trash,
-            known: &self.known,
-        };
+        let setting = self.setting();
+        let cx =
+            Cx { caller, now, sid, setting: &setting, open_files: &self.driver.open_files, fence: &self.fence, trash, known: &self.known };
         let step = |view: &View| step(view, &cx).map(|plan| self.noted(plan));
         match self.driver.run(what, basis, view, &step).await {
             Err(Errno::DQUOT) if self.reload_before_refusing().await? => self.driver.run(what, basis, View::default(), &step).await,

@@ -1,6 +1,46 @@
 //! `Setting`: the persisted format of a volume (metadata §4). Unknown fields of the document are kept.
 
+use crate::meta::secret;
 use serde_json::{Map, Value, json};
+
+/// Fields in the order in which they stand in the document, and whether they are left out while they are empty, zero or false.
+const FIELDS: &[(&str, bool)] = &[
+    ("Name", false),
+    ("UUID", false),
+    ("Storage", false),
+    ("StorageClass", true),
+    ("Tiers", false),
+    ("Bucket", false),
+    ("AccessKey", true),
+    ("SecretKey", true),
+    ("SessionToken", true),
+    ("BlockSize", false),
+    ("Compression", true),
+    ("Shards", true),
+    ("HashPrefix", true),
+    ("Capacity", true),
+    ("Inodes", true),
+    ("EncryptKey", true),
+    ("EncryptAlgo", true),
+    ("KeyEncrypted", true),
+    ("UploadLimit", true),
+    ("DownloadLimit", true),
+    ("TrashDays", false),
+    ("MetaVersion", true),
+    ("MinClientVersion", true),
+    ("MaxClientVersion", true),
+    ("DirStats", true),
+    ("UserGroupQuota", true),
+    ("EnableACL", false),
+    ("RangerRestUrl", true),
+    ("RangerService", true),
+    ("ChangeLog", true),
+    ("ChangeLogMaxAge", true),
+    ("ChangeLogMaxLines", true),
+    ("KerbConf", true),
+];
+/// Fields that are stored encrypted and never shown.
+const SECRETS: [&str; 3] = ["SecretKey", "SessionToken", "EncryptKey"];
 
 /// The `setting` document. The document itself is the truth; accessors read it, so that nothing we do not know is ever lost.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,9 +102,68 @@ impl Setting {
         text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026").into_bytes()
     }
 
-    /// Sets a field, at its place if it is there, at the end otherwise.
+    /// Sets a field, at its place in the document; one that the format leaves out when it is empty is taken out.
     pub fn set(&mut self, field: &str, value: Value) {
-        self.document.insert(field.into(), value);
+        let place = FIELDS.iter().position(|(name, _)| *name == field);
+        let empty = value == json!("") || value == json!(0) || value == json!(false);
+        if empty && place.is_some_and(|place| FIELDS[place].1) {
+            self.document.shift_remove(field);
+        } else if self.document.contains_key(field) {
+            self.document.insert(field.into(), value);
+        } else {
+            let later = |name: &String| FIELDS.iter().position(|(known, _)| known == name) > place;
+            let index = self.document.keys().position(later).filter(|_| place.is_some()).unwrap_or(self.document.len());
+            self.document.shift_insert(index, field.into(), value);
+        }
+    }
+
+    /// Sets one of the secrets. It is encrypted, unless the volume was made by an old client and keeps its secrets as they are.
+    pub fn set_secret(&mut self, field: &str, text: &str) -> Result<(), String> {
+        assert!(SECRETS.contains(&field), "{field} is no secret");
+        let plain = !self.switch("KeyEncrypted") && SECRETS.iter().any(|other| *other != field && !self.text(other).is_empty());
+        if text.is_empty() || plain {
+            self.set(field, json!(text));
+            return Ok(());
+        }
+        self.check_secret_algorithm()?;
+        let stored = secret::encrypt(self.uuid(), text)?;
+        self.set(field, json!(stored));
+        self.set("KeyEncrypted", json!(true));
+        Ok(())
+    }
+
+    /// Encrypts secrets that an old client stored as they are.
+    pub fn encrypt_secrets(&mut self) -> Result<(), String> {
+        if self.switch("KeyEncrypted") {
+            return Ok(());
+        }
+        self.check_secret_algorithm()?;
+        for field in SECRETS {
+            let text = self.text(field).to_string();
+            if !text.is_empty() {
+                let stored = secret::encrypt(self.uuid(), &text)?;
+                self.set(field, json!(stored));
+                self.set("KeyEncrypted", json!(true));
+            }
+        }
+        Ok(())
+    }
+
+    /// A secret as its owner gave it; empty if there is none.
+    fn secret(&self, field: &str) -> Result<String, String> {
+        let stored = self.text(field);
+        if stored.is_empty() || (!self.switch("KeyEncrypted") && stored != secret::REMOVED) {
+            return Ok(stored.into());
+        }
+        self.check_secret_algorithm()?;
+        secret::decrypt(self.uuid(), stored).map_err(|why| format!("format decrypt: {why}"))
+    }
+
+    fn check_secret_algorithm(&self) -> Result<(), String> {
+        match self.encrypt_algo() {
+            "sm4gcm" => Err("the secrets of the setting are encrypted with sm4gcm, which this build does not support".into()),
+            _ => Ok(()),
+        }
     }
 
     /// The whole document.
@@ -75,8 +174,8 @@ impl Setting {
     /// The document with secrets replaced by `removed`, for display.
     pub fn without_secrets(&self) -> Map<String, Value> {
         let mut document = self.document.clone();
-        for field in ["SecretKey", "SessionToken", "EncryptKey"] {
-            if let Some(value) = document.get_mut(field) {
+        for field in SECRETS {
+            if let Some(value) = document.get_mut(field).filter(|value| **value != json!("")) {
                 *value = json!("removed");
             }
         }
@@ -115,6 +214,11 @@ impl Setting {
         self.text("Bucket")
     }
 
+    /// Storage class of new objects, empty for the bucket's own.
+    pub fn storage_class(&self) -> &str {
+        self.text("StorageClass")
+    }
+
     /// Access key of the bucket, empty if there is none. It is no secret.
     pub fn access_key(&self) -> &str {
         self.text("AccessKey")
@@ -130,12 +234,14 @@ impl Setting {
         self.secret("SessionToken")
     }
 
-    fn secret(&self, field: &str) -> Result<String, String> {
-        match self.text(field) {
-            "" => Ok(String::new()),
-            _ if self.switch("KeyEncrypted") => Err(format!("the volume has an encrypted {field}, which this build does not support")),
-            text => Ok(text.into()),
-        }
+    /// The PEM text of the key that encrypts objects, like `secret_key`.
+    pub fn encrypt_key(&self) -> Result<String, String> {
+        self.secret("EncryptKey")
+    }
+
+    /// Algorithm that encrypts objects, if they are encrypted.
+    pub fn encrypt_algo(&self) -> &str {
+        self.text("EncryptAlgo")
     }
 
     /// Block size in bytes.
@@ -181,6 +287,26 @@ impl Setting {
         self.number("TrashDays")
     }
 
+    /// Mbit/s each client may upload unless its own flag says otherwise, 0 = unlimited.
+    pub fn upload_limit(&self) -> u64 {
+        self.number("UploadLimit")
+    }
+
+    /// Mbit/s each client may download unless its own flag says otherwise, 0 = unlimited.
+    pub fn download_limit(&self) -> u64 {
+        self.number("DownloadLimit")
+    }
+
+    /// Oldest client that may use the volume, empty for any.
+    pub fn min_client_version(&self) -> &str {
+        self.text("MinClientVersion")
+    }
+
+    /// Newest client that may use the volume, empty for any.
+    pub fn max_client_version(&self) -> &str {
+        self.text("MaxClientVersion")
+    }
+
     /// Whether statistics of directories are kept.
     pub fn dir_stats(&self) -> bool {
         self.switch("DirStats")
@@ -205,6 +331,49 @@ impl Setting {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fields_stand_where_the_format_has_them() {
+        let mut setting = Setting::new("vol", "u", "s3", "http://x/", 4096);
+        setting.set("FromTheFuture", json!(1));
+        for (field, value) in [("Capacity", json!(5)), ("AccessKey", json!("ak")), ("HashPrefix", json!(true)), ("Inodes", json!(0))] {
+            setting.set(field, value);
+        }
+        let names: Vec<&str> = setting.document().keys().map(String::as_str).collect();
+        let expected = "Name UUID Storage Tiers Bucket AccessKey BlockSize Compression HashPrefix Capacity EncryptAlgo TrashDays MetaVersion \
+                        MinClientVersion DirStats EnableACL FromTheFuture";
+        assert_eq!(names, expected.split_whitespace().collect::<Vec<_>>());
+        setting.set("Capacity", json!(0));
+        setting.set("TrashDays", json!(0));
+        assert!(!setting.document().contains_key("Capacity") && setting.document().contains_key("TrashDays"));
+    }
+
+    #[test]
+    fn secrets_are_encrypted_shown_as_removed_and_read_back() {
+        let mut setting = Setting::new("vol", "3b241101-e2bb-4255-8caf-4136c566a962", "s3", "http://x/", 4096);
+        assert_eq!((setting.secret_key(), setting.encrypt_key()), (Ok(String::new()), Ok(String::new())));
+        setting.set_secret("SecretKey", "sk").unwrap();
+        setting.set_secret("SessionToken", "token").unwrap();
+        assert!(!String::from_utf8(setting.encode()).unwrap().contains("\"sk\""));
+        assert_eq!((setting.secret_key(), setting.session_token()), (Ok("sk".into()), Ok("token".into())));
+        let shown = setting.without_secrets();
+        assert_eq!((&shown["SecretKey"], &shown["KeyEncrypted"], shown.get("EncryptKey")), (&json!("removed"), &json!(true), None));
+        setting.set("SecretKey", json!("removed"));
+        assert!(setting.secret_key().unwrap_err().contains("secret was removed; please correct it with `config` command"));
+        setting.set("EncryptAlgo", json!("sm4gcm"));
+        assert!(setting.session_token().unwrap_err().contains("sm4gcm"));
+    }
+
+    #[test]
+    fn secrets_of_old_volumes_stay_plain_until_asked() {
+        let mut setting = Setting::new("vol", "u", "s3", "http://x/", 4096);
+        setting.set("SecretKey", json!("old"));
+        setting.set_secret("SessionToken", "token").unwrap();
+        assert_eq!(setting.document()["SessionToken"], json!("token"));
+        setting.encrypt_secrets().unwrap();
+        assert_ne!(setting.document()["SecretKey"], json!("old"));
+        assert_eq!((setting.secret_key(), setting.session_token()), (Ok("old".into()), Ok("token".into())));
+    }
 
     #[test]
     fn unknown_fields_survive_and_damage_is_named() {

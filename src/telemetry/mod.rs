@@ -39,8 +39,13 @@ pub fn init(config: &LogConfig) {
 
 /// Writes the line a failing command ends with, in the form of the log. It is written whatever the level.
 pub fn fatal(message: &str) {
+    line("FATAL", message);
+}
+
+/// Writes one line in the form of the log, for a process that has not started one.
+pub fn line(level: &str, message: &str) {
     // Nothing is left to do if nobody can read it.
-    let _ = writeln!(std::io::stderr(), "{} pando[{}] <FATAL>: {message}", local_time(SystemTime::now()), std::process::id());
+    let _ = writeln!(std::io::stderr(), "{} pando[{}] <{level}>: {message}", local_time(SystemTime::now()), std::process::id());
 }
 
 /// `YYYY/MM/DD HH:MM:SS.uuuuuu pando[PID] <LEVEL>: message key=value…`, in local time.

@@ -88,6 +88,7 @@ impl World {
             prefix: "vol".into(),
             hash_prefix: false,
             block_bytes: BLOCK_BYTES,
+            codec: Default::default(),
             cache: MemoryCache::new(16 << 20),
             frames: meta.clone(),
             uploads_max: 4,

@@ -6,11 +6,12 @@ use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
-use crate::object::ObjectStore;
+use crate::object::{ObjectError, ObjectStore};
 use crate::types::{Attr, Flags, Ino, Kind, Time};
+use crate::volume::config::replace_setting;
 use crate::volume::objects::{OBJECTS, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
 use crate::volume::stores::{COMMAND_PATIENCE, DATABASE, load_setting, open_store};
-use crate::volume::{MetaUrl, VolumeError, gate};
+use crate::volume::{MetaUrl, VolumeError, codec, gate, wanted};
 use bytes::Bytes;
 use serde_json::json;
 use std::fs;
@@ -25,6 +26,10 @@ pub const BLOCK_KIB_DEFAULT: u64 = 4096;
 const STORAGE_DEFAULT: &str = "file";
 /// Set, it keeps a creation from testing and looking into the bucket, and from marking it (cli §12).
 const NO_CHECK: &str = "JFS_NO_CHECK_OBJECT_STORAGE";
+/// Days a volume keeps deleted files unless it is told otherwise (cli §4.1).
+const TRASH_DAYS: u64 = 1;
+/// The same of a local volume: a directory of one user has other ways back.
+const TRASH_DAYS_LOCAL: u64 = 0;
 /// Fewest and most characters of a volume's name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 3..=63;
 
@@ -53,6 +58,18 @@ pub struct NewVolume {
     pub session_token: Option<String>,
     /// Storage class of objects; the bucket's own if `None`.
     pub storage_class: Option<String>,
+    /// Compression of blocks, by name; none if `None`.
+    pub compression: Option<String>,
+    /// The PEM text of the key that encrypts objects; they are not encrypted if `None`.
+    pub encrypt_key: Option<String>,
+    /// Algorithm of that.
+    pub encrypt_algo: Option<String>,
+    /// Buckets over which objects are spread.
+    pub shards: Option<u64>,
+    /// Days deleted files are kept. A volume on a server has 1 if `None`, a local one 0.
+    pub trash_days: Option<u64>,
+    /// POSIX ACLs; cannot be switched off again.
+    pub enable_acl: bool,
     /// Take a bucket that holds objects under the name, or is not known to hold the volume's.
     pub force: bool,
 }
@@ -152,12 +169,12 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
         None => return Err(VolumeError::Refused(format!("storage {storage} needs a bucket, e.g. --bucket https://HOST/BUCKET"))),
     };
     let mut setting = Setting::new(&wanted.name, &uuid, storage, &bucket, block_kib);
-    apply(&mut setting, wanted);
-    if let Some(class) = &wanted.storage_class {
-        setting.set("StorageClass", json!(class));
-        setting.set("Tiers", json!({"0": {"ID": 0, "StorageClass": class, "Tag": ""}}));
-    }
+    wanted::apply_new(&mut setting, wanted, if url.dir().is_some() { TRASH_DAYS_LOCAL } else { TRASH_DAYS })?;
     gate::check(&setting).map_err(VolumeError::Refused)?;
+    let uuid_object = match codec::encryption(&setting)? {
+        None => Bytes::from(uuid),
+        Some(encryption) => encryption.seal(uuid.as_bytes()).map_err(VolumeError::Failed)?.into(),
+    };
     let objects = match prepare_bucket(url, &setting, wanted.force).await {
         Ok(objects) => objects,
         // Perhaps another process made the volume meanwhile, and what lies in the bucket is its own.
@@ -166,33 +183,20 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
             None => return Err(error),
         },
     };
-    let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
-    let root_record = encode_attr(&Attr {
-        flags: Flags(0),
-        kind: Kind::Dir,
-        mode: 0o777,
-        uid: 0,
-        gid: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        nlink: 2,
-        length: 4096,
-        rdev: 0,
-        parent: Ino::ROOT,
-        access_acl: 0,
-        default_acl: 0,
-        tier: 0,
-    });
+    let root_record = directory_record(0o777);
     // One commit: there is never a volume without a root. Of two processes that create the same volume the guard lets one win.
     let guards = [Guard::Value(key::SETTING, None)];
-    let writes = [Write::Set(key::SETTING, setting.encode().into()), Write::Set(key::inode(Ino::ROOT), root_record)];
+    let mut writes = vec![Write::Set(key::SETTING, setting.encode().into()), Write::Set(key::inode(Ino::ROOT), root_record)];
+    if setting.trash_days() > 0 {
+        let (name, record) = trash_root();
+        writes.push(Write::Set(name, record));
+    }
     match store.commit(&guards, &writes, &[] as &[Query]).await? {
         Commit::Done { .. } => {
             store.sync().await?;
             if checks_buckets() {
                 let object = format!("{}/{UUID_OBJECT}", wanted.name);
-                if let Err(error) = objects.put(&object, Bytes::from(uuid)).await {
+                if let Err(error) = objects.put(&object, uuid_object).await {
                     tracing::warn!("cannot store {object}: {error}");
                 }
             }
@@ -231,56 +235,36 @@ fn checks_buckets() -> bool {
 
 async fn update(url: &MetaUrl, store: Arc<dyn Store>, old: Setting, wanted: &NewVolume) -> Result<Created, VolumeError> {
     gate::check(&old).and_then(|()| gate::check_writable(&old)).map_err(VolumeError::Refused)?;
-    let refuse = |what: &str, from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| {
-        Err(VolumeError::Refused(format!("cannot update volume {what} from {from} to {to}")))
-    };
-    if old.name() != wanted.name {
-        // Objects are found by the name; even --force does not move them.
-        return refuse("name", &old.name(), &wanted.name);
-    }
-    if let Some(kib) = wanted.block_kib
-        && kib != u64::from(old.block_bytes()) / 1024
-    {
-        return refuse("block size", &(u64::from(old.block_bytes()) / 1024), &kib);
-    }
-    if let Some(hash_prefix) = wanted.hash_prefix
-        && hash_prefix != old.hash_prefix()
-    {
-        return refuse("hash prefix", &old.hash_prefix(), &hash_prefix);
-    }
     let mut new = old.clone();
-    apply(&mut new, wanted);
+    wanted::apply_update(&mut new, wanted)?;
+    if let Some(storage) = &wanted.storage {
+        new.set("Storage", json!(storage));
+    }
     if let Some(bucket) = &wanted.bucket {
         new.set("Bucket", json!(bucket));
     }
-    if let Some(storage) = &wanted.storage {
-        new.set("Storage", json!(storage));
-        gate::check(&new).map_err(VolumeError::Refused)?;
+    gate::check(&new).map_err(VolumeError::Refused)?;
+    if (new.storage(), new.bucket()) != (old.storage(), old.bucket()) && !wanted.force {
+        check_objects(url, &new).await?;
     }
-    if (new.storage(), new.bucket()) != (old.storage(), old.bucket()) {
-        let objects = open_objects(&new, url.dir()).await;
-        let known = match objects {
-            Ok(objects) => objects.head(&format!("{}/{UUID_OBJECT}", old.name())).await.is_ok(),
-            Err(_) => false,
-        };
-        if !known && !wanted.force {
-            return Err(VolumeError::Refused(format!(
-                "{} does not hold the objects of volume {}; copy them there first, or add --force",
-                location(&new, url.dir()),
-                old.name()
-            )));
-        }
+    if new != old {
+        replace_setting(store.as_ref(), &old, &new).await?;
     }
-    if new == old {
-        return Ok(Created::Updated(old));
-    }
-    let guards = [Guard::Value(key::SETTING, Some(old.encode().into()))];
-    match store.commit(&guards, &[Write::Set(key::SETTING, new.encode().into())], &[] as &[Query]).await? {
-        Commit::Done { .. } => {
-            store.sync().await?;
-            Ok(Created::Updated(new))
-        }
-        Commit::Conflict(_) => Err(VolumeError::Failed("somebody else changed the setting at the same time; try again".into())),
+    Ok(Created::Updated(new))
+}
+
+/// Whether the objects of a volume are where its setting says; says what to do if not.
+pub(super) async fn check_objects(url: &MetaUrl, setting: &Setting) -> Result<(), VolumeError> {
+    let place = location(setting, url.dir());
+    let failed = |why: String| VolumeError::Refused(format!("cannot look for the objects of the volume at {place}: {why}"));
+    let objects = open_objects(setting, url.dir()).await.map_err(|e| failed(e.to_string()))?;
+    match objects.head(&format!("{}/{UUID_OBJECT}", setting.name())).await {
+        Ok(_) => Ok(()),
+        Err(ObjectError::Missing) => Err(VolumeError::Refused(format!(
+            "{place} does not hold the objects of volume {}; copy them there first, or add --force",
+            setting.name()
+        ))),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 
@@ -295,21 +279,31 @@ fn bucket_of(url: &MetaUrl) -> String {
     }
 }
 
-fn apply(setting: &mut Setting, wanted: &NewVolume) {
-    if let Some(capacity) = wanted.capacity {
-        setting.set("Capacity", json!(capacity));
-    }
-    if let Some(inodes) = wanted.inodes {
-        setting.set("Inodes", json!(inodes));
-    }
-    if let Some(hash_prefix) = wanted.hash_prefix.filter(|on| *on != setting.hash_prefix()) {
-        setting.set("HashPrefix", json!(hash_prefix));
-    }
-    for (field, value) in [("AccessKey", &wanted.access_key), ("SecretKey", &wanted.secret_key), ("SessionToken", &wanted.session_token)] {
-        if let Some(value) = value {
-            setting.set(field, json!(value));
-        }
-    }
+/// Key and record of the directory that holds what was deleted.
+pub(super) fn trash_root() -> (Bytes, Bytes) {
+    (key::inode(Ino::TRASH), directory_record(0o555))
+}
+
+/// A directory of the top, as it is made with the volume.
+fn directory_record(mode: u16) -> Bytes {
+    let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
+    encode_attr(&Attr {
+        flags: Flags(0),
+        kind: Kind::Dir,
+        mode,
+        uid: 0,
+        gid: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        nlink: 2,
+        length: 4096,
+        rdev: 0,
+        parent: Ino::ROOT,
+        access_acl: 0,
+        default_acl: 0,
+        tier: 0,
+    })
 }
 
 /// Creates a directory and makes its own entry durable, or a power cut could take a new volume with all its synced files.

@@ -11,30 +11,11 @@ pub const CLIENT_LEVEL: &str = "1.4.1";
 
 /// Says why the volume cannot be used, naming the field of its setting.
 pub fn check(setting: &Setting) -> Result<(), String> {
-    let field = |name: &str| setting.document().get(name);
-    let text = |name: &str| field(name).and_then(|value| value.as_str()).unwrap_or_default();
-    for (name, wrong) in [("MinClientVersion", Ordering::Less), ("MaxClientVersion", Ordering::Greater)] {
-        let limit = text(name);
-        if limit.is_empty() {
-            continue;
-        }
-        match compare_versions(CLIENT_LEVEL, limit) {
-            Some(order) if order == wrong => {
-                return Err(format!("check version: {name} of the volume is {limit}, this client is of level {CLIENT_LEVEL}"));
-            }
-            Some(_) => {}
-            None => return Err(format!("check version: {name} of the volume is {limit:?}, which is no version")),
-        }
-    }
+    let text = |name: &str| setting.document().get(name).and_then(|value| value.as_str()).unwrap_or_default();
+    check_version(setting, CLIENT_LEVEL)?;
     let refuse = |name: &str, value: &dyn std::fmt::Display| {
         Err(format!("the volume has {name} = {value}, which this build does not support; use it with a client that does"))
     };
-    if !setting.compression().is_empty() {
-        return refuse("Compression", &setting.compression());
-    }
-    if setting.is_encrypted() {
-        return refuse("EncryptKey", &"(set)");
-    }
     if !matches!(setting.storage(), "file" | "s3" | "minio") {
         return refuse("Storage", &setting.storage());
     }
@@ -50,6 +31,26 @@ pub fn check_writable(setting: &Setting) -> Result<(), String> {
         return Err("the volume has ChangeLog = true: this build does not log changes, and whoever follows the log would miss them; \
                     mount it read-only, or turn the log off first"
             .into());
+    }
+    Ok(())
+}
+
+/// Whether a client of this version may use the volume.
+pub fn check_version(setting: &Setting, version: &str) -> Result<(), String> {
+    let limits = [
+        ("MinClientVersion", setting.min_client_version(), Ordering::Less),
+        ("MaxClientVersion", setting.max_client_version(), Ordering::Greater),
+    ];
+    for (name, limit, wrong) in limits.into_iter().filter(|(_, limit, _)| !limit.is_empty()) {
+        match compare_versions(version, limit) {
+            Some(order) if order == wrong => {
+                return Err(format!("check version: {name} of the volume is {limit}, this client is of level {version}"));
+            }
+            Some(_) => {}
+            None => {
+                return Err(format!("check version: {name} of the volume is {limit:?} and the client's {version:?}: one is no version"));
+            }
+        }
     }
     Ok(())
 }
@@ -107,13 +108,7 @@ mod tests {
         logged.set("ChangeLog", json!(true));
         assert_eq!(check(&logged), Ok(()));
         assert!(check_writable(&logged).expect_err("refused").contains("ChangeLog"));
-        for (field, value) in [
-            ("Compression", json!("lz4")),
-            ("EncryptKey", json!("pem")),
-            ("Storage", json!("oss")),
-            ("MinClientVersion", json!("1.5.0-A")),
-            ("MaxClientVersion", json!("1.3.9")),
-        ] {
+        for (field, value) in [("Storage", json!("oss")), ("MinClientVersion", json!("1.5.0-A")), ("MaxClientVersion", json!("1.3.9"))] {
             let mut setting = plain.clone();
             setting.set(field, value);
             assert!(check(&setting).expect_err("refused").contains(field), "{field}");

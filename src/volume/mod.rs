@@ -3,6 +3,8 @@
 //! A volume is opened once per process; mounts are views of it. Opening is also the moment when this process becomes visible to others:
 //! the order in `Volume::open` matters.
 
+mod codec;
+mod config;
 mod create;
 mod fsck;
 mod gate;
@@ -11,7 +13,9 @@ mod objects;
 mod status;
 mod stores;
 mod url;
+mod wanted;
 
+pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
@@ -119,6 +123,7 @@ pub struct MountOptions {
 
 /// A volume in use by this process.
 pub struct Volume {
+    name: String,
     meta: Arc<Meta>,
     blocks: Arc<BlockStore>,
     chunks: Arc<Chunks>,
@@ -144,6 +149,8 @@ impl Volume {
         if !options.read_only {
             gate::check_writable(&setting).map_err(VolumeError::Refused)?;
         }
+        // A missing passphrase is told before others see a session.
+        let codec = codec::codec(&setting)?;
         // From here on others see that they are not alone and let kernels remember nothing. What they told them before still holds for a
         // while: a change made now would not be seen through those mounts.
         if !options.read_only && store.sharing() == Sharing::Neighbours {
@@ -161,6 +168,7 @@ impl Volume {
             prefix: setting.name().into(),
             hash_prefix: setting.hash_prefix(),
             block_bytes: setting.block_bytes(),
+            codec,
             cache: MemoryCache::new(cache_bytes as u64),
             frames,
             uploads_max: options.uploads_max,
@@ -182,12 +190,12 @@ impl Volume {
             let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
-        Ok(Volume { meta, blocks, chunks, writers, jobs, read_only: options.read_only })
+        Ok(Volume { name: setting.name().into(), meta, blocks, chunks, writers, jobs, read_only: options.read_only })
     }
 
     /// Name of the volume.
     pub fn name(&self) -> &str {
-        self.meta.setting().name()
+        &self.name
     }
 
     /// Whether it has POSIX ACLs.

@@ -1,7 +1,9 @@
 //! What `status` shows: the setting, who uses the volume, how full it is.
 
+use crate::meta::codec::{LockRecord, decode_locks};
 use crate::meta::key;
-use crate::meta::store::{Query, Value};
+use crate::meta::ops::lock::is_of_session;
+use crate::meta::store::{Query, Store, Value};
 use crate::volume::VolumeError;
 use crate::volume::stores::{Stores, usage};
 use serde_json::{Value as Json, json};
@@ -50,7 +52,7 @@ pub async fn status(stores: &Stores) -> Result<Json, VolumeError> {
     }))
 }
 
-/// One session with what it holds.
+/// One session with what it holds: inodes it keeps open although they were unlinked, and locks (cli §4.5).
 pub async fn session(stores: &Stores, sid: u64) -> Result<Json, VolumeError> {
     let found = sessions(stores).await?.into_iter().find(|session| session["Sid"] == json!(sid));
     let Some(Json::Object(mut session)) = found else {
@@ -63,12 +65,53 @@ pub async fn session(stores: &Stores, sid: u64) -> Result<Json, VolumeError> {
         let numbers: Vec<u64> = inodes.iter().filter_map(|ino| std::str::from_utf8(ino).ok()?.parse().ok()).collect();
         session.insert("Sustained".into(), json!(numbers));
     }
+    let (flocks, plocks) = locks(stores, sid).await?;
+    for (field, locks) in [("Flocks", flocks), ("Plocks", plocks)] {
+        if !locks.is_empty() {
+            session.insert(field.into(), json!(locks));
+        }
+    }
     Ok(Json::Object(session))
 }
 
+/// BSD and POSIX locks of a session.
+async fn locks(stores: &Stores, sid: u64) -> Result<(Vec<Json>, Vec<Json>), VolumeError> {
+    let (mut flocks, mut plocks) = (Vec::new(), Vec::new());
+    let values = stores.store.read(&[Query::SMembers(key::locked(sid))]).await?;
+    let Some(Value::List(hashes)) = values.into_iter().next() else { return Ok((flocks, plocks)) };
+    let queries: Vec<Query> = hashes.iter().map(|hash| Query::HGetAll(hash.clone())).collect();
+    for (hash, fields) in hashes.iter().zip(stores.store.read(&queries).await?) {
+        let Value::Pairs(fields) = fields else { continue };
+        let ino = |prefix: &str| std::str::from_utf8(hash).ok()?.strip_prefix(prefix)?.parse::<u64>().ok();
+        for (field, value) in fields.iter().filter(|(field, _)| is_of_session(field, sid)) {
+            let Some(owner) = owner_of(field) else { continue };
+            if let Some(ino) = ino("lockf") {
+                flocks.push(json!({"Inode": ino, "Owner": owner, "Ltype": String::from_utf8_lossy(value)}));
+            } else if let (Some(ino), Some(records)) = (ino("lockp"), decode_locks(value)) {
+                let record =
+                    |lock: &LockRecord| json!({"Type": u32::from(lock.exclusive), "Pid": lock.pid, "Start": lock.start, "End": lock.end});
+                let records: Vec<Json> = records.iter().map(record).collect();
+                plocks.push(json!({"Inode": ino, "Owner": owner, "Records": records}));
+            }
+        }
+    }
+    Ok((flocks, plocks))
+}
+
+/// The owner in the field of a lock hash, `{session}_{owner in hexadecimal}`.
+fn owner_of(field: &[u8]) -> Option<u64> {
+    let (_, owner) = std::str::from_utf8(field).ok()?.split_once('_')?;
+    u64::from_str_radix(owner, 16).ok()
+}
+
 async fn sessions(stores: &Stores) -> Result<Vec<Json>, VolumeError> {
+    sessions_of(stores.store.as_ref()).await
+}
+
+/// Every session with the document its client left.
+pub(super) async fn sessions_of(store: &dyn Store) -> Result<Vec<Json>, VolumeError> {
     let queries = [Query::ZRange { key: key::ALL_SESSIONS, max: i64::MAX, limit: SESSIONS_MAX }, Query::HGetAll(key::SESSION_INFOS)];
-    let values = stores.store.read(&queries).await?;
+    let values = store.read(&queries).await?;
     let [Value::Scored(expiries), Value::Pairs(infos)] = values.as_slice() else {
         return Err(VolumeError::Failed("the metadata store gave no answer about sessions".into()));
     };
@@ -106,6 +149,40 @@ fn rfc3339(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::codec::encode_locks;
+    use crate::meta::store::Write;
+    use crate::types::Ino;
+    use crate::volume::{MetaUrl, NewVolume, create};
+
+    #[tokio::test]
+    async fn a_session_is_shown_with_its_locks() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = MetaUrl::Embedded(dir.path().join("vol"));
+        create(&url, &NewVolume { name: "vol".into(), ..NewVolume::default() }).await.unwrap();
+        let stores = Stores::open(&url).await.unwrap();
+        let lock = LockRecord { exclusive: true, pid: 26967, start: 5, end: 14 };
+        let writes = [
+            Write::ZAdd(key::ALL_SESSIONS, 1_700_000_000, key::decimal(1)),
+            Write::HSet(key::SESSION_INFOS, key::decimal(1), r#"{"HostName":"vm"}"#.into()),
+            Write::SAdd(key::locked(1), key::flock(Ino(8))),
+            Write::SAdd(key::locked(1), key::plock(Ino(8))),
+            Write::HSet(key::flock(Ino(8)), key::lock_field(1, 0xAB), "W".into()),
+            // Another session's, in the same hash.
+            Write::HSet(key::flock(Ino(8)), key::lock_field(11, 0xAB), "R".into()),
+            Write::HSet(key::plock(Ino(8)), key::lock_field(1, 2), encode_locks(&[lock])),
+        ];
+        stores.store.commit(&[], &writes, &[]).await.unwrap();
+        let shown = session(&stores, 1).await.unwrap();
+        let expected = json!({
+            "Sid": 1,
+            "Expire": "2023-11-14T22:13:20Z",
+            "HostName": "vm",
+            "Flocks": [{"Inode": 8, "Owner": 171, "Ltype": "W"}],
+            "Plocks": [{"Inode": 8, "Owner": 2, "Records": [{"Type": 1, "Pid": 26967, "Start": 5, "End": 14}]}],
+        });
+        assert_eq!(shown, expected);
+        assert!(session(&stores, 99).await.unwrap_err().to_string().contains("session not found: 99"));
+    }
 
     #[test]
     fn times() {

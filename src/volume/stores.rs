@@ -31,13 +31,12 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Opens what is there, for a command: it gives up when a server stays away. A volume this build must not touch is refused.
-    pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
-        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
+    /// Metadata and setting alone, whatever the volume is, for a command: it gives up when a server stays away.
+    pub(super) async fn metadata(url: &MetaUrl) -> Result<(Arc<dyn Store>, Setting), VolumeError> {
+        Stores::metadata_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
     }
 
-    /// The same with a choice of how a server is used.
-    pub async fn open_for(url: &MetaUrl, options: RedisOptions) -> Result<Stores, VolumeError> {
+    async fn metadata_for(url: &MetaUrl, options: RedisOptions) -> Result<(Arc<dyn Store>, Setting), VolumeError> {
         let not_formatted = || VolumeError::NotFormatted(url.to_string());
         if let Some(dir) = url.dir() {
             match dir.join(DATABASE).try_exists() {
@@ -49,6 +48,17 @@ impl Stores {
         }
         let store = open_store(url, options).await?;
         let setting = load_setting(store.as_ref()).await?.ok_or_else(not_formatted)?;
+        Ok((store, setting))
+    }
+
+    /// Opens what is there, for a command. A volume this build must not touch is refused.
+    pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
+        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
+    }
+
+    /// The same with a choice of how a server is used.
+    pub async fn open_for(url: &MetaUrl, options: RedisOptions) -> Result<Stores, VolumeError> {
+        let (store, setting) = Stores::metadata_for(url, options).await?;
         gate::check(&setting).map_err(VolumeError::Refused)?;
         let objects = open_objects(&setting, url.dir()).await?;
         Ok(Stores { store, setting, objects })

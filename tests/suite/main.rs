@@ -1,5 +1,6 @@
 //! Behaviour on real mounts. Every test starts what it needs and leaves nothing behind.
 
+mod commands;
 mod crash;
 mod differential;
 mod faults;
@@ -14,8 +15,8 @@ mod s3_server;
 #[allow(dead_code)]
 mod proxy;
 mod redis;
+mod semantics;
 #[allow(dead_code)]
 mod servers;
-mod semantics;
 mod support;
 mod two_mounts;

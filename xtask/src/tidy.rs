@@ -28,6 +28,11 @@ const LAYERS: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("fuser", &["src/fuse/"]),
     ("rusqlite", &["src/meta/store/embedded/"]),
+    ("aws_lc_rs", &["src/block/encrypt.rs", "src/meta/secret.rs"]),
+    ("md5", &["src/block/private_key.rs", "src/meta/secret.rs"]),
+    ("pkcs8", &["src/block/private_key.rs"]),
+    ("lz4_flex", &["src/block/compress.rs"]),
+    ("zstd", &["src/block/compress.rs"]),
     ("aws_sdk_s3", &["src/object/s3/"]),
     ("aws_config", &["src/object/s3/"]),
     ("redis", &["src/meta/store/redis/"]),

@@ -3,8 +3,8 @@
 //! A step reads through a `View`, decides, and yields guards and writes; `Meta::run` carries them to the store. Writes stand in the
 //! order of metadata §6, commutative counters last.
 
-pub mod append;
 pub mod acl;
+pub mod append;
 pub mod chunk;
 pub mod compact;
 pub mod copy;

@@ -191,6 +191,7 @@ async fn blocks_behind_a_sequential_read_are_fetched_ahead() {
         prefix: "vol".into(),
         hash_prefix: false,
         block_bytes: BLOCK_BYTES,
+        codec: Default::default(),
         cache: MemoryCache::new(64 << 20),
         frames: meta.clone(),
         uploads_max: 1,

@@ -28,11 +28,13 @@ pub(crate) struct Live {
     pub blocks: Arc<BlockStore>,
 }
 
-impl Live {
-    fn record(&self, slice: &Ready) -> NewSlice {
-        let frame = slice.frame.as_ref().map(|data| self.blocks.encode(data));
-        NewSlice { pos: slice.pos, id: slice.id, len: slice.len, frame }
-    }
+/// The slice as it is committed; a small one with its frame.
+async fn record(blocks: &BlockStore, slice: &Ready) -> Result<NewSlice, Errno> {
+    let frame = match &slice.frame {
+        Some(data) => Some(blocks.encode(data).await.map_err(|e| e.errno())?),
+        None => None,
+    };
+    Ok(NewSlice { pos: slice.pos, id: slice.id, len: slice.len, frame })
 }
 
 impl Backend for Live {
@@ -48,8 +50,11 @@ impl Backend for Live {
 
     fn commit(&self, ino: Ino, chunk: u32, slices: Vec<Ready>, mtime: Time) -> BoxFuture<'static, Result<Attr, Errno>> {
         let (meta, blocks) = (self.meta.clone(), self.blocks.clone());
-        let records: Vec<NewSlice> = slices.iter().map(|slice| self.record(slice)).collect();
         Box::pin(async move {
+            let mut records = Vec::with_capacity(slices.len());
+            for slice in &slices {
+                records.push(record(&blocks, slice).await?);
+            }
             let attr = meta.write(ino, chunk, &records, mtime).await?;
             for Ready { id, frame, .. } in slices {
                 if let Some(data) = frame {
@@ -62,8 +67,8 @@ impl Backend for Live {
 
     fn append(&self, ino: Ino, slice: Ready, mtime: Time) -> BoxFuture<'static, Result<(u64, Attr), Errno>> {
         let (meta, blocks) = (self.meta.clone(), self.blocks.clone());
-        let record = self.record(&slice);
         Box::pin(async move {
+            let record = record(&blocks, &slice).await?;
             let done = meta.append(ino, record, mtime).await?;
             if let Some(data) = slice.frame {
                 blocks.note_frame(slice.id, data);

@@ -1,7 +1,7 @@
 //! Chunk lists, reference counts, blocks.
 
 use super::{COPY_OUT, Check, LOST, Pages, RECOUNT, inode_of};
-use crate::block::retrying;
+use crate::block::{Codec, Compression, retrying};
 use crate::meta::codec::{decode_slice, decode_slices};
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
@@ -65,9 +65,12 @@ impl Check<'_> {
 
     /// The blocks of a slice: each an object of the right size, or the only one a frame.
     async fn blocks(&mut self, ino: Ino, slice: SliceId, size: u32) -> Result<(), VolumeError> {
-        let block_bytes = self.stores.setting.block_bytes();
+        let setting = &self.stores.setting;
+        let block_bytes = setting.block_bytes();
+        let compression = Compression::named(setting.compression()).map_err(VolumeError::Refused)?;
         for index in 0..block_count(size, block_bytes) {
             let Some(block) = BlockId::of(slice, size, index, block_bytes) else { continue };
+            let sizes = Codec::frame_bytes(compression, setting.is_encrypted(), block.len);
             self.summary.blocks += 1;
             self.summary.block_bytes += u64::from(block.len);
             let key = format!("{}/{}", self.stores.setting.name(), block.key(self.stores.setting.hash_prefix()));
@@ -77,8 +80,9 @@ impl Check<'_> {
                 found => found,
             };
             let what = match found {
-                Some(found) if found == u64::from(block.len) => continue,
-                Some(found) => format!("block {key} has {found} bytes instead of {}", block.len),
+                Some(found) if sizes.contains(&found) => continue,
+                Some(found) if sizes.start() == sizes.end() => format!("block {key} has {found} bytes instead of {}", block.len),
+                Some(found) => format!("block {key} has {found} bytes, which cannot be {} encoded", block.len),
                 None => format!("can't find block {key}"),
             };
             self.summary.lost += 1;

@@ -135,7 +135,7 @@ impl World {
 
     /// Another client of the same volume, as it were on another host.
     pub fn neighbour(&self) -> Arc<Meta> {
-        World::meta_on(&self.store, &self.clock, self.meta.setting().clone(), mpsc::channel(1).0)
+        World::meta_on(&self.store, &self.clock, (*self.meta.setting()).clone(), mpsc::channel(1).0)
     }
 
     pub fn now(&self) -> Time {

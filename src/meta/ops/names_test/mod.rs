@@ -88,7 +88,7 @@ impl World {
 
     /// Another process with the same store.
     pub fn other(&self, sid: u64) -> World {
-        World::on(self.store.clone(), self.clock.clone(), self.meta.setting.clone(), sid)
+        World::on(self.store.clone(), self.clock.clone(), (*self.meta.setting()).clone(), sid)
     }
 
     pub async fn make(&self, parent: Ino, text: &str, kind: Kind) -> Ino {
@@ -150,7 +150,7 @@ impl World {
                 caller,
                 now: Time { sec: 5000, nsec: 0 },
                 sid: self.meta.sid.load(Ordering::Relaxed),
-                setting: &self.meta.setting,
+                setting: &self.meta.setting(),
                 open_files: self.meta.open_files(),
                 fence: &self.meta.fence,
                 // As soon as something was deleted there is one.

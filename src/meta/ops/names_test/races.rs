@@ -240,7 +240,7 @@ async fn opens_and_closes_wait_for_a_removal_that_looked_at_them() {
         w.make(ROOT, "g", Kind::File).await;
         let store = Arc::new(Interrupted { store: w.store.clone(), between: Mutex::default() });
         let (duties, _asked) = mpsc::channel(10);
-        let (clock, setting) = (w.clock.clone(), w.meta.setting.clone());
+        let (clock, setting) = (w.clock.clone(), (*w.meta.setting()).clone());
         let meta = Arc::new(Meta::new(MetaConfig { store: store.clone(), clock, setting, duties, atime: AtimeMode::Never }));
         meta.sid.store(7, Ordering::Relaxed);
         if case != "open during unlink" {
