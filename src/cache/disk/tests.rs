@@ -1,0 +1,1 @@
+//! Behaviour of whole caches: sharing, limits, disks that fail.
