@@ -32,6 +32,7 @@ impl Bench {
             hash_prefix: false,
             block_bytes: BLOCK_BYTES,
             cache: MemoryCache::new(cache_bytes),
+            disk: None,
             frames: world.meta.clone(),
             uploads_max: 4,
             downloads_max: 4,

@@ -2,6 +2,7 @@
 
 mod accepted;
 mod args;
+mod cache;
 mod format;
 mod fsck;
 mod info;

@@ -84,6 +84,7 @@ impl World {
             hash_prefix: false,
             block_bytes: BLOCK_BYTES,
             cache: MemoryCache::new(16 << 20),
+            disk: None,
             frames: meta.clone(),
             uploads_max: 4,
             downloads_max: 4,

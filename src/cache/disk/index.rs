@@ -43,14 +43,7 @@ pub(super) fn cost(block: &BlockId) -> u64 {
 impl Index {
     /// Knows nothing. `seed` decides the random choices.
     pub(super) fn new(seed: u64) -> Index {
-        Index {
-            entries: Vec::new(),
-            places: HashTable::new(),
-            hasher: RandomState::new(),
-            used_bytes: 0,
-            generation: 0,
-            dice: seed,
-        }
+        Index { entries: Vec::new(), places: HashTable::new(), hasher: RandomState::new(), used_bytes: 0, generation: 0, dice: seed }
     }
 
     /// Number of blocks.

@@ -77,7 +77,6 @@ fn left_over(dir: &Dir, meta: &Metadata) -> bool {
 /// The block a file is named after.
 fn block_of(name: &str) -> Option<BlockId> {
     let mut parts = name.split('_');
-    let block =
-        BlockId { slice: parts.next()?.parse().ok()?, index: parts.next()?.parse().ok()?, len: parts.next()?.parse().ok()? };
+    let block = BlockId { slice: parts.next()?.parse().ok()?, index: parts.next()?.parse().ok()?, len: parts.next()?.parse().ok()? };
     (parts.next().is_none() && block.len > 0).then_some(block)
 }

@@ -192,6 +192,7 @@ async fn blocks_behind_a_sequential_read_are_fetched_ahead() {
         hash_prefix: false,
         block_bytes: BLOCK_BYTES,
         cache: MemoryCache::new(64 << 20),
+        disk: None,
         frames: meta.clone(),
         uploads_max: 1,
         downloads_max: 8,
