@@ -9,7 +9,7 @@ use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Cache")]
-pub struct Args {
+pub struct CacheArgs {
     /// Where blocks are cached: directories between colons, which may have wildcards, or `memory` [default: /var/jfsCache, of others than
     /// root ~/.juicefs/cache; nowhere if the objects are in a directory].
     #[arg(long, value_name = "DIRS")]
@@ -46,7 +46,7 @@ pub struct Args {
     verify_cache_checksum: Option<String>,
 }
 
-impl Args {
+impl CacheArgs {
     /// What was asked for. Values that cannot be read are errors; names nobody knows become the default with a warning.
     pub fn options(&self, warnings: &mut Vec<String>) -> anyhow::Result<CacheOptions> {
         let default = CacheOptions::default();
@@ -120,7 +120,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        cache: Args,
+        cache: CacheArgs,
     }
 
     fn options(line: &[&str]) -> (anyhow::Result<CacheOptions>, Vec<String>) {

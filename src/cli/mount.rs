@@ -106,7 +106,7 @@ pub struct Args {
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
     #[command(flatten)]
-    cache: cache::Args,
+    cache: cache::CacheArgs,
 }
 
 /// Runs the command; `logging` starts the log of the process that serves.

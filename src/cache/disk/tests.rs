@@ -376,8 +376,8 @@ fn what_is_kept() {
     assert_eq!(kept(CacheOptions { large_write: true, ..unlimited() }, 30), [true, true, true, true]);
 }
 
-#[tokio::test]
-async fn what_is_left_over_goes_and_what_is_there_is_found() {
+#[test]
+fn what_is_left_over_goes_and_what_is_there_is_found() {
     let temp = tempfile::tempdir().unwrap();
     put(&single(&temp), block(1, 1000));
     let dir = raw(temp.path(), block(1, 1000)).parent().unwrap().to_path_buf();
@@ -388,12 +388,17 @@ async fn what_is_left_over_goes_and_what_is_there_is_found() {
     fs::write(dir.join("notes"), b"x").unwrap();
     fs::write(dir.join("5000_0_10"), pattern(10)).unwrap();
     let cache = single(&temp);
-    scan::scan(&cache.dirs[0].dir, &|| true).unwrap();
-    assert!(cache.contains(&block(1, 1000)));
+    let listed = || {
+        let mut left: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        left
+    };
+    let until = std::time::Instant::now() + LONG;
+    while !cache.contains(&block(1, 1000)) || listed() != ["1_0_1000", "4_0_10.tmp", "5000_0_10", "notes"] {
+        assert!(std::time::Instant::now() < until, "{:?}", listed());
+        std::thread::yield_now();
+    }
     assert_eq!(cache.stats().blocks, 1, "names that are none, or in the wrong place, are not ours");
-    let mut left: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    left.sort();
-    assert_eq!(left, ["1_0_1000", "4_0_10.tmp", "5000_0_10", "notes"]);
 }
 
 /// A small filesystem in memory, gone with the test; `None` if this user may not mount.
