@@ -41,6 +41,11 @@ fn single(temp: &TempDir) -> DiskCache {
     open(&[temp.path()], &unlimited(), LONG)
 }
 
+/// A clock that begins now: the scan in the background sees the times the disk gave to files, and the later one counts.
+fn manual_clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap()))
+}
+
 /// Writes a block and waits for it.
 fn put(cache: &DiskCache, block: BlockId) {
     cache.put(&block, &pattern(block.len));
@@ -220,7 +225,7 @@ async fn limits_are_kept() {
     let cost = 10_000 + 4096;
     for eviction in [Eviction::TwoRandom, Eviction::Lru, Eviction::None] {
         let temp = tempfile::tempdir().unwrap();
-        let clock = Arc::new(ManualClock::new(Duration::from_secs(1000)));
+        let clock = manual_clock();
         let options = CacheOptions { size_bytes: Some(20 * cost), eviction, ..unlimited() };
         let cache = open_at(&[temp.path()], &options, LONG, clock.clone());
         for n in 0..100 {
@@ -256,7 +261,7 @@ async fn limits_are_kept() {
 #[tokio::test]
 async fn old_blocks_expire() {
     let temp = tempfile::tempdir().unwrap();
-    let clock = Arc::new(ManualClock::new(Duration::from_secs(1000)));
+    let clock = manual_clock();
     let cache = open_at(&[temp.path()], &CacheOptions { expire: Duration::from_secs(60), ..unlimited() }, LONG, clock.clone());
     for n in 0..5 {
         put(&cache, block(n, 10));
@@ -321,7 +326,7 @@ async fn a_disk_that_hangs_costs_some_patience_and_then_nothing() {
 #[tokio::test]
 async fn a_disk_that_fails_is_left_alone() {
     let temp = tempfile::tempdir().unwrap();
-    let clock = Arc::new(ManualClock::new(Duration::from_secs(1000)));
+    let clock = manual_clock();
     let cache = open_at(&[temp.path()], &unlimited(), LONG, clock.clone());
     cache.flush(LONG);
     // Neither can anything be read in a place that is no directory, nor written.
