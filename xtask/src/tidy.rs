@@ -27,6 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Crate → where it may be named.
 const FENCES: &[(&str, &[&str])] = &[
     ("fuser", &["src/fuse/"]),
+    ("hashbrown", &["src/cache/disk/"]),
     ("rusqlite", &["src/meta/store/embedded/"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
