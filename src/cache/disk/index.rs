@@ -170,7 +170,7 @@ mod tests {
         let mut dice = Index::new(42);
         for step in 0..20_000u32 {
             let slice = dice.dice() % 500;
-            if dice.dice() % 3 == 0 {
+            if dice.dice().is_multiple_of(3) {
                 index.remove(&block(slice));
                 model.remove(&slice);
             } else {
