@@ -3,7 +3,7 @@
 use crate::block::flight::Flights;
 use crate::block::retry::retrying;
 use crate::block::{BlockError, Codec};
-use crate::cache::MemoryCache;
+use crate::cache::{DiskCache, MemoryCache};
 use crate::object::{ObjectError, ObjectStore};
 use crate::types::{BlockId, FrameSource, SliceId, block_count};
 use bytes::Bytes;
@@ -32,6 +32,8 @@ pub struct BlockConfig {
     pub codec: Codec,
     /// Decoded blocks.
     pub cache: MemoryCache,
+    /// Decoded blocks on the disks of this host.
+    pub disk: Option<Arc<DiskCache>>,
     /// Where small blocks are.
     pub frames: Arc<dyn FrameSource>,
     /// Uploads at once.
@@ -100,7 +102,7 @@ impl BlockStore {
         let frame = self.encode(&data).await?;
         match retrying("upload", &key, || self.config.objects.put(&key, frame.clone())).await {
             Ok(()) => {
-                self.config.cache.insert(block, data);
+                self.keep_written(block, data);
                 Ok(())
             }
             Err(e) => Err(self.failed("upload", key, e)),
@@ -110,8 +112,19 @@ impl BlockStore {
     /// Remembers a small block whose frame has just been committed.
     pub fn note_frame(&self, slice: SliceId, data: Bytes) {
         if let Ok(len) = u32::try_from(data.len()) {
-            self.config.cache.insert(BlockId { slice, index: 0, len }, data);
+            self.keep_written(BlockId { slice, index: 0, len }, data);
         }
+    }
+
+    fn keep_written(&self, block: BlockId, data: Bytes) {
+        if let Some(disk) = &self.config.disk {
+            disk.put_written(&block, &data);
+        }
+        self.config.cache.insert(block, data);
+    }
+
+    async fn on_disk(&self, block: &BlockId, range: Range<u32>) -> Option<Bytes> {
+        self.config.disk.as_ref()?.get(block, range).await
     }
 
     /// The block, if it is in memory.
@@ -119,7 +132,7 @@ impl BlockStore {
         self.config.cache.get(block)
     }
 
-    /// The whole block, from memory, the frames or the bucket, whichever has it first.
+    /// The whole block, from memory, the frames, the disk or the bucket, whichever has it first.
     pub async fn fetch(&self, block: BlockId) -> Result<Bytes, BlockError> {
         if let Some(bytes) = self.near(&block).await? {
             return Ok(bytes);
@@ -132,9 +145,17 @@ impl BlockStore {
         if range.start > range.end || range.end > block.len {
             return Err(self.damaged(self.key(&block), format!("bytes {}..{} were asked for", range.start, range.end)));
         }
-        let small = range.start > 0 && range.end - range.start <= block.len / RANGE_PART_MAX && block.len > FRAME_BYTES_MAX;
+        // A small read of a block on the disk is that read and no more.
+        let little = range.end - range.start <= block.len / RANGE_PART_MAX && block.len > FRAME_BYTES_MAX;
+        if little
+            && self.cached(&block).is_none()
+            && !self.flights.under_way(&block)
+            && let Some(bytes) = self.on_disk(&block, range.clone()).await
+        {
+            return Ok(bytes);
+        }
         // A part of a compressed or encrypted object is of no use.
-        let part = small && self.codec.is_plain();
+        let part = little && range.start > 0 && self.codec.is_plain();
         if !part || self.flights.under_way(&block) {
             let whole = self.fetch(block).await?;
             return Ok(whole.slice(range.start as usize..range.end as usize));
@@ -150,6 +171,9 @@ impl BlockStore {
         for index in 0..block_count(size, self.config.block_bytes) {
             let Some(block) = BlockId::of(id, size, index, self.config.block_bytes) else { break };
             self.config.cache.remove(&block);
+            if let Some(disk) = &self.config.disk {
+                disk.remove(&block);
+            }
             let key = self.key(&block);
             retrying("delete", &key, || self.config.objects.delete(&key)).await.map_err(|e| self.failed("delete", key.clone(), e))?;
         }
@@ -181,7 +205,14 @@ impl BlockStore {
         if let Some(bytes) = self.cached(&block) {
             return Ok(bytes);
         }
+        if let Some(bytes) = self.on_disk(&block, 0..block.len).await {
+            self.config.cache.insert(block, bytes.clone());
+            return Ok(bytes);
+        }
         let bytes = self.get_whole(&block).await?;
+        if let Some(disk) = &self.config.disk {
+            disk.put_fetched(&block, &bytes);
+        }
         self.config.cache.insert(block, bytes.clone());
         Ok(bytes)
     }
@@ -231,11 +262,13 @@ impl BlockStore {
 mod tests {
     use super::*;
     use crate::block::{Compression, Encryption};
+    use crate::cache::{CacheOptions, DiskCacheConfig};
     use crate::object::fault::{Fault, FaultStore, Request};
     use crate::object::memory::MemoryStore;
     use crate::types::{BoxFuture, Errno};
     use std::collections::HashMap;
     use std::sync::Mutex;
+    use std::time::Duration;
 
     const BLOCK_BYTES: u32 = 256 << 10;
 
@@ -257,10 +290,14 @@ mod tests {
     }
 
     fn bench(cache_bytes: u64) -> Bench {
-        coded_bench(cache_bytes, Codec::default())
+        bench_with(cache_bytes, Codec::default(), None)
     }
 
     fn coded_bench(cache_bytes: u64, codec: Codec) -> Bench {
+        bench_with(cache_bytes, codec, None)
+    }
+
+    fn bench_with(cache_bytes: u64, codec: Codec, disk: Option<Arc<DiskCache>>) -> Bench {
         let memory = Arc::new(MemoryStore::new());
         let faults = Arc::new(FaultStore::new(memory.clone()));
         let frames = Arc::new(Frames::default());
@@ -271,6 +308,7 @@ mod tests {
             block_bytes: BLOCK_BYTES,
             codec,
             cache: MemoryCache::new(cache_bytes),
+            disk,
             frames: frames.clone(),
             uploads_max: 2,
             downloads_max: 2,
@@ -332,6 +370,45 @@ mod tests {
         for range in [900..1100, 2000..2100] {
             assert!(matches!(blocks.fetch_range(id, range).await, Err(BlockError::Damaged { .. })), "a range of a short object");
         }
+    }
+
+    #[tokio::test]
+    async fn the_disk_answers_before_the_bucket() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = || {
+            let config = DiskCacheConfig {
+                uuid: "U",
+                hash_prefix: false,
+                block_bytes: BLOCK_BYTES,
+                queue_bytes: 16 << 20,
+                options: &CacheOptions { free_ratio: 0.0, ..CacheOptions::default() },
+                dirs: &[temp.path().into()],
+            };
+            Arc::new(DiskCache::open(&config).unwrap())
+        };
+        let disk = open();
+        let Bench { blocks, faults, memory, .. } = bench_with(0, Codec::default(), Some(disk.clone()));
+        let (whole, tail) = (block(1, BLOCK_BYTES), BlockId { slice: 1, index: 1, len: 100_000 });
+        for id in [whole, tail] {
+            blocks.upload(id, pattern(id.len)).await.unwrap();
+        }
+        disk.flush(Duration::from_secs(10));
+        assert!(!disk.contains(&whole) && disk.contains(&tail), "full blocks are kept once they are read");
+        assert_eq!(blocks.fetch(whole).await, Ok(pattern(BLOCK_BYTES)));
+        disk.flush(Duration::from_secs(10));
+        assert_eq!(faults.calls(Request::Get), 1);
+        // On a busy machine a disk read may be given up, so the bucket may be asked again: bytes are right in any case.
+        for _ in 0..20 {
+            assert_eq!(blocks.fetch(whole).await, Ok(pattern(BLOCK_BYTES)));
+            assert_eq!(blocks.fetch_range(whole, 0..5000).await, Ok(pattern(BLOCK_BYTES).slice(..5000)));
+            assert_eq!(blocks.fetch_range(whole, 9000..9500).await, Ok(pattern(BLOCK_BYTES).slice(9000..9500)));
+            assert_eq!(blocks.fetch(tail).await, Ok(pattern(100_000)));
+        }
+        assert!(faults.calls(Request::Get) < 40, "{} of 80 reads went to the bucket", faults.calls(Request::Get));
+        blocks.delete_slice(1, BLOCK_BYTES + 100_000).await.unwrap();
+        disk.flush(Duration::from_secs(10));
+        assert!(memory.objects().is_empty() && !disk.contains(&whole) && !disk.contains(&tail));
+        assert!(blocks.fetch(tail).await.is_err(), "nor is a file left");
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
-//! What is kept of the bucket on this host: the memory tier.
+//! What is kept of the bucket on this host: the memory tier and the disk tier.
 
+mod disk;
 mod memory;
 
+pub use disk::{CacheOptions, CachePlace, CacheStats, DiskCache, DiskCacheConfig, Eviction, default_dir};
 pub use memory::MemoryCache;

@@ -33,6 +33,7 @@ impl Bench {
             block_bytes: BLOCK_BYTES,
             codec: Default::default(),
             cache: MemoryCache::new(cache_bytes),
+            disk: None,
             frames: world.meta.clone(),
             uploads_max: 4,
             downloads_max: 4,

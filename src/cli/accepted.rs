@@ -32,7 +32,6 @@ pub enum Effect {
 use Effect::{Check, Refuse, Silent, Warn};
 
 const FIXED: &str = "has no effect: this build decides it itself";
-const MEMORY: &str = "has no effect: this build caches blocks in memory only";
 const DIRECT: &str = "has no effect: this build stores blocks before it acknowledges them";
 const NOT_YET: &str = "is not supported by this build; leave it out";
 
@@ -104,17 +103,6 @@ const MOUNT: &[Flag] = &[
     value("writeback-threshold-size", Warn(DIRECT)),
     value("upload-delay", Warn(DIRECT)),
     value("upload-hours", Warn(DIRECT)),
-    value("cache-dir", Warn(MEMORY)),
-    value("cache-mode", Warn(MEMORY)),
-    value("cache-size", Warn(MEMORY)),
-    value("cache-items", Warn(MEMORY)),
-    value("free-space-ratio", Warn(MEMORY)),
-    switch("cache-partial-only", Warn(MEMORY)),
-    switch("cache-large-write", Warn(MEMORY)),
-    value("verify-cache-checksum", Warn(MEMORY)),
-    value("cache-eviction", Warn(MEMORY)),
-    value("cache-scan-interval", Warn(MEMORY)),
-    value("cache-expire", Warn(MEMORY)),
     value("metrics", Warn(NO_METRICS)),
     value("custom-labels", Warn(NO_METRICS)),
     value("consul", Warn(NO_METRICS)),

@@ -312,8 +312,8 @@ mod tests {
 
     #[test]
     fn options_without_effect_are_named_once() {
-        let normal = run("mount vol mnt --cache-size 10 --no-syslog").expect("accepted");
-        assert_eq!(normal.warnings, ["--cache-size has no effect: this build caches blocks in memory only"]);
+        let normal = run("mount vol mnt --upload-delay 10 --no-syslog").expect("accepted");
+        assert_eq!(normal.warnings, ["--upload-delay has no effect: this build stores blocks before it acknowledges them"]);
         assert!(matches!(run("mount vol mnt --all-squash 1:1"), Err(Stop::Wrong(_))));
     }
 }

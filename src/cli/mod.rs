@@ -3,6 +3,7 @@
 mod accepted;
 mod args;
 mod config;
+mod cache;
 mod format;
 mod fsck;
 mod helper;

@@ -2,7 +2,7 @@
 
 use crate::cli::helper::is_fstab_word;
 use crate::cli::program::Program;
-use crate::cli::{invalid, say, value, values, volume_of};
+use crate::cli::{cache, invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
@@ -87,6 +87,8 @@ pub struct Args {
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
+    #[command(flatten)]
+    cache: cache::CacheArgs,
 }
 
 /// Runs the command; `logging` starts the log of the process that serves.
@@ -151,6 +153,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
     };
     let uploads_max = transfers("max-uploads", args.max_uploads.as_ref(), 20)?;
     let downloads_max = transfers("max-downloads", args.max_downloads.as_ref(), 200)?;
+    let cache = args.cache.options(&mut warnings)?;
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
     let plan = MountPlan {
@@ -166,6 +169,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             uploads_max,
             downloads_max,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
+            cache,
         },
         view: MountOptions { subdir: args.subdir.clone(), read_only, xattr: args.enable_xattr, attr_ttl, entry_ttl, dir_entry_ttl, umask },
         allow_other: options.allow_other || is_root(),
@@ -305,6 +309,8 @@ mod tests {
             (&["-o", "writeback_cache"], "writeback_cache"),
             (&["--buffer-size", "abc"], "Invalid value \"abc\" for \"buffer-size\""),
             (&["--max-uploads", "0"], "max-uploads"),
+            (&["--free-space-ratio", "1"], "free-space-ratio"),
+            (&["--cache-size", "10GiB"], "cache-size"),
         ] {
             let error = plan_of(dir.path(), options).expect_err("refused").to_string();
             assert!(error.contains(what), "{error}");

@@ -4,7 +4,6 @@ use crate::daemon::{MountError, MountPlan, Record, entries, system};
 use crate::fuse::{FuseConfig, FuseSession};
 use crate::volume::{self, Created, Volume, VolumeError};
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -73,7 +73,10 @@ impl Vfs {
         let attr = acquire(&caller.cancel, wait, pauses, || self.try_lock(ino, owner, lock, flock)).await?;
         if let Some(attr) = attr {
             self.writers.forget_recent(ino);
-            handle.inode.note(&self.overlaid(ino, attr));
+            // The lock is held whatever comes of this; what is not noted costs the kernel its pages at the next open.
+            if let Ok(attr) = self.overlaid(ino, attr).await {
+                handle.inode.note(&attr);
+            }
         }
         self.kernel().forget_attr(self.mount.outward(ino));
         Ok(())

@@ -90,6 +90,7 @@ impl World {
             block_bytes: BLOCK_BYTES,
             codec: Default::default(),
             cache: MemoryCache::new(16 << 20),
+            disk: None,
             frames: meta.clone(),
             uploads_max: 4,
             downloads_max: 4,

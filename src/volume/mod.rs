@@ -5,6 +5,7 @@
 
 mod codec;
 mod config;
+mod cache;
 mod create;
 mod fsck;
 mod gate;
@@ -26,7 +27,7 @@ pub use stores::Stores;
 pub use url::MetaUrl;
 
 use crate::block::{BlockConfig, BlockStore};
-use crate::cache::MemoryCache;
+use crate::cache::{CacheOptions, DiskCache};
 use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
 use crate::jobs::{self, JobsConfig, JobsHandle};
@@ -49,8 +50,8 @@ pub const KERNEL_TTL_MAX: Duration = Duration::from_secs(1);
 const KERNEL_TTL_SLACK: Duration = Duration::from_millis(100);
 /// Background work waiting. More is found again by the periodic scans; one entry is 24 bytes.
 const DUTIES_QUEUED_MAX: usize = 16 * 1024;
-/// Share of the buffer budget that caches decoded blocks in memory; the rest is for data being written and read.
-const CACHE_SHARE: usize = 4;
+/// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
+const CACHE_FLUSH: Duration = Duration::from_secs(1);
 
 /// Why a volume cannot be used.
 #[derive(Debug)]
@@ -99,6 +100,8 @@ pub struct VolumeOptions {
     pub downloads_max: usize,
     /// How often the session is renewed.
     pub heartbeat: Duration,
+    /// Blocks cached on this host.
+    pub cache: CacheOptions,
 }
 
 /// One view of a volume.
@@ -126,6 +129,7 @@ pub struct Volume {
     name: String,
     meta: Arc<Meta>,
     blocks: Arc<BlockStore>,
+    disk: Option<Arc<DiskCache>>,
     chunks: Arc<Chunks>,
     writers: Arc<Writers>,
     /// `None` on a read-only volume.
@@ -162,20 +166,20 @@ impl Volume {
         let meta = Arc::new(Meta::new(MetaConfig { store, clock, setting: setting.clone(), duties: ask, atime: options.atime }));
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
-        let cache_bytes = options.buffer_bytes / CACHE_SHARE;
+        let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
         let blocks = BlockStore::new(BlockConfig {
             objects,
             prefix: setting.name().into(),
             hash_prefix: setting.hash_prefix(),
             block_bytes: setting.block_bytes(),
             codec,
-            cache: MemoryCache::new(cache_bytes as u64),
+            cache: memory,
+            disk: disk.clone(),
             frames,
             uploads_max: options.uploads_max,
             downloads_max: options.downloads_max,
         });
         let chunks = Chunks::new(meta.clone(), blocks.clone());
-        let buffer_bytes = options.buffer_bytes - cache_bytes;
         let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes });
         let mut jobs = None;
         if !options.read_only {
@@ -190,7 +194,7 @@ impl Volume {
             let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
-        Ok(Volume { name: setting.name().into(), meta, blocks, chunks, writers, jobs, read_only: options.read_only })
+        Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only })
     }
 
     /// Name of the volume.
@@ -262,6 +266,11 @@ impl Volume {
         let mut first = None;
         if let Err(error) = self.writers.flush_all().await {
             first = first.or(Some(failed("some written data could not be stored", error)));
+        }
+        if let Some(disk) = self.disk.take() {
+            let flushed = tokio::task::spawn_blocking(move || disk.flush(CACHE_FLUSH)).await;
+            // What is not cached is fetched again.
+            flushed.unwrap_or_else(|error| warn!("the disk cache was not flushed: {error}"));
         }
         if let Some(jobs) = self.jobs.take() {
             jobs.stop().await;

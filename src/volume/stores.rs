@@ -9,7 +9,6 @@ use crate::meta::store::{Query, Store, Value};
 use crate::object::ObjectStore;
 use crate::volume::objects::open_objects;
 use crate::volume::{MetaUrl, VolumeError, gate};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;

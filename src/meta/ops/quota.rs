@@ -270,10 +270,10 @@ impl Meta {
     /// Reads the quotas of the volume. Called at the start and with every heartbeat.
     pub async fn load_quotas(&self) -> Result<(), Errno> {
         let mut quotas = HashMap::new();
-        if self.setting.dir_stats() {
+        if self.setting().dir_stats() {
             self.load(key::DIR_QUOTA_USED_INODES, &mut quotas).await?;
         }
-        if self.setting.user_group_quota() {
+        if self.setting().user_group_quota() {
             self.load(key::USER_QUOTA_USED_INODES, &mut quotas).await?;
             self.load(key::GROUP_QUOTA_USED_INODES, &mut quotas).await?;
         }

@@ -127,7 +127,7 @@ fn dir_attr(now: Time, parent: Ino) -> Attr {
 impl Meta {
     /// The directory that takes what is deleted now; `None` if the volume has no trash. Known to this process for the rest of the hour.
     pub(crate) async fn trash_dir(&self) -> Result<Option<Ino>, Errno> {
-        if self.setting.trash_days() == 0 {
+        if self.setting().trash_days() == 0 {
             return Ok(None);
         }
         let hour = self.driver.clock.now().sec.div_euclid(HOUR_SECONDS);
@@ -173,7 +173,7 @@ impl Meta {
         }
         let trashed = if attr.parent != Ino(0) {
             if attr.is_trashed() { attr.nlink } else { 0 }
-        } else if self.setting.trash_days() == 0 {
+        } else if self.setting().trash_days() == 0 {
             0
         } else {
             self.answer("count links", &Caller::root(), |view, _| Ok(Plan::answer(trashed_links(view, ino)?))).await?
@@ -196,7 +196,7 @@ impl Meta {
     /// Deletes for good what was put into the trash more than `TrashDays` (and two hours, metadata §9.4) ago, oldest first, until `go_on` says
     /// no. Answers how many directories of hours went.
     pub async fn expire_trash(&self, go_on: &(dyn Fn() -> bool + Sync)) -> Result<usize, Errno> {
-        let kept = i64::try_from(self.setting.trash_days()).unwrap_or(i64::MAX).saturating_mul(24).saturating_add(2);
+        let kept = i64::try_from(self.setting().trash_days()).unwrap_or(i64::MAX).saturating_mul(24).saturating_add(2);
         let edge = self.driver.clock.now().sec.saturating_sub(kept.saturating_mul(HOUR_SECONDS));
         let mut hours = Vec::new();
         for (name, ino, kind) in self.names_in(Ino::TRASH).await? {

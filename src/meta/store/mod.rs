@@ -306,12 +306,6 @@ pub trait Store: Send + Sync {
         0
     }
 
-    /// How often the store was found to have lost what it had acknowledged. After each time, numbers taken from its counters and not yet
-    /// used must be dropped: they may have been given out again.
-    fn losses(&self) -> u64 {
-        0
-    }
-
     /// Takes the lock that says session `sid` lives; held until the store is dropped. False if another process holds it.
     fn claim_session(&self, sid: u64) -> Result<bool, StoreError>;
 

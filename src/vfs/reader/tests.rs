@@ -193,6 +193,7 @@ async fn blocks_behind_a_sequential_read_are_fetched_ahead() {
         block_bytes: BLOCK_BYTES,
         codec: Default::default(),
         cache: MemoryCache::new(64 << 20),
+        disk: None,
         frames: meta.clone(),
         uploads_max: 1,
         downloads_max: 8,
