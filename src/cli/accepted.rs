@@ -46,6 +46,8 @@ pub fn flags(command: &str) -> &'static [Flag] {
         "mount" => MOUNT,
         "format" => FORMAT,
         "fsck" => FSCK,
+        "dump" => DUMP,
+        "load" => LOAD,
         _ => &[],
     }
 }
@@ -139,4 +141,19 @@ const FSCK: &[Flag] = &[
     switch("recursive", Silent),
     switch("sync-dir-stat", Refuse("is not supported by this build: it checks and changes nothing")),
     value("repair-dir-mode", Silent),
+];
+
+const DUMP: &[Flag] = &[
+    // The order of the result does not depend on them.
+    value("threads", Silent),
+    switch("fast", Silent),
+];
+
+const LOAD: &[Flag] = &[
+    switch("stat", Refuse(NOT_YET)),
+    value("offset", Refuse(NOT_YET)),
+    value("threads", Silent),
+    value("encrypt-rsa-key", Refuse("is not supported by this build; decrypt the backup first")),
+    value("encrypt-algo", Silent),
+    value("encrypt-alg", Silent),
 ];

@@ -13,8 +13,6 @@ const UNSUPPORTED: &[&str] = &[
     "destroy",
     "gc",
     "restore",
-    "dump",
-    "load",
     "tier",
     "changelog",
     "stats",

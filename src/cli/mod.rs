@@ -2,9 +2,11 @@
 
 mod accepted;
 mod args;
+mod dump;
 mod format;
 mod fsck;
 mod info;
+mod load;
 mod mount;
 mod status;
 mod umount;
@@ -69,6 +71,10 @@ enum Command {
     Info(info::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
+    /// Write the metadata of a volume into a file.
+    Dump(dump::Args),
+    /// Make the metadata of a new volume from such a file.
+    Load(load::Args),
     /// Show the version.
     Version,
 }
@@ -123,6 +129,14 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Fsck(args) => {
             logging();
             fsck::run(&args)
+        }
+        Command::Dump(args) => {
+            logging();
+            dump::run(&args)
+        }
+        Command::Load(args) => {
+            logging();
+            load::run(&args)
         }
         Command::Version => {
             say(&version_line());

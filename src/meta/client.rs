@@ -119,6 +119,12 @@ impl Meta {
         self.driver.store.sync().await.map_err(|e| errno_of("sync", &e))
     }
 
+    /// Removes the frame of a slice whose block is an object now.
+    pub async fn drop_frame(&self, id: SliceId) -> Result<(), Errno> {
+        let dropped = self.driver.store.commit(&[], &[Write::DelFrame(id)], &[]).await;
+        dropped.map(|_| ()).map_err(|e| errno_of("remove a frame", &e))
+    }
+
     /// Runs one operation; see `Driver::run`. `step` gets the same `now` in every round.
     pub(crate) async fn run<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
     where

@@ -19,6 +19,8 @@ fixed! {
     NEXT_CHUNK = "nextchunk",
     /// Highest session id used.
     NEXT_SESSION = "nextsession",
+    /// Highest ordinal of a directory of the trash.
+    NEXT_TRASH = "nextTrash",
     /// Bytes used, 4 KiB-rounded per inode.
     USED_SPACE = "usedSpace",
     /// Inodes used.
@@ -45,6 +47,22 @@ fixed! {
     DIR_QUOTA_USED_SPACE = "dirQuotaUsedSpace",
     /// Hash: directory → inodes under it.
     DIR_QUOTA_USED_INODES = "dirQuotaUsedInodes",
+    /// Hash: user → limits.
+    USER_QUOTA = "userQuota",
+    /// Hash: user → space of what it owns.
+    USER_QUOTA_USED_SPACE = "userQuotaUsedSpace",
+    /// Hash: user → inodes it owns.
+    USER_QUOTA_USED_INODES = "userQuotaUsedInodes",
+    /// Hash: group → limits.
+    GROUP_QUOTA = "groupQuota",
+    /// Hash: group → space of what it owns.
+    GROUP_QUOTA_USED_SPACE = "groupQuotaUsedSpace",
+    /// Hash: group → inodes it owns.
+    GROUP_QUOTA_USED_INODES = "groupQuotaUsedInodes",
+    /// Hash: ACL id → rule.
+    ACL = "acl",
+    /// Highest ACL id used.
+    ACL_MAX_ID = "aclMaxId",
     /// Last run of the stale-session job, unix seconds.
     LAST_CLEANUP_SESSIONS = "lastCleanupSessions",
     /// Last run of the deleted-files job.
@@ -53,6 +71,8 @@ fixed! {
     NEXT_CLEANUP_SLICES = "nextCleanupSlices",
     /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
     FRAMES = "_pando:f",
+    /// Pando's own: references of slices while a dump is loaded; gone when it is.
+    LOADED_REFS = "_pando:load",
 }
 
 /// Attribute record of an inode.

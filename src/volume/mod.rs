@@ -4,6 +4,7 @@
 //! the order in `Volume::open` matters.
 
 mod create;
+mod dump;
 mod fsck;
 mod gate;
 mod info;
@@ -12,6 +13,7 @@ mod stores;
 mod url;
 
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
+pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};

@@ -28,6 +28,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("fuser", &["src/fuse/"]),
     ("rusqlite", &["src/meta/store/embedded/"]),
+    ("flate2", &["src/volume/dump/file.rs", "src/volume/dump/fixture.rs"]),
+    ("zstd", &["src/volume/dump/file.rs"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];
