@@ -2,6 +2,7 @@
 
 mod crash;
 mod differential;
+mod dump;
 mod faults;
 mod files;
 mod locks;
