@@ -58,7 +58,7 @@ async fn a_loaded_dump_dumps_the_same() {
     for fixture in FIXTURES {
         let store = EmbeddedStore::open_in_memory().expect("a store");
         let loaded = load_json(&store, reference(fixture).as_bytes()).await.expect("loads");
-        assert_eq!(loaded.secrets_removed, false);
+        assert!(!loaded.secrets_removed);
         let again = dump_json(&store, &DumpOptions::default()).await;
         assert_same(&without_sessions(&again), &without_sessions(&reference(fixture)), fixture);
         // Two sessions' files of 4 KiB each are gone in `plain`.
