@@ -2,6 +2,7 @@
 
 mod compact;
 mod delete;
+mod drain;
 mod join;
 mod read;
 

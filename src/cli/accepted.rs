@@ -53,6 +53,8 @@ pub fn flags(command: &str) -> &'static [Flag] {
         "format" => FORMAT,
         "config" => CONFIG,
         "fsck" => FSCK,
+        "dump" => DUMP,
+        "load" => LOAD,
         _ => &[],
     }
 }
@@ -169,4 +171,19 @@ const FSCK: &[Flag] = &[
     switch("recursive", Silent),
     switch("sync-dir-stat", Refuse("is not supported by this build: it checks and changes nothing")),
     value("repair-dir-mode", Silent),
+];
+
+const DUMP: &[Flag] = &[
+    // The order of the result does not depend on them.
+    value("threads", Silent),
+    switch("fast", Silent),
+];
+
+const LOAD: &[Flag] = &[
+    switch("stat", Refuse(NOT_YET)),
+    value("offset", Refuse(NOT_YET)),
+    value("threads", Silent),
+    value("encrypt-rsa-key", Refuse("is not supported by this build; decrypt the backup first")),
+    value("encrypt-algo", Silent),
+    value("encrypt-alg", Silent),
 ];

@@ -12,8 +12,6 @@ const UNSUPPORTED: &[&str] = &[
     "destroy",
     "gc",
     "restore",
-    "dump",
-    "load",
     "tier",
     "changelog",
     "stats",

@@ -2,12 +2,14 @@
 
 mod accepted;
 mod args;
-mod config;
 mod cache;
+mod config;
+mod dump;
 mod format;
 mod fsck;
 mod helper;
 mod info;
+mod load;
 mod mount;
 mod program;
 mod status;
@@ -77,6 +79,10 @@ enum Command {
     Info(info::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
+    /// Write the metadata of a volume into a file.
+    Dump(dump::Args),
+    /// Make the metadata of a new volume from such a file.
+    Load(load::Args),
     /// Show the version.
     Version,
 }
@@ -144,6 +150,14 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Fsck(args) => {
             logging();
             fsck::run(&args)
+        }
+        Command::Dump(args) => {
+            logging();
+            dump::run(&args)
+        }
+        Command::Load(args) => {
+            logging();
+            load::run(&args)
         }
         Command::Version => {
             say(&version_line());

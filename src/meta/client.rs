@@ -13,7 +13,7 @@ use crate::meta::ops::quota;
 use crate::meta::ops::session::Beat;
 use crate::meta::pacing::Pacing;
 use crate::meta::setting::Setting;
-use crate::meta::store::{Query, Sharing, Store, Value};
+use crate::meta::store::{Query, Sharing, Store, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{BoxFuture, Caller, Duty, Errno, FrameSource, Ino, SliceId, Time};
 use bytes::Bytes;
@@ -170,6 +170,12 @@ impl Meta {
     /// Makes everything committed so far as durable as the tier says.
     pub async fn sync(&self) -> Result<(), Errno> {
         self.driver.store.sync().await.map_err(|e| errno_of("sync", &e))
+    }
+
+    /// Removes the frame of a slice whose block is an object now.
+    pub async fn drop_frame(&self, id: SliceId) -> Result<(), Errno> {
+        let dropped = self.driver.store.commit(&[], &[Write::DelFrame(id)], &[]).await;
+        dropped.map(|_| ()).map_err(|e| errno_of("remove a frame", &e))
     }
 
     /// Runs a mutation; see `Driver::run`. `step` gets the same `now` in every round.

@@ -75,6 +75,8 @@ fixed! {
     LAST_CLEANUP_TRASH = "lastCleanupTrash",
     /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
     FRAMES = "_pando:f",
+    /// Pando's own: references of slices while a dump is loaded; gone when it is.
+    LOADED_REFS = "_pando:load",
 }
 
 /// Attribute record of an inode.
@@ -165,6 +167,9 @@ pub fn decimal(n: impl std::fmt::Display) -> Bytes {
 pub fn name(name: &Name) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
 }
+
+/// How the keys of the outcomes of commits begin.
+pub const OUTCOMES: &[u8] = b"_pando:op:";
 
 /// Connections of one session that may have a hash of their own: more than one only after its number was given out twice.
 pub const OP_CONNECTIONS_MAX: u32 = 8;

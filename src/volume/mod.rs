@@ -3,10 +3,11 @@
 //! A volume is opened once per process; mounts are views of it. Opening is also the moment when this process becomes visible to others:
 //! the order in `Volume::open` matters.
 
+mod cache;
 mod codec;
 mod config;
-mod cache;
 mod create;
+mod dump;
 mod fsck;
 mod gate;
 mod info;
@@ -18,6 +19,7 @@ mod wanted;
 
 pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
+pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};

@@ -3,6 +3,7 @@
 mod commands;
 mod crash;
 mod differential;
+mod dump;
 mod faults;
 mod files;
 mod locks;

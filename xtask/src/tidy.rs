@@ -33,10 +33,11 @@ const FENCES: &[(&str, &[&str])] = &[
     ("md5", &["src/block/private_key.rs", "src/meta/secret.rs"]),
     ("pkcs8", &["src/block/private_key.rs"]),
     ("lz4_flex", &["src/block/compress.rs"]),
-    ("zstd", &["src/block/compress.rs"]),
     ("aws_sdk_s3", &["src/object/s3/"]),
     ("aws_config", &["src/object/s3/"]),
     ("redis", &["src/meta/store/redis/"]),
+    ("flate2", &["src/volume/dump/file.rs", "src/volume/dump/fixture.rs"]),
+    ("zstd", &["src/block/compress.rs", "src/volume/dump/file.rs", "src/volume/fsck/fixtures_test.rs"]),
     ("clap", &["src/cli/", "src/main.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];

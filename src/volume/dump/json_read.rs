@@ -1,0 +1,271 @@
+//! The JSON form of a volume's metadata, read: a document becomes headers, directories and leaves, one after another.
+
+use super::json::KINDS;
+use super::load::{Event, Header};
+use super::node::Node;
+use super::parse::Parser;
+use super::text::unescape;
+use crate::types::{Attr, CHUNK_BYTES, Flags, Ino, Kind, Name, SliceRecord, Time};
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Map, Value as Json};
+use std::io::BufRead;
+
+/// Members of the document that are small and come before the trees.
+const HEADERS: [&str; 8] = ["Setting", "Counters", "Sustained", "DelFiles", "Quotas", "UserQuotas", "GroupQuotas", "ChangeLog"];
+
+/// A reader of a dump. Messages name the line.
+pub struct JsonReader<R> {
+    parser: Parser<R>,
+    state: State,
+    /// Per open directory, the outermost first: whether no entry was read yet.
+    open: Vec<bool>,
+    /// Members of the document that were there.
+    seen: Vec<String>,
+}
+
+enum State {
+    Start,
+    Document { first: bool },
+    Done,
+}
+
+impl<R: BufRead> JsonReader<R> {
+    /// At the start of a document.
+    pub fn new(input: R) -> JsonReader<R> {
+        JsonReader { parser: Parser::new(input), state: State::Start, open: Vec::new(), seen: Vec::new() }
+    }
+
+    /// What comes next, `None` at the end of a complete document.
+    pub fn next(&mut self) -> Result<Option<Event>, String> {
+        if let Some(first) = self.open.last_mut() {
+            return match self.parser.member(first)? {
+                Some(name) => {
+                    let name = unescape(&name);
+                    if Name::new(&name).is_err() {
+                        return Err(self.parser.wrong(format_args!("{:?} is no name of a file", String::from_utf8_lossy(&name))));
+                    }
+                    self.node(name.into()).map(Some)
+                }
+                None => {
+                    self.open.pop();
+                    // The entries were the last member of the directory.
+                    self.parser.expect(b'}')?;
+                    Ok(Some(Event::Leave))
+                }
+            };
+        }
+        loop {
+            let first = match &mut self.state {
+                State::Start => {
+                    self.parser.expect(b'{')?;
+                    self.state = State::Document { first: true };
+                    continue;
+                }
+                State::Document { first } => first,
+                State::Done => return Ok(None),
+            };
+            let Some(name) = self.parser.member(first)? else {
+                self.parser.end()?;
+                self.state = State::Done;
+                for wanted in ["Setting", "Counters", "FSTree"] {
+                    if !self.seen.iter().any(|seen| seen == wanted) {
+                        return Err(format!("it has no {wanted}"));
+                    }
+                }
+                return Ok(None);
+            };
+            if self.seen.contains(&name) {
+                return Err(self.parser.wrong(format_args!("a second {name}")));
+            }
+            self.seen.push(name.clone());
+            if name == "FSTree" || name == "Trash" {
+                if !self.seen.iter().any(|seen| seen == "Setting") {
+                    return Err(self.parser.wrong(format_args!("{name} comes before the Setting")));
+                }
+                return match self.node(Bytes::new())? {
+                    Event::Enter { name: entry, mut node } => {
+                        if name == "FSTree" {
+                            // The root of a dumped subdirectory becomes the root of the new volume.
+                            node.ino = Ino::ROOT;
+                        } else if node.ino != Ino::TRASH {
+                            return Err(self.parser.wrong("the trash has another inode"));
+                        }
+                        Ok(Some(Event::Enter { name: entry, node }))
+                    }
+                    _ => Err(self.parser.wrong(format_args!("{name} is no directory"))),
+                };
+            }
+            let value = self.parser.value()?;
+            if HEADERS.contains(&name.as_str()) {
+                return self.header(&name, value).map(|header| Some(Event::Header(header)));
+            }
+            // Something of a later version; nothing else depends on it.
+            tracing::warn!("the dump has {name}, which is not known and not loaded");
+        }
+    }
+
+    fn header(&self, name: &str, value: Json) -> Result<Header, String> {
+        let wrong = || self.parser.wrong(format_args!("{name} has not the right form"));
+        Ok(match (name, value) {
+            ("Setting", Json::Object(document)) => Header::Setting(document),
+            ("Counters", Json::Object(counters)) => {
+                let counter = |name| counters.get(name).map_or(Some(0), Json::as_i64).ok_or_else(wrong);
+                Header::Counters {
+                    next_inode: counter("nextInodes")?,
+                    next_chunk: counter("nextChunk")?,
+                    next_session: counter("nextSession")?,
+                    next_trash: counter("nextTrash")?,
+                }
+            }
+            ("DelFiles", Json::Array(files)) => {
+                let file = |file: &Json| Some((Ino(file["inode"].as_u64()?), file["length"].as_u64()?, file["expire"].as_i64()?));
+                Header::Deleted(files.iter().map(file).collect::<Option<_>>().ok_or_else(wrong)?)
+            }
+            ("DelFiles", Json::Null) => Header::Deleted(Vec::new()),
+            ("Quotas" | "UserQuotas" | "GroupQuotas", Json::Object(quotas)) => {
+                let limits = |(id, quota): (&String, &Json)| {
+                    Some((id.parse::<u64>().ok()?, quota["maxSpace"].as_i64()?, quota["maxInodes"].as_i64()?))
+                };
+                let quotas = quotas.iter().map(limits).collect::<Option<Vec<_>>>().ok_or_else(wrong)?;
+                match name {
+                    "Quotas" => Header::DirQuotas(quotas),
+                    "UserQuotas" => Header::UserQuotas(quotas),
+                    _ => Header::GroupQuotas(quotas),
+                }
+            }
+            // Sessions have ended, and so have the files they kept; a log of changes belongs to the volume it was written for.
+            ("Sustained" | "ChangeLog", _) | (_, Json::Null) => Header::Nothing,
+            _ => return Err(wrong()),
+        })
+    }
+
+    /// A node, up to its end or to its entries.
+    fn node(&mut self, name: Bytes) -> Result<Event, String> {
+        self.parser.expect(b'{')?;
+        let mut first = true;
+        let mut node: Option<Node> = None;
+        while let Some(member) = self.parser.member(&mut first)? {
+            if member == "attr" {
+                let value = self.parser.value()?;
+                if node.is_some() {
+                    return Err(self.parser.wrong("a second attr"));
+                }
+                node = Some(attr(&value).ok_or_else(|| self.parser.wrong(format_args!("no attributes: {value}")))?);
+                continue;
+            }
+            let Some(node) = &mut node else { return Err(self.parser.wrong(format_args!("{member} comes before attr"))) };
+            if member == "entries" {
+                if !node.attr.is_dir() {
+                    return Err(self.parser.wrong("entries of what is no directory"));
+                }
+                self.parser.expect(b'{')?;
+                self.open.push(true);
+                return Ok(Event::Enter { name, node: node.clone() });
+            }
+            let value = self.parser.value()?;
+            add(node, &member, &value).ok_or_else(|| self.parser.wrong(format_args!("{member} has not the right form")))?;
+        }
+        let node = node.ok_or_else(|| self.parser.wrong("a node without attr"))?;
+        match node.attr.kind {
+            Kind::Dir => Err(self.parser.wrong("a directory without entries")),
+            _ => Ok(Event::Leaf { name, node }),
+        }
+    }
+}
+
+fn narrow<T: TryFrom<u64>>(value: &Json) -> Option<T> {
+    T::try_from(value.as_u64()?).ok()
+}
+
+fn attr(value: &Json) -> Option<Node> {
+    let fields = value.as_object()?;
+    let or_zero = |name: &str| fields.get(name).map_or(Some(0), narrow::<u32>);
+    let time = |sec: &str, nsec: &str| Some(Time { sec: value[sec].as_i64()?, nsec: or_zero(nsec).filter(|nsec| *nsec < 1_000_000_000)? });
+    let kind = KINDS.iter().find(|(_, name)| value["type"].as_str() == Some(name))?.0;
+    let attr = Attr {
+        flags: Flags(u8::try_from(or_zero("flags")?).ok()?),
+        kind,
+        mode: narrow::<u16>(&value["mode"]).filter(|mode| *mode <= 0o7777)?,
+        uid: narrow(&value["uid"])?,
+        gid: narrow(&value["gid"])?,
+        atime: time("atime", "atimensec")?,
+        mtime: time("mtime", "mtimensec")?,
+        ctime: time("ctime", "ctimensec")?,
+        nlink: 1,
+        length: match kind {
+            // 2^57 is what a file can have; more is damage, and sums of it must not overflow.
+            Kind::File => value["length"].as_u64().filter(|length| *length <= 1 << 57)?,
+            Kind::Dir => 4096,
+            _ => 0,
+        },
+        rdev: or_zero("rdev")?,
+        parent: Ino(0),
+        access_acl: 0,
+        default_acl: 0,
+        tier: u8::try_from(or_zero("tier")?).ok()?,
+    };
+    let ino = Ino(value["inode"].as_u64().filter(|ino| *ino > 0)?);
+    Some(Node { ino, attr, target: Bytes::new(), xattrs: Vec::new(), access_acl: None, default_acl: None, chunks: Vec::new() })
+}
+
+/// A member of a node other than its attributes and entries.
+fn add(node: &mut Node, member: &str, value: &Json) -> Option<()> {
+    match member {
+        "symlink" => {
+            node.target = unescape(value.as_str()?).into();
+            node.attr.length = node.target.len() as u64;
+        }
+        "xattrs" => {
+            let pair = |pair: &Json| Some((Bytes::from(pair["name"].as_str()?.to_owned()), unescape(pair["value"].as_str()?).into()));
+            node.xattrs = value.as_array()?.iter().map(pair).collect::<Option<_>>()?;
+        }
+        "posix_acl_access" => node.access_acl = Some(acl(value.as_object()?)?),
+        "posix_acl_default" => node.default_acl = Some(acl(value.as_object()?)?),
+        "chunks" if node.attr.kind == Kind::File => {
+            let chunk = |chunk: &Json| {
+                let index = narrow::<u32>(&chunk["index"])?;
+                let slices = chunk["slices"].as_array()?.iter().map(slice).collect::<Option<Vec<_>>>()?;
+                Some((index, slices))
+            };
+            node.chunks = value.as_array()?.iter().map(chunk).collect::<Option<_>>()?;
+            node.chunks.retain(|(_, slices)| !slices.is_empty());
+        }
+        // Of a later version; the node is complete without it for whoever knows only this one.
+        _ => {}
+    }
+    Some(())
+}
+
+fn slice(value: &Json) -> Option<SliceRecord> {
+    let fields = value.as_object()?;
+    let or_zero = |name: &str| fields.get(name).map_or(Some(0), narrow::<u32>);
+    // Before 1.0 the id had another name.
+    let id = match fields.get("id").map_or(Some(0), Json::as_u64)? {
+        0 => fields.get("chunkid").map_or(Some(0), Json::as_u64)?,
+        id => id,
+    };
+    let record = SliceRecord { pos: or_zero("pos")?, id, size: or_zero("size")?, off: or_zero("off")?, len: narrow(fields.get("len")?)? };
+    let fits = u64::from(record.pos) + u64::from(record.len) <= CHUNK_BYTES;
+    let within = id == 0 || u64::from(record.off) + u64::from(record.len) <= u64::from(record.size);
+    (fits && within).then_some(record)
+}
+
+/// The bytes of a rule (metadata §2.7).
+fn acl(rule: &Map<String, Json>) -> Option<Bytes> {
+    let mut bytes = BytesMut::new();
+    for class in ["owner", "group", "mask", "other"] {
+        bytes.put_u16(narrow(rule.get(class)?)?);
+    }
+    for named in ["users", "groups"] {
+        let entries = match rule.get(named) {
+            None | Some(Json::Null) => &[],
+            Some(entries) => entries.as_array()?.as_slice(),
+        };
+        bytes.put_u32(u32::try_from(entries.len()).ok()?);
+        for entry in entries {
+            bytes.put_u32(narrow(&entry["id"])?);
+            bytes.put_u16(narrow(&entry["perm"])?);
+        }
+    }
+    Some(bytes.freeze())
+}
