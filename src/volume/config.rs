@@ -279,7 +279,7 @@ mod tests {
         }
         let forced = Change { bucket: Some("/no/such/dir/".into()), force: true, ..Change::default() };
         assert_eq!(plan_change(&url, &forced).await.unwrap().new.bucket(), "/no/such/dir/");
-        let store = crate::volume::stores::open_store(url.dir().unwrap()).unwrap();
+        let store = Stores::metadata(&url).await.unwrap().0;
         store.commit(&[], &[Write::IncrBy(key::USED_SPACE, 5000)], &[]).await.unwrap();
         let planned = plan_change(&url, &Change { capacity: Some(4096), ..Change::default() }).await.unwrap();
         assert!(planned.concerns[0].contains("5000 / 4096 bytes"), "{:?}", planned.concerns);

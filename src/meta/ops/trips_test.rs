@@ -84,7 +84,7 @@ impl Host {
 
     /// Another client of the same volume.
     async fn other(&self) -> Host {
-        Host::joining(self.volume.clone(), self.clock.clone(), self.meta.setting().clone(), Duration::ZERO).await
+        Host::joining(self.volume.clone(), self.clock.clone(), (*self.meta.setting()).clone(), Duration::ZERO).await
     }
 
     /// Lets background work end; nothing waits on this store.
@@ -419,7 +419,7 @@ async fn append_from_two_hosts(delays_us: [u64; 2], writers: usize, each: usize)
     let file = first.make(ROOT, "log", Kind::File).await;
     let mut tasks = Vec::new();
     for (which, delay) in delays_us.into_iter().enumerate() {
-        let setting = first.meta.setting().clone();
+        let setting = (*first.meta.setting()).clone();
         let host = Host::joining(first.volume.clone(), first.clock.clone(), setting, Duration::from_micros(delay)).await;
         for _ in 0..writers {
             let meta = host.meta.clone();

@@ -218,7 +218,7 @@ impl World {
             let dir = Ino(std::str::from_utf8(&hash).expect("text").parse().expect("a number"));
             assert_eq!(used(self, dir).await, below(dir, records, links), "quota of {dir}");
         }
-        if !self.meta.setting.user_group_quota() {
+        if !self.meta.setting().user_group_quota() {
             return;
         }
         let mut owned: BTreeMap<(bool, u32), (i64, i64)> = BTreeMap::new();
