@@ -1,7 +1,7 @@
 //! Volumes whose objects are in a bucket of an S3 server.
 
 use crate::s3_server::{ACCESS_KEY, Answer, Fault, SECRET_KEY, Server};
-use crate::support::{Dice, PANDO, Volume, eventually, is_mounted, run, text, worker, worker_arg};
+use crate::support::{Dice, Mount, PANDO, Volume, eventually, is_mounted, run, text, worker, worker_arg};
 use pando::meta::key;
 use pando::meta::setting::Setting;
 use pando::meta::store::embedded::EmbeddedStore;
@@ -53,13 +53,13 @@ fn a_volume_in_a_bucket() {
     assert_eq!(fs::read_to_string(bucket.join("juicefs_uuid")).expect("there").len(), 36);
     assert_eq!(files(&bucket).len(), 1, "nothing is left of the test: {:?}", files(&bucket));
     let content = Dice::new(7).bytes(10 << 20);
-    let mount = volume.mount();
+    let mount = uncached(&volume);
     server.fail_next("PUT", Fault::Answer(Answer::error(503, "SlowDown")));
     fs::write(mount.join("big"), &content).expect("written");
     fs::write(mount.join("small"), "a few bytes").expect("written");
     mount.unmount();
     assert_eq!(files(&bucket.join("chunks")).len(), 3, "{:?}", files(&bucket));
-    let mount = volume.mount();
+    let mount = uncached(&volume);
     for fault in [Fault::Answer(Answer::error(500, "InternalError")), Fault::Cut, Fault::Flip] {
         server.fail_next("GET", fault);
     }
@@ -72,12 +72,45 @@ fn a_volume_in_a_bucket() {
     volume.assert_clean();
 }
 
+/// Without a cache on disk: what is read comes from the bucket.
+fn uncached(volume: &Volume) -> Mount {
+    volume.mount_at("mnt", &["--cache-size", "0"])
+}
+
+#[test]
+fn blocks_on_disk_outlive_the_mount_and_the_bucket() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let cache = volume.temp.path().join("cache").to_string_lossy().into_owned();
+    let options = ["--cache-dir", cache.as_str()];
+    let content = Dice::new(11).bytes(300_000);
+    let mount = volume.mount_at("mnt", &options);
+    fs::write(mount.join("f"), &content).expect("written");
+    mount.unmount();
+    let bucket = volume.temp.path().join("s3/data/vol/chunks");
+    let objects = files(&bucket);
+    let mount = volume.mount_at("mnt", &options);
+    assert!(fs::read(mount.join("f")).expect("read") == content, "other bytes came back");
+    eventually("the block is on the disk", || files(Path::new(&cache)).iter().any(|file| file.contains("raw/chunks")));
+    mount.unmount();
+    for object in &objects {
+        fs::remove_file(object).expect("removed");
+    }
+    let mount = volume.mount_at("mnt", &options);
+    assert!(fs::read(mount.join("f")).expect("read from the disk") == content, "other bytes came back");
+    mount.unmount();
+    let mount = uncached(&volume);
+    assert_eq!(fs::read(mount.join("f")).expect_err("it is gone").raw_os_error(), Some(libc::EIO));
+    mount.unmount();
+}
+
 #[test]
 fn damaged_objects_are_errors() {
     let volume = Volume::new();
     let server = server(&volume);
     make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
-    let mount = volume.mount();
+    let mount = uncached(&volume);
     fs::write(mount.join("f"), Dice::new(9).bytes(300_000)).expect("written");
     mount.unmount();
     let objects = files(&volume.temp.path().join("s3/data/vol/chunks"));
@@ -85,8 +118,8 @@ fn damaged_objects_are_errors() {
     let mut bytes = fs::read(object).expect("read");
     bytes[150_000] ^= 1;
     fs::write(object, bytes).expect("damaged");
-    let mount = volume.mount();
-    let error = fs::read(mount.join("f")).expect_err("damaged");
+    let mount = uncached(&volume);
+    let error = fs::read(mount.join("f")).map(|bytes| bytes.len()).expect_err("damaged");
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     mount.unmount();
 }
@@ -119,12 +152,12 @@ fn objects_spread_over_buckets() {
         fs::create_dir(part).expect("made");
     }
     let content = Dice::new(3).bytes(2 << 20);
-    let mount = volume.mount();
+    let mount = uncached(&volume);
     fs::write(mount.join("f"), &content).expect("written");
     mount.unmount();
     let counts = parts.each_ref().map(|part| files(part).len());
     assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() == 32, "{counts:?}");
-    let mount = volume.mount();
+    let mount = uncached(&volume);
     assert!(fs::read(mount.join("f")).expect("read") == content, "other bytes came back");
     mount.unmount();
     volume.assert_clean();
