@@ -136,7 +136,6 @@ fn wanted(args: &Args) -> anyhow::Result<NewVolume> {
         trash_days: number("trash-days", &args.trash_days)?,
         enable_acl: args.enable_acl,
         force: args.force,
-        ..NewVolume::default()
     })
 }
 

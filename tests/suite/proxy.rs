@@ -71,7 +71,7 @@ impl Proxy {
 
     /// Takes all clients off. The server's side stays until the proxy has nothing more to deliver.
     pub fn cut(&self) {
-        for pair in self.controls.pairs.lock().unwrap().drain(..) {
+        for pair in self.controls.pairs.lock().expect("not poisoned").drain(..) {
             let _ = pair.client.shutdown(Shutdown::Both);
         }
     }
@@ -85,7 +85,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.refuse(true);
-        for pair in self.controls.pairs.lock().unwrap().drain(..) {
+        for pair in self.controls.pairs.lock().expect("not poisoned").drain(..) {
             let _ = pair.client.shutdown(Shutdown::Both);
             let _ = pair.server.shutdown(Shutdown::Both);
         }
@@ -96,7 +96,7 @@ fn carry(controls: &Arc<Controls>, client: TcpStream, server: TcpStream) {
     let _ = client.set_nodelay(true);
     let _ = server.set_nodelay(true);
     let both = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
-    controls.pairs.lock().unwrap().push(Pair { client: both(&client), server: both(&server) });
+    controls.pairs.lock().expect("not poisoned").push(Pair { client: both(&client), server: both(&server) });
     let asked = Arc::new(AtomicBool::new(false));
     let (up, down) = ((both(&client), both(&server)), (server, client));
     let (one, two) = (controls.clone(), controls.clone());

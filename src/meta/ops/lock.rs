@@ -505,7 +505,9 @@ mod tests {
     fn a_race_for_a_lock_has_one_winner() {
         let world = World::new();
         let (a, b) = (with_session(&world), with_session(&world));
-        world.store.before_commit(move || drop(ready(b.flock(INO, 1, W)).unwrap()));
+        world.store.before_commit(move || {
+            ready(b.flock(INO, 1, W)).unwrap();
+        });
         assert_eq!(ready(a.flock(INO, 1, W)), Err(Errno::AGAIN));
     }
 

@@ -404,7 +404,7 @@ async fn clients_of_another_make_are_seen_at_the_heartbeat() {
         (Write::HSet(key::SESSION_INFOS, "99".into(), "damaged".into()), true),
         (Write::HDel(key::SESSION_INFOS, "99".into()), false),
     ] {
-        host.volume.commit(&[], &[write.clone()], &[]).await.expect("commit");
+        host.volume.commit(&[], std::slice::from_ref(&write), &[]).await.expect("commit");
         host.store.take();
         host.meta.heartbeat().await.expect("beats");
         host.took("commit");
