@@ -1,6 +1,7 @@
-//! Development tasks: `cargo xtask tidy | test | soak [NAME] | bench [DIR…]`.
+//! Development tasks: `cargo xtask tidy | test | soak [NAME] | bench [DIR…] | interop`.
 
 mod bench;
+mod interop;
 mod setup;
 mod tidy;
 
@@ -13,7 +14,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   setup              install what the tests need
   test [FILTER…]     set up, then run every test in its quick size
   soak [FILTER…]     set up, then run the long tests in their full size
-  bench [NAME=DIR…]  run the same work in each directory and print figures and ratios";
+  bench [NAME=DIR…]  run the same work in each directory and print figures and ratios
+  interop            use the same volumes as the JuiceFS client that JUICEFS names";
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -46,6 +48,7 @@ fn main() -> Result<()> {
             run(soak.args(&rest).env("PANDO_SOAK", "1"))
         }
         "bench" => bench::run(&root(), &rest),
+        "interop" => interop::run(&root()),
         _ => {
             eprintln!("{USAGE}");
             bail!("unknown command {command:?}")

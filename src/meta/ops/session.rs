@@ -3,7 +3,7 @@
 use crate::meta::client::Cx;
 use crate::meta::driver::{Basis, errno_of};
 use crate::meta::ops::lock::is_of_session;
-use crate::meta::ops::stats::Tally;
+use crate::meta::ops::stats::{Tally, begin_root_step};
 use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
@@ -66,6 +66,7 @@ impl Meta {
         self.note_beat(now, self.driver.clock.elapsed(), self.is_far());
         self.sid.store(sid, Ordering::Relaxed);
         self.fetch_ids_ahead();
+        self.run("begin statistics", &Caller::root(), begin_root_step).await?;
         Ok(sid)
     }
 
@@ -330,6 +331,7 @@ mod tests {
     use super::*;
     use crate::meta::ops::chunk::testing::{World, ready};
     use crate::meta::ops::lock::LockKind;
+    use crate::meta::setting::Setting;
 
     #[test]
     fn the_document_is_one_line_of_the_format() {
@@ -373,6 +375,34 @@ mod tests {
         assert_eq!(ready(world.meta.sessions()).unwrap(), []);
         ready(world.meta.close_session()).unwrap();
         assert_eq!(ready(world.neighbour().new_session("/mnt")), Ok(2), "numbers are not used twice");
+    }
+
+    #[test]
+    fn the_statistics_of_an_empty_root_begin_with_the_first_session() {
+        let hashes = [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES];
+        let of_root = |world: &World| hashes.clone().map(|hash| world.store.get(Query::HGet(hash, key::decimal(Ino::ROOT))));
+        let formatted = |change: fn(&mut Setting)| {
+            let world = World::with(change);
+            hashes.clone().into_iter().for_each(|hash| world.store.put(Write::HDel(hash, key::decimal(Ino::ROOT))));
+            world
+        };
+        let (absent, zero) = (Value::Bytes(None), Value::Bytes(Some(Bytes::from_static(b"0"))));
+        let world = formatted(|_| {});
+        ready(world.meta.new_session("/mnt")).unwrap();
+        assert!(of_root(&world).iter().all(|value| *value == zero));
+
+        // What is counted already stays, and so do entries that nobody has counted.
+        world.store.put(Write::HSet(key::DIR_USED_INODES, key::decimal(Ino::ROOT), key::decimal(7)));
+        ready(world.neighbour().new_session("/mnt")).unwrap();
+        assert_eq!(of_root(&world)[2], Value::Bytes(Some(key::decimal(7))));
+        let world = formatted(|_| {});
+        world.store.put(Write::HSet(key::dir(Ino::ROOT), "f".into(), Bytes::from_static(b"\x01\0\0\0\0\0\0\0\x05")));
+        ready(world.meta.new_session("/mnt")).unwrap();
+        assert!(of_root(&world).iter().all(|value| *value == absent));
+
+        let world = formatted(|setting| setting.set("DirStats", false.into()));
+        ready(world.meta.new_session("/mnt")).unwrap();
+        assert!(of_root(&world).iter().all(|value| *value == absent));
     }
 
     #[test]

@@ -5,9 +5,31 @@ use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::ops::quota::{self, Of, Usage};
 use crate::meta::store::{Guard, Key, Query, Write};
-use crate::meta::view::{Stop, View};
+use crate::meta::view::{Plan, Stop, View};
 use crate::types::{Attr, Errno, Ino, Kind};
 use bytes::Bytes;
+
+/// The hashes of the statistics of directories.
+const STATISTICS: [Key; 3] = [key::DIR_USED_INODES, key::DIR_DATA_LENGTH, key::DIR_USED_SPACE];
+
+/// Begins the statistics of an empty root at nothing. `format` does not make them, changes do not make absent ones, and the check of other clients calls a
+/// root without them broken. Those of a root that has entries already are left to the client that counts them.
+pub(crate) fn begin_root_step(view: &View, cx: &Cx) -> Result<Plan<()>, Stop> {
+    let (root, field) = (key::dir(Ino::ROOT), key::decimal(Ino::ROOT));
+    let queries = STATISTICS.map(|hash| Query::HGet(hash, field.clone()));
+    view.want(queries.into_iter().chain([Query::HLen { key: root.clone(), limit: 1 }]))?;
+    let mut absent = cx.setting.dir_stats();
+    for hash in STATISTICS {
+        absent &= view.field(&hash, field.clone())?.is_none();
+    }
+    if !absent || !view.hash_is_empty(&root)? {
+        return Ok(Plan::new(Vec::new(), Vec::new(), ()));
+    }
+    let (mut guards, mut writes) = (vec![Guard::HashEmpty(root)], Vec::new());
+    guards.extend(STATISTICS.map(|hash| Guard::Field(hash, field.clone(), None)));
+    Tally::new(view, cx).begin_dir(Ino::ROOT, &mut writes);
+    Ok(Plan::new(guards, writes, ()))
+}
 
 /// Bytes of data an inode adds to the statistics of its directory: only files have data there.
 pub(crate) fn data_length(attr: &Attr) -> i64 {
@@ -59,9 +81,7 @@ impl<'a> Tally<'a> {
     /// The statistics of a new directory begin at nothing.
     pub fn begin_dir(&self, dir: Ino, writes: &mut Vec<Write>) {
         if self.cx.setting.dir_stats() {
-            for hash in [key::DIR_USED_INODES, key::DIR_DATA_LENGTH, key::DIR_USED_SPACE] {
-                writes.push(Write::HSet(hash, key::decimal(dir), Bytes::from_static(b"0")));
-            }
+            writes.extend(STATISTICS.map(|hash| Write::HSet(hash, key::decimal(dir), Bytes::from_static(b"0"))));
         }
     }
 
