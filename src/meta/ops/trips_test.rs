@@ -393,6 +393,26 @@ async fn after_the_store_was_away_sessions_come_back_before_anybody_is_cleaned()
 }
 
 #[tokio::test]
+async fn a_cleaner_that_finds_the_store_back_first_beats_and_leaves_the_others_time_to() {
+    for (away, since_beat) in [(90, 0), (55, 6)] {
+        let host = Host::new().await;
+        let other = host.other().await;
+        // The time is over for which a newcomer cleans nobody.
+        for _ in 0..6 {
+            host.clock.advance(Duration::from_secs(12));
+            other.meta.heartbeat().await.expect("beats");
+            host.clock.advance(Duration::from_secs(since_beat));
+            host.meta.heartbeat().await.expect("beats");
+        }
+        host.clock.advance(Duration::from_secs(away));
+        assert_eq!(host.meta.clean_stale_sessions().await, Ok(0), "away for {away} s");
+        other.meta.heartbeat().await.expect("beats");
+        assert_eq!(host.meta.clean_stale_sessions().await, Ok(0));
+        assert_eq!(host.meta.sessions().await.expect("listed").len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn clients_of_another_make_are_seen_at_the_heartbeat() {
     let host = Host::new().await;
     let pause = |host: &Host| host.meta.driver.pacing.pause(&[Write::Set(key::inode(ROOT), Bytes::new())], 0);
