@@ -269,6 +269,7 @@ impl Meta {
         if basis == Basis::Memory && self.disowned.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Errno::IO);
         }
+        self.known.outlive(self.driver.store.losses());
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
         let setting = self.setting();
