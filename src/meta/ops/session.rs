@@ -77,6 +77,13 @@ impl Meta {
             let replies = self.apply("begin session", &[Write::IncrBy(key::NEXT_SESSION, 1)]).await?;
             let [Value::Int(sid)] = replies[..] else { return Err(Errno::IO) };
             let sid = u64::try_from(sid).map_err(|_| Errno::IO)?;
+            if self.is_far() {
+                // The counter may have been set back with something else that was lost, while the session's owner lives.
+                let listed = [Query::HGet(key::SESSION_INFOS, key::decimal(sid))];
+                if self.driver.read("begin session", &listed).await? != [Value::Bytes(None)] {
+                    continue;
+                }
+            }
             if self.driver.store.claim_session(sid).map_err(|e| errno_of("claim session", &e))? {
                 return Ok(sid);
             }

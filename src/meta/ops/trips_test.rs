@@ -393,6 +393,15 @@ async fn after_the_store_was_away_sessions_come_back_before_anybody_is_cleaned()
 }
 
 #[tokio::test]
+async fn the_number_of_a_session_that_is_listed_is_not_taken() {
+    let host = Host::new().await;
+    host.volume.commit(&[], &[Write::Set(key::NEXT_SESSION, "0".into())], &[]).await.expect("commit");
+    let other = host.other().await;
+    let sid = |host: &Host| host.meta.sid.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((sid(&host), sid(&other)), (1, 2));
+}
+
+#[tokio::test]
 async fn a_cleaner_that_finds_the_store_back_first_beats_and_leaves_the_others_time_to() {
     for (away, since_beat) in [(90, 0), (55, 6)] {
         let host = Host::new().await;
