@@ -38,10 +38,11 @@ impl Meta {
 
     /// The same for several files, with few commits. A file whose inode exists is left alone.
     pub async fn delete_files(&self, files: &[(Ino, u64)]) -> Result<Vec<(SliceId, u32)>, Errno> {
+        // Also beyond the length: a file that was truncated before it was deleted has lists there.
+        let mut lists = self.lists_of(&files.iter().map(|(ino, _)| *ino).collect()).await?;
         let mut parts = Vec::new();
         for &(ino, length) in files {
-            // Also beyond the length: a file that was truncated before it was deleted has lists there.
-            let chunks = self.chunks_present(ino, 0..u32::MAX).await?;
+            let chunks = lists.remove(&ino).unwrap_or_default();
             parts.extend(chunks.into_iter().map(|chunk| Part::List { ino, chunk }));
             parts.push(Part::End { ino, length });
         }

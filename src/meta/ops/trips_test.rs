@@ -393,6 +393,31 @@ async fn after_the_store_was_away_sessions_come_back_before_anybody_is_cleaned()
 }
 
 #[tokio::test]
+async fn the_lists_of_many_deleted_files_are_found_by_one_scan() {
+    let host = Host::new().await;
+    let now = host.clock.now();
+    let mut files = Vec::new();
+    for n in 0..20u64 {
+        let ino = host.make(ROOT, &format!("f{n}"), Kind::File).await;
+        for chunk in [0, 7] {
+            host.meta.write(ino, chunk, &[slice(0, 100 + 2 * n + u64::from(chunk % 2), 10)], now).await.expect("written");
+        }
+        files.push((ino, 10));
+        host.store.take();
+    }
+    let kept = host.make(ROOT, "kept", Kind::File).await;
+    host.meta.write(kept, 0, &[slice(0, 99, 10)], now).await.expect("written");
+    for (ino, _) in &files {
+        host.volume.commit(&[], &[Write::Del(key::inode(*ino))], &[]).await.expect("commit");
+    }
+    host.store.take();
+    let dead = host.meta.delete_files(&files).await.expect("deleted");
+    assert_eq!(host.store.take().matches("scan").count(), 1);
+    assert_eq!(dead.len(), 40);
+    assert_eq!(host.meta.chunks_present(kept, 0..u32::MAX).await, Ok(vec![0]));
+}
+
+#[tokio::test]
 async fn the_number_of_a_session_that_is_listed_is_not_taken() {
     let host = Host::new().await;
     host.volume.commit(&[], &[Write::Set(key::NEXT_SESSION, "0".into())], &[]).await.expect("commit");
