@@ -65,6 +65,18 @@ impl Meta {
         Ok(())
     }
 
+    /// Those of these slices that still no record names.
+    pub async fn still_dead(&self, slices: &[(SliceId, u32)]) -> Result<Vec<(SliceId, u32)>, Errno> {
+        let mut dead = Vec::new();
+        for group in slices.chunks(FORGET_MAX) {
+            let queries: Vec<_> = group.iter().map(|&(id, size)| Query::HGet(key::SLICE_REF, key::slice_ref(id, size))).collect();
+            let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("look at slices", &e))?;
+            let is_dead = |value: &Value| matches!(value, Value::Bytes(Some(count)) if codec::decode_decimal(Some(count)).is_some_and(|count| count < 0));
+            dead.extend(group.iter().zip(&values).filter(|(_, value)| is_dead(value)).map(|(slice, _)| *slice));
+        }
+        Ok(dead)
+    }
+
     /// Deleted files whose data waits to be removed, deleted at or before `older_than` (unix seconds), oldest first.
     pub async fn pending_files(&self, older_than: i64, limit: u32) -> Result<Vec<(Ino, u64)>, Errno> {
         let query = [Query::ZRange { key: key::DELFILES, max: older_than, limit }];
