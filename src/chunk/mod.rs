@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex};
 pub struct Chunks {
     meta: Arc<Meta>,
     blocks: Arc<BlockStore>,
+    /// See `delete`.
+    loss_window: std::time::Duration,
     /// Being compacted by this process.
     compacting: Mutex<HashSet<(Ino, u32)>>,
 }
@@ -23,7 +25,7 @@ pub struct Chunks {
 impl Chunks {
     /// Over this metadata and these blocks.
     pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>) -> Arc<Chunks> {
-        Arc::new(Chunks { meta, blocks, compacting: Mutex::default() })
+        Arc::new(Chunks { meta, blocks, loss_window: delete::LOSS_WINDOW, compacting: Mutex::default() })
     }
 }
 

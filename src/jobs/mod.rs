@@ -26,6 +26,9 @@ use tracing::warn;
 /// What `stop` waits for work that is under way; then it is cut off. A merge of a full chunk takes a second or two on a slow disk.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// What a deletion that is under way gets then, of which most waits for a server to be done with its log.
+const CUT_TIME: Duration = Duration::from_millis(500);
+
 /// What the jobs work on.
 pub struct JobsConfig {
     /// The metadata.
@@ -108,6 +111,21 @@ impl Stop {
 
     fn is_stopped(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
+    }
+
+    /// What the work came to; `None` if the jobs were stopped before it ended, and it was cut off.
+    async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            outcome = work => Some(outcome),
+            () = self.cut() => None,
+        }
+    }
+
+    /// Returns some time after the jobs are stopped: what is under way by then only waits.
+    async fn cut(&mut self) {
+        self.stopped().await;
+        tokio::time::sleep(CUT_TIME).await;
     }
 
     /// Waits; true if the jobs were stopped meanwhile.

@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 
 /// Files deleted together: some milliseconds of the metadata store, and one sync.
 const FILES_MAX: u32 = 100;
+/// The same where the objects of each batch go some seconds later, and their lists are found by looking through all keys of a server.
+const FILES_FAR_MAX: u32 = 1000;
 /// After the first file, others are waited for this long: `rm -r` of a small tree then costs one sync.
 const GATHER_TIME: Duration = Duration::from_millis(20);
 /// Longest pause after a batch. Usually it is as long as the batch took, so the foreground has half of the store at least.
@@ -39,19 +41,20 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, asked: Arc<Notify>
 /// Batch by batch until nothing is left that may go now, or something fails: then the next period tries again.
 async fn drain(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
     let mut last: Vec<(Ino, u64)> = Vec::new();
+    let files_max = if meta.is_far() { FILES_FAR_MAX } else { FILES_MAX };
     while !stop.is_stopped() {
         let begin = Instant::now();
         // Alone, the clock does not matter: nobody is left who could have one of them open, but for ourselves. (Who deleted them and has
         // left did not know of our handles.)
         let graced = meta.clock().now().sec - GRACE_S;
         let older_than = if meta.store().shared() { graced } else { i64::MAX };
-        let Ok(mut files) = meta.pending_files(older_than, FILES_MAX).await else { return };
+        let Ok(mut files) = meta.pending_files(older_than, files_max).await else { return };
         if older_than != graced && files.iter().any(|(ino, _)| meta.open_files().is_open(*ino)) {
-            let Ok(older) = meta.pending_files(graced, FILES_MAX).await else { return };
+            let Ok(older) = meta.pending_files(graced, files_max).await else { return };
             files = older;
         }
         // Entries that stay, because their inode exists, were reported where that was noticed.
-        if files.is_empty() || files == last || chunks.delete_files(&files).await.is_err() {
+        if files.is_empty() || files == last || !matches!(stop.or(chunks.delete_files(&files)).await, Some(Ok(()))) {
             return;
         }
         last = files;

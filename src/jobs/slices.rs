@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 
 /// Slices deleted together, behind one sync.
 const SLICES_MAX: usize = 100;
+/// The same where each batch waits for some seconds.
+const SLICES_FAR_MAX: usize = 1000;
 /// After the first, others are waited for this long.
 const GATHER_TIME: Duration = Duration::from_millis(20);
 /// Longest pause after a batch; usually it is as long as the batch took.
@@ -21,6 +23,7 @@ const PERIOD: Duration = Duration::from_secs(600);
 const TURN_SECONDS: i64 = 3240;
 
 pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::Receiver<(SliceId, u32)>, mut stop: Stop) {
+    let slices_max = if meta.is_far() { SLICES_FAR_MAX } else { SLICES_MAX };
     scan(&meta, &chunks, &mut stop).await;
     let mut next_scan = tokio::time::Instant::now() + jittered(PERIOD);
     loop {
@@ -38,14 +41,14 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::R
         if stop.pause(GATHER_TIME).await {
             return;
         }
-        while batch.len() < SLICES_MAX
+        while batch.len() < slices_max
             && let Ok(slice) = asked.try_recv()
         {
             batch.push(slice);
         }
         let begin = Instant::now();
         // A failure was logged where it happened, and the scan finds what is left.
-        let _ = chunks.delete_slices(&batch).await;
+        let _ = stop.or(chunks.delete_slices(&batch)).await;
         if stop.pause(begin.elapsed().min(PAUSE_MAX)).await {
             return;
         }
@@ -57,10 +60,14 @@ async fn scan(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
     if meta.store().shared() && meta.elect(&key::NEXT_CLEANUP_SLICES, TURN_SECONDS).await != Ok(true) {
         return;
     }
+    let slices_max = if meta.is_far() { SLICES_FAR_MAX } else { SLICES_MAX };
     while !stop.is_stopped() {
         let begin = Instant::now();
-        let Ok(slices) = meta.pending_slices(SLICES_MAX as u32).await else { return };
-        if slices.is_empty() || chunks.delete_slices(&slices).await.is_err() || stop.pause(begin.elapsed().min(PAUSE_MAX)).await {
+        let Ok(slices) = meta.pending_slices(slices_max as u32).await else { return };
+        if slices.is_empty()
+            || !matches!(stop.or(chunks.delete_slices(&slices)).await, Some(Ok(())))
+            || stop.pause(begin.elapsed().min(PAUSE_MAX)).await
+        {
             return;
         }
     }

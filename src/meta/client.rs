@@ -54,6 +54,8 @@ pub enum AtimeMode {
 /// The metadata of one volume, with this process's session. Open files and locks are process-wide.
 pub struct Meta {
     pub(crate) driver: Driver,
+    /// The store holds another volume by now: nothing of ours belongs there.
+    pub(crate) disowned: std::sync::atomic::AtomicBool,
     /// Replaced as a whole when another client has changed it.
     setting: std::sync::RwLock<Arc<Setting>>,
     pub(crate) atime: AtimeMode,
@@ -121,6 +123,7 @@ impl Meta {
             appenders: Appenders::default(),
             beat: Mutex::default(),
             reviving: Default::default(),
+            disowned: Default::default(),
             setting: std::sync::RwLock::new(Arc::new(config.setting)),
             atime: config.atime,
             duties: config.duties,
@@ -263,6 +266,10 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        if basis == Basis::Memory && self.disowned.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Errno::IO);
+        }
+        self.known.outlive(self.driver.store.losses());
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
         let setting = self.setting();

@@ -23,20 +23,24 @@ struct Locks {
 pub(crate) struct Fence(Mutex<HashMap<Ino, Locks>>);
 
 impl Fence {
-    /// What an owner holds from now on, if that excludes others from reading; answers what it held. While the field is being changed it
-    /// stands for nothing: no commit may find the old value gone and take it for lost.
-    pub fn hold(&self, ino: Ino, hash: &Key, field: &Bytes, value: Option<Bytes>) -> Option<Bytes> {
+    /// What an owner holds from now on, if that excludes others from reading. Noted once it is committed: until then what it held before
+    /// is guarded, and whoever meets the new value instead waits for this note.
+    pub fn hold(&self, ino: Ino, hash: &Key, field: &Bytes, value: Option<Bytes>) {
         let mut all = self.all();
         let locks = all.entry(ino).or_default();
         let place = (hash.clone(), field.clone());
-        let before = match value {
-            Some(value) => locks.fields.insert(place, value),
-            None => locks.fields.remove(&place),
-        };
+        match value {
+            Some(value) => drop(locks.fields.insert(place, value)),
+            None => drop(locks.fields.remove(&place)),
+        }
         if locks.fields.is_empty() && !locks.lost {
             all.remove(&ino);
         }
-        before
+    }
+
+    /// What an owner holds.
+    pub fn holds(&self, ino: Ino, hash: &Key, field: &Bytes) -> Option<Bytes> {
+        self.all().get(&ino)?.fields.get(&(hash.clone(), field.clone())).cloned()
     }
 
     /// What must still be there when data of the inode is committed.
@@ -80,10 +84,12 @@ mod tests {
     fn a_lost_lock_stays_lost_until_the_last_handle_is_closed() {
         let (fence, ino) = (Fence::default(), Ino(7));
         let (hash, field): (Key, Bytes) = ("lockf7".into(), "1_1".into());
-        assert_eq!(fence.hold(ino, &hash, &field, Some("W".into())), None);
+        fence.hold(ino, &hash, &field, Some("W".into()));
+        assert_eq!(fence.holds(ino, &hash, &field), Some("W".into()));
         assert_eq!(fence.held(ino), [(hash.clone(), field.clone(), Bytes::from("W"))]);
         assert!(!fence.is_lost(ino) && fence.lose(ino) && !fence.lose(ino));
-        assert_eq!(fence.hold(ino, &hash, &field, None), Some(Bytes::from("W")));
+        fence.hold(ino, &hash, &field, None);
+        assert_eq!(fence.holds(ino, &hash, &field), None);
         assert!(fence.is_lost(ino) && fence.held(ino).is_empty());
         fence.closed(ino);
         assert!(!fence.is_lost(ino) && fence.all().is_empty());

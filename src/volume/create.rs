@@ -184,8 +184,9 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
         },
     };
     let root_record = directory_record(0o777);
-    // One commit: there is never a volume without a root. Of two processes that create the same volume the guard lets one win.
-    let guards = [Guard::Value(key::SETTING, None)];
+    // One commit: there is never a volume without a root. Of two processes that create the same volume the guard lets one win. Counters or
+    // a root without a setting are those of a load that was cut, or goes on: new inodes would get the lists of old ones.
+    let guards = [key::SETTING, key::NEXT_INODE, key::inode(Ino::ROOT)].map(|key| Guard::Value(key, None));
     let mut writes = vec![Write::Set(key::SETTING, setting.encode().into()), Write::Set(key::inode(Ino::ROOT), root_record)];
     if setting.trash_days() > 0 {
         let (name, record) = trash_root();
@@ -204,7 +205,9 @@ async fn create_in(url: &MetaUrl, store: Arc<dyn Store>, wanted: &NewVolume) -> 
         }
         Commit::Conflict(_) => match load_setting(store.as_ref()).await? {
             Some(setting) => update(url, store, setting, wanted).await,
-            None => Err(VolumeError::Failed("the setting of the volume was removed while it was created; try again".into())),
+            None => Err(VolumeError::Refused(format!(
+                "{url} holds metadata of a volume without its setting, as a load that was cut or is under way leaves; empty it first"
+            ))),
         },
     }
 }
@@ -338,6 +341,21 @@ mod tests {
         assert_eq!(name_of(Path::new("/tmp/my-vol")), "my-vol");
         assert_eq!(name_of(Path::new("/tmp/My Vol")), "pando");
         assert_eq!(name_of(Path::new("/")), "pando");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_another_volume_is_no_place_for_a_new_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let url = MetaUrl::Embedded(dir.path().join("volume"));
+        make_dir(&dir.path().join("volume")).expect("made");
+        let store = open_store(&url, RedisOptions { patience: None, writes: true }).await.expect("opens");
+        let wanted = NewVolume { name: "new".into(), ..NewVolume::default() };
+        for left in [key::NEXT_INODE, key::inode(Ino::ROOT)] {
+            store.commit(&[], &[Write::Set(left.clone(), "1".into())], &[]).await.expect("commits");
+            assert!(matches!(create_over(&url, store.clone(), &wanted).await, Err(VolumeError::Refused(_))), "{left:?}");
+            store.commit(&[], &[Write::Del(left)], &[]).await.expect("commits");
+        }
+        assert!(matches!(create_over(&url, store, &wanted).await, Ok(Created::New(_))));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `DiskCache`: decoded blocks in directories of this host, in JuiceFS's layout (data §6), so that both clients share them.
 //!
-//! It never holds anything stale: blocks are immutable. It never fails a read, and never holds one up longer than the bucket would: reads
+//! Blocks are immutable, so nothing here grows stale by itself; a block that is written replaces what has its name. It never fails a read, and never holds one up longer than the bucket would: reads
 //! have a deadline, writes a bounded queue that drops what does not fit, and a disk that fails or hangs is left alone for a while.
 //! Several processes may use one directory: files appear by renaming, and a file is looked for by its name, whatever the index says.
 
@@ -161,21 +161,24 @@ impl DiskCache {
 
     /// Keeps a block that was downloaded, if the options say so.
     pub fn put_fetched(&self, block: &BlockId, bytes: &Bytes) {
-        if !self.partial_only || block.len < self.block_bytes {
+        if (!self.partial_only || block.len < self.block_bytes) && !self.contains(block) {
             self.put(block, bytes);
         }
     }
 
-    /// Keeps a block that was written, if the options say so: full ones are seldom read soon, and the kernel has them.
+    /// Keeps a block that was written, if the options say so: full ones are seldom read soon, and the kernel has them. What is here under its
+    /// name is of another time: metadata that were set back give ids out again.
     pub fn put_written(&self, block: &BlockId, bytes: &Bytes) {
         if self.large_write || block.len < self.block_bytes {
             self.put(block, bytes);
+        } else {
+            self.remove(block);
         }
     }
 
     fn put(&self, block: &BlockId, bytes: &Bytes) {
         let shelf = &self.dirs[self.home(block)];
-        if bytes.len() as u64 != u64::from(block.len) || bytes.is_empty() || self.contains(block) {
+        if bytes.len() as u64 != u64::from(block.len) || bytes.is_empty() {
             return;
         }
         let len = bytes.len() as u64;

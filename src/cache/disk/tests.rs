@@ -381,6 +381,23 @@ fn what_is_kept() {
     assert_eq!(kept(CacheOptions { large_write: true, ..unlimited() }, 30), [true, true, true, true]);
 }
 
+#[tokio::test]
+async fn what_is_written_replaces_what_has_its_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let (part, full) = (block(1, 100), block(2, BLOCK_BYTES));
+    let cache = single(&temp);
+    for id in [part, full] {
+        // As before the metadata were set back, and its id given out again.
+        cache.put_fetched(&id, &pattern(id.len));
+        cache.flush(LONG);
+        cache.put_written(&id, &Bytes::from(vec![7; id.len as usize]));
+    }
+    cache.flush(LONG);
+    assert_eq!(whole(&cache, part).await, Some(Bytes::from(vec![7; 100])));
+    assert_eq!(whole(&cache, full).await, None);
+    assert_eq!(cache.stats().blocks, 1);
+}
+
 #[test]
 fn what_is_left_over_goes_and_what_is_there_is_found() {
     let temp = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! POSIX ACLs (metadata §11): reading, setting and inheriting them. The kernel checks them.
 //!
-//! Rules never change and are never removed: what an id stands for is remembered for good. A rule that no id stands for yet gets the next
+//! Rules never change and are never removed: what an id stands for is remembered as long as the store loses nothing. A rule that no id stands for yet gets the next
 //! one in the commit that uses it.
 
 use crate::meta::acl::{AclKind, Rule};
@@ -31,6 +31,11 @@ struct Table {
 impl Acls {
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         self.0.lock().expect("never poisoned: no code under it panics")
+    }
+
+    /// Ids may stand for other rules from now on.
+    pub fn forget(&self) {
+        *self.table() = Table::default();
     }
 
     fn rule(&self, id: u32) -> Option<Arc<Rule>> {

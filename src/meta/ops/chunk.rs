@@ -6,6 +6,8 @@ use crate::meta::ops::delete::parse_delfile;
 use crate::meta::store::{Query, ScanRange, Value};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, Errno, Extent, Ino, SliceRecord, flatten};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Keys asked for at once when the chunk lists of a file are looked for: an answer of some 100 KiB.
@@ -74,6 +76,32 @@ impl Meta {
             cursor = page.next;
         }
         Ok(None)
+    }
+
+    /// Which chunks of these files have a list. A server looks through all of its keys for the lists of one file, and no longer for those of
+    /// many.
+    pub(crate) async fn lists_of(&self, files: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, BTreeSet<u32>>, Errno> {
+        let mut lists: BTreeMap<Ino, BTreeSet<u32>> = BTreeMap::new();
+        if !self.is_far() || files.len() <= 1 {
+            for ino in files {
+                lists.insert(*ino, self.chunks_present(*ino, 0..u32::MAX).await?.into_iter().collect());
+            }
+            return Ok(lists);
+        }
+        let scan = ScanRange::Keys(Bytes::from_static(b"c"));
+        let list_of = |name: &[u8]| -> Option<(Ino, u32)> {
+            let (ino, chunk) = std::str::from_utf8(name.strip_prefix(b"c")?).ok()?.split_once('_')?;
+            Some((Ino(ino.parse().ok()?), chunk.parse().ok()?))
+        };
+        let mut cursor = Some(Default::default());
+        while let Some(from) = cursor {
+            let page = self.driver.store.scan(&scan, from, SCAN_KEYS).await.map_err(|e| errno_of("list chunks", &e))?;
+            for (ino, chunk) in page.items.iter().filter_map(|item| list_of(&item.name)).filter(|(ino, _)| files.contains(ino)) {
+                lists.entry(ino).or_default().insert(chunk);
+            }
+            cursor = page.next;
+        }
+        Ok(lists)
     }
 
     /// Which chunks of `range` have a list, ascending. A chunk that gets its first list meanwhile may be missed.

@@ -38,10 +38,11 @@ impl Meta {
 
     /// The same for several files, with few commits. A file whose inode exists is left alone.
     pub async fn delete_files(&self, files: &[(Ino, u64)]) -> Result<Vec<(SliceId, u32)>, Errno> {
+        // Also beyond the length: a file that was truncated before it was deleted has lists there.
+        let mut lists = self.lists_of(&files.iter().map(|(ino, _)| *ino).collect()).await?;
         let mut parts = Vec::new();
         for &(ino, length) in files {
-            // Also beyond the length: a file that was truncated before it was deleted has lists there.
-            let chunks = self.chunks_present(ino, 0..u32::MAX).await?;
+            let chunks = lists.remove(&ino).unwrap_or_default();
             parts.extend(chunks.into_iter().map(|chunk| Part::List { ino, chunk }));
             parts.push(Part::End { ino, length });
         }
@@ -62,6 +63,18 @@ impl Meta {
             }
         }
         Ok(())
+    }
+
+    /// Those of these slices that still no record names.
+    pub async fn still_dead(&self, slices: &[(SliceId, u32)]) -> Result<Vec<(SliceId, u32)>, Errno> {
+        let mut dead = Vec::new();
+        for group in slices.chunks(FORGET_MAX) {
+            let queries: Vec<_> = group.iter().map(|&(id, size)| Query::HGet(key::SLICE_REF, key::slice_ref(id, size))).collect();
+            let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("look at slices", &e))?;
+            let is_dead = |value: &Value| matches!(value, Value::Bytes(Some(count)) if codec::decode_decimal(Some(count)).is_some_and(|count| count < 0));
+            dead.extend(group.iter().zip(&values).filter(|(_, value)| is_dead(value)).map(|(slice, _)| *slice));
+        }
+        Ok(dead)
     }
 
     /// Deleted files whose data waits to be removed, deleted at or before `older_than` (unix seconds), oldest first.

@@ -33,7 +33,8 @@ impl Meta {
         // An open of the inode and this may go on together; `release_locks` keeps both out while it forgets the inode.
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
-        self.change_lock("flock", ino, key::flock(ino), owner, kind, |view, cx| flock_step(view, cx, ino, owner, kind)).await
+        let goes_on = kind != LockKind::Unlock;
+        self.change_lock("flock", ino, key::flock(ino), owner, kind, goes_on, |view, cx| flock_step(view, cx, ino, owner, kind)).await
     }
 
     /// Sets the POSIX lock of an owner on `start..=end`. Otherwise as `flock`.
@@ -41,10 +42,13 @@ impl Meta {
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
         let step = |view: &View, cx: &Cx| set_step(view, cx, ino, owner, pid, start, end, kind);
-        self.change_lock("set lock", ino, key::plock(ino), owner, kind, step).await
+        let goes_on = kind != LockKind::Unlock || start > 0 || end < LOCK_END_MAX;
+        self.change_lock("set lock", ino, key::plock(ino), owner, kind, goes_on, step).await
     }
 
-    /// Most files are locked by nobody: that is presumed, and the commit that takes the lock tells if it is wrong.
+    /// Most files are locked by nobody: that is presumed, and the commit that takes the lock tells if it is wrong. If the owner `goes_on` to hold
+    /// something, it must still have what it held: a lock that went meanwhile is not taken anew as if nothing had happened.
+    #[expect(clippy::too_many_arguments, reason = "a lock and what becomes of it")]
     async fn change_lock<F>(
         &self,
         what: &'static str,
@@ -52,6 +56,7 @@ impl Meta {
         hash: Key,
         owner: u64,
         kind: LockKind,
+        goes_on: bool,
         step: F,
     ) -> Result<Option<Attr>, Errno>
     where
@@ -63,14 +68,33 @@ impl Meta {
         let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
         // Two changes of one field must be noted in the order in which they were committed.
         let _first = self.lock_changes.first(ino).await;
-        let before = self.fence.hold(ino, &hash, &field, None);
-        let changed = self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], step).await;
-        let held = match &changed {
-            Ok(changed) => changed.excluding.clone(),
-            Err(_) => before,
+        let before = self.fence.holds(ino, &hash, &field);
+        let step = |view: &View, cx: &Cx| {
+            if let Some(wrote) = before.as_ref().filter(|_| goes_on) {
+                let is_there = view.fields(&hash)?.iter().any(|(name, value)| *name == field && value == wrote);
+                if !is_there {
+                    return Err(Errno::OWNERDEAD.into());
+                }
+            }
+            step(view, cx)
         };
-        self.fence.hold(ino, &hash, &field, held);
-        changed.map(|changed| changed.attr)
+        match self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], step).await {
+            Ok(changed) => {
+                self.fence.hold(ino, &hash, &field, changed.excluding);
+                Ok(changed.attr)
+            }
+            Err(Errno::OWNERDEAD) => {
+                self.lose_lock(ino);
+                Err(Errno::IO)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn lose_lock(&self, ino: Ino) {
+        if self.fence.lose(ino) {
+            error!(%ino, "a lock of this file was lost to other clients while this one was away: what was written under it is not stored");
+        }
     }
 
     /// Runs a change of the data of an inode, which guards the write locks of this process. If one is gone, nothing of the inode is changed any
@@ -87,14 +111,16 @@ impl Meta {
                 Err(Errno::OWNERDEAD) => {}
                 outcome => return outcome,
             }
-            if self.is_lock_gone(ino).await? && self.fence.lose(ino) {
-                error!(%ino, "a lock of this file was lost to other clients while this one was away: what was written under it is not stored");
+            // Behind every change of our own: what we have written by then is what we hold.
+            let _first = self.lock_changes.first(ino).await;
+            if self.is_lock_gone(ino).await? {
+                self.lose_lock(ino);
             }
         }
         Err(Errno::IO)
     }
 
-    /// Whether a write lock that this process holds is not there. While we change it ourselves it may not be either.
+    /// Whether a write lock that this process holds is not there. No change of ours may be under way.
     async fn is_lock_gone(&self, ino: Ino) -> Result<bool, Errno> {
         let held = self.fence.held(ino);
         let queries: Vec<_> = held.iter().map(|(hash, field, _)| Query::HGet(hash.clone(), field.clone())).collect();
@@ -103,7 +129,7 @@ impl Meta {
         }
         let values = self.driver.read("look for locks", &queries).await?;
         let is_there = held.iter().zip(values).all(|((_, _, wrote), found)| found == Value::Bytes(Some(wrote.clone())));
-        Ok(!is_there && self.fence.held(ino) == held)
+        Ok(!is_there)
     }
 
     /// Whether a lock under which this process wrote the inode is lost, and a handle from then still open.
@@ -125,17 +151,15 @@ impl Meta {
         let _stripe = self.driver.open_files.stripe(ino).write().await;
         let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
         let hashes = [key::plock(ino), key::flock(ino)];
-        let before = hashes.each_ref().map(|hash| self.fence.hold(ino, hash, &field, None));
+        let _first = self.lock_changes.first(ino).await;
         let presumed = hashes.iter().map(nobody).collect();
-        match self.run_presuming("release locks", &Caller::root(), presumed, |view, cx| release_step(view, cx, &hashes, &field)).await {
-            Ok(true) => {}
-            Ok(false) => drop(self.locked.lock().expect("never poisoned: no code under it panics").remove(&ino)),
-            Err(errno) => {
-                for (hash, value) in hashes.iter().zip(before) {
-                    self.fence.hold(ino, hash, &field, value);
-                }
-                return Err(errno);
-            }
+        let holds_more =
+            self.run_presuming("release locks", &Caller::root(), presumed, |view, cx| release_step(view, cx, &hashes, &field)).await?;
+        for hash in &hashes {
+            self.fence.hold(ino, hash, &field, None);
+        }
+        if !holds_more {
+            self.locked.lock().expect("never poisoned: no code under it panics").remove(&ino);
         }
         Ok(())
     }
@@ -343,7 +367,7 @@ fn merge(own: &[LockRecord], start: u64, end: u64, new: Option<(bool, u32)>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meta::ops::chunk::testing::{World, ready};
+    use crate::meta::ops::chunk::testing::{World, ready, slice};
     use crate::meta::store::Value;
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -499,6 +523,53 @@ mod tests {
         assert_eq!(listed(&world, 1), [] as [Bytes; 0]);
         world.store.before_commit(|| panic!("no commit"));
         ready(meta.release_locks(INO, 1)).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_gone_is_not_taken_anew() {
+        let own = |owner| key::lock_field(1, owner);
+        // What is asked for when the store has nothing of what owner 1 believes to hold.
+        type Change = fn(&Meta) -> Result<Option<Attr>, Errno>;
+        let table: [(Change, Result<(), Errno>); 4] = [
+            (|meta| ready(meta.set_lock(INO, 1, 1, 20, 29, W)), Err(Errno::IO)),
+            (|meta| ready(meta.set_lock(INO, 1, 1, 0, 9, R)), Err(Errno::IO)),
+            (|meta| ready(meta.set_lock(INO, 1, 1, 0, 4, U)), Err(Errno::IO)),
+            (|meta| ready(meta.set_lock(INO, 1, 1, 0, u64::MAX, U)), Ok(())),
+        ];
+        for (change, want) in table {
+            let world = World::new();
+            let meta = with_session(&world);
+            ready(meta.set_lock(INO, 1, 1, 0, 9, W)).unwrap();
+            world.store.put(Write::HDel(key::plock(INO), own(1)));
+            assert_eq!(change(&meta).map(drop), want);
+            assert_eq!(meta.is_lock_lost(INO), want.is_err());
+            assert_eq!(pairs(&world, key::plock(INO)), []);
+        }
+        let world = World::new();
+        let meta = with_session(&world);
+        ready(meta.flock(INO, 1, W)).unwrap();
+        world.store.put(Write::HDel(key::flock(INO), own(1)));
+        assert_eq!(ready(meta.flock(INO, 1, R)), Err(Errno::IO));
+        assert_eq!(ready(meta.write(INO, 0, &[slice(0, 1, 1)], world.now())), Err(Errno::OWNERDEAD));
+    }
+
+    #[test]
+    fn data_is_not_committed_past_a_lock_that_is_being_changed() {
+        let world = World::new();
+        let (meta, ino) = (with_session(&world), world.file(0));
+        ready(meta.set_lock(ino, 1, 1, 0, 9, W)).unwrap();
+        let (writer, store, now) = (meta.clone(), world.store.clone(), world.now());
+        world.store.before_commit(move || {
+            // While the lock grows it is lost to another client, which writes; then data of ours arrives.
+            store.put(Write::HDel(key::plock(ino), key::lock_field(1, 1)));
+            let slices = [slice(0, 1, 5)];
+            let mut write = Box::pin(writer.write(ino, 0, &slices, now));
+            let waits = write.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending();
+            assert!(waits, "whether the lock is lost is known when its change has ended");
+        });
+        assert_eq!(ready(meta.set_lock(ino, 1, 1, 0, 19, W)), Err(Errno::IO));
+        assert_eq!(world.list(ino, 0), []);
+        assert!(meta.is_lock_lost(ino));
     }
 
     #[test]

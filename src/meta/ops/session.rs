@@ -21,6 +21,9 @@ const VERSION: &str = concat!("1.4.1+pando.", env!("CARGO_PKG_VERSION"));
 pub const HEARTBEAT: Duration = Duration::from_secs(12);
 /// A session without a heartbeat for this long is over (metadata §5.1).
 pub const SESSION_TTL: Duration = Duration::from_secs(5 * HEARTBEAT.as_secs());
+/// A beat that comes this long after the one before means that the store was away, or this host. Two periods and their jitter are far less than
+/// what is left of a session by then.
+const LATE: Duration = Duration::from_secs(30);
 /// Sessions looked at in one round of cleaning.
 const SESSIONS_MAX: u32 = 1000;
 /// Session numbers tried before giving up; one is in use only if the counter was set back.
@@ -75,6 +78,13 @@ impl Meta {
             let replies = self.apply("begin session", &[Write::IncrBy(key::NEXT_SESSION, 1)]).await?;
             let [Value::Int(sid)] = replies[..] else { return Err(Errno::IO) };
             let sid = u64::try_from(sid).map_err(|_| Errno::IO)?;
+            if self.is_far() {
+                // The counter may have been set back with something else that was lost, while the session's owner lives.
+                let listed = [Query::HGet(key::SESSION_INFOS, key::decimal(sid))];
+                if self.driver.read("begin session", &listed).await? != [Value::Bytes(None)] {
+                    continue;
+                }
+            }
             if self.driver.store.claim_session(sid).map_err(|e| errno_of("claim session", &e))? {
                 return Ok(sid);
             }
@@ -89,6 +99,14 @@ impl Meta {
         let ttl = SESSION_TTL.as_secs() as i64;
         let late = self.driver.clock.elapsed().saturating_sub(beat.mono) > SESSION_TTL || self.driver.clock.now().sec - beat.wall > ttl;
         late && self.sid.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether beats were missed. The sessions of others, whose last beat may have come earlier, may have expired then.
+    fn is_late(&self) -> bool {
+        let beat = *self.beat();
+        let late =
+            self.driver.clock.elapsed().saturating_sub(beat.mono) > LATE || self.driver.clock.now().sec - beat.wall > LATE.as_secs() as i64;
+        late && self.is_far() && self.sid.load(Ordering::Relaxed) != 0
     }
 
     /// After the store was away the first thing it is told is that this session lives.
@@ -113,7 +131,7 @@ impl Meta {
     /// Prolongs this process's session.
     pub async fn heartbeat(&self) -> Result<(), Errno> {
         let document = self.session_document.lock().expect("never poisoned: no code under it panics").clone();
-        let (now, mono, was_away) = (self.driver.clock.now(), self.driver.clock.elapsed(), self.is_overdue());
+        let (now, mono, was_away) = (self.driver.clock.now(), self.driver.clock.elapsed(), self.is_late());
         let step = |view: &View, cx: &Cx| heartbeat_step(view, cx, &document);
         let Beaten { lapsed, foreign } = self.run_on("heartbeat", &Caller::root(), Basis::Memory, View::default(), step).await?;
         self.note_beat(now, mono, was_away);
@@ -139,9 +157,17 @@ impl Meta {
     pub async fn clean_stale_sessions(&self) -> Result<usize, Errno> {
         let now = self.driver.clock.now().sec;
         let own = self.sid.load(Ordering::Relaxed);
+        let expiries = self.session_expiries().await?;
+        if self.is_late() {
+            // The store may have been away until it gave this answer: nobody could prolong anything.
+            let _reviving = self.reviving.lock().await;
+            if self.is_late() {
+                self.heartbeat().await?;
+            }
+        }
         let quiet_until = self.beat().quiet_until;
         let mut cleaned = 0;
-        for (sid, expiry) in self.session_expiries().await? {
+        for (sid, expiry) in expiries {
             // Where the store knows whether the process lives, its clock may be as wrong as it likes.
             let is_stale = match self.driver.store.session_alive(sid) {
                 Some(alive) => !alive,

@@ -141,7 +141,7 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, change: &SetAttr) -> Result<P
     let old = &record.attr;
     if cx.setting.user_group_quota() && (old.uid, old.gid) != (new.uid, new.gid) {
         // What it uses is somebody else's now. Its length must not change before that is done.
-        guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];
+        guards[0] = Guard::Value(key::inode(ino), Some(record.bytes.clone()));
         let mut tally = Tally::new(view, cx);
         tally.owner((old.uid, old.gid), -old.space(), -1)?;
         tally.owner((new.uid, new.gid), old.space(), 1)?;

@@ -132,13 +132,14 @@ impl Meta {
         }
         let hour = self.driver.clock.now().sec.div_euclid(HOUR_SECONDS);
         let mut known = self.known.trash_hour.lock().await;
-        if let Some((of, ino)) = *known
-            && of == hour
+        let losses = self.driver.store.losses();
+        if let Some((of, ino, at)) = *known
+            && (of, at) == (hour, losses)
         {
             return Ok(Some(ino));
         }
         let ino = self.hour_dir(&hour_name(hour)).await?;
-        *known = Some((hour, ino));
+        *known = Some((hour, ino, losses));
         Ok(Some(ino))
     }
 

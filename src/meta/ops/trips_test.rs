@@ -393,6 +393,60 @@ async fn after_the_store_was_away_sessions_come_back_before_anybody_is_cleaned()
 }
 
 #[tokio::test]
+async fn the_lists_of_many_deleted_files_are_found_by_one_scan() {
+    let host = Host::new().await;
+    let now = host.clock.now();
+    let mut files = Vec::new();
+    for n in 0..20u64 {
+        let ino = host.make(ROOT, &format!("f{n}"), Kind::File).await;
+        for chunk in [0, 7] {
+            host.meta.write(ino, chunk, &[slice(0, 100 + 2 * n + u64::from(chunk % 2), 10)], now).await.expect("written");
+        }
+        files.push((ino, 10));
+        host.store.take();
+    }
+    let kept = host.make(ROOT, "kept", Kind::File).await;
+    host.meta.write(kept, 0, &[slice(0, 99, 10)], now).await.expect("written");
+    for (ino, _) in &files {
+        host.volume.commit(&[], &[Write::Del(key::inode(*ino))], &[]).await.expect("commit");
+    }
+    host.store.take();
+    let dead = host.meta.delete_files(&files).await.expect("deleted");
+    assert_eq!(host.store.take().matches("scan").count(), 1);
+    assert_eq!(dead.len(), 40);
+    assert_eq!(host.meta.chunks_present(kept, 0..u32::MAX).await, Ok(vec![0]));
+}
+
+#[tokio::test]
+async fn the_number_of_a_session_that_is_listed_is_not_taken() {
+    let host = Host::new().await;
+    host.volume.commit(&[], &[Write::Set(key::NEXT_SESSION, "0".into())], &[]).await.expect("commit");
+    let other = host.other().await;
+    let sid = |host: &Host| host.meta.sid.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((sid(&host), sid(&other)), (1, 2));
+}
+
+#[tokio::test]
+async fn a_cleaner_that_finds_the_store_back_first_beats_and_leaves_the_others_time_to() {
+    for (away, since_beat) in [(90, 0), (55, 6)] {
+        let host = Host::new().await;
+        let other = host.other().await;
+        // The time is over for which a newcomer cleans nobody.
+        for _ in 0..6 {
+            host.clock.advance(Duration::from_secs(12));
+            other.meta.heartbeat().await.expect("beats");
+            host.clock.advance(Duration::from_secs(since_beat));
+            host.meta.heartbeat().await.expect("beats");
+        }
+        host.clock.advance(Duration::from_secs(away));
+        assert_eq!(host.meta.clean_stale_sessions().await, Ok(0), "away for {away} s");
+        other.meta.heartbeat().await.expect("beats");
+        assert_eq!(host.meta.clean_stale_sessions().await, Ok(0));
+        assert_eq!(host.meta.sessions().await.expect("listed").len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn clients_of_another_make_are_seen_at_the_heartbeat() {
     let host = Host::new().await;
     let pause = |host: &Host| host.meta.driver.pacing.pause(&[Write::Set(key::inode(ROOT), Bytes::new())], 0);

@@ -5,13 +5,13 @@ use crate::meta::codec::{Record, decode_slice, encode_attr};
 use crate::meta::ops::write::NewSlice;
 use crate::meta::setting::Setting;
 use crate::meta::store::embedded::EmbeddedStore;
-use crate::meta::store::{Commit, Cursor, Guard, Key, Query, ScanPage, ScanRange, Store, StoreError, Value, Write};
+use crate::meta::store::{Commit, Cursor, Guard, Key, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Write};
 use crate::meta::{Meta, MetaConfig, key};
 use crate::types::{Attr, BoxFuture, Duty, Flags, Ino, Kind, SliceId, SliceRecord, Time};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -33,12 +33,22 @@ pub(crate) struct TestStore {
     before_commit: Mutex<Option<Hook>>,
     /// Sessions another process is known to have left; of all others nothing is known.
     pub dead_sessions: Mutex<HashSet<u64>>,
+    /// How often it has lost something.
+    pub losses: AtomicU64,
+    /// Clients that begin now take it for a server.
+    pub far: AtomicBool,
 }
 
 impl TestStore {
     fn new() -> TestStore {
         let inner = EmbeddedStore::open_in_memory().unwrap();
-        TestStore { inner, before_commit: Mutex::default(), dead_sessions: Mutex::default() }
+        TestStore {
+            inner,
+            before_commit: Mutex::default(),
+            dead_sessions: Mutex::default(),
+            losses: AtomicU64::new(0),
+            far: AtomicBool::new(false),
+        }
     }
 
     /// Runs `hook` before the next commit.
@@ -87,6 +97,14 @@ impl Store for TestStore {
 
     fn shared(&self) -> bool {
         false
+    }
+
+    fn sharing(&self) -> Sharing {
+        if self.far.load(Ordering::Relaxed) { Sharing::Server } else { Sharing::Alone }
+    }
+
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
     }
 
     fn claim_session(&self, _sid: u64) -> Result<bool, StoreError> {

@@ -67,6 +67,29 @@ async fn chmod_and_acl_are_two_views_of_one_thing() {
     assert_eq!(w.count(key::ACL_MAX_ID).await, 2);
 }
 
+#[test]
+fn a_rule_that_a_change_of_owner_brings_is_guarded() {
+    use crate::meta::ops::chunk::testing::{World, ready};
+    use crate::meta::store::Write;
+    let world = World::with(|setting| {
+        setting.set("EnableACL", true.into());
+        setting.set("UserGroupQuota", true.into());
+    });
+    let (root, file) = (Caller::root(), world.file(0));
+    ready(world.meta.set_acl(&root, file, AclKind::Access, &named(), false)).unwrap();
+    let theirs = Rule { other: Some(1), ..named() };
+    let store = world.store.clone();
+    world.store.before_commit(move || {
+        // Another client takes the next id.
+        store.put(Write::Set(key::ACL_MAX_ID, "2".into()));
+        store.put(Write::HSet(key::ACL, "2".into(), theirs.encode()));
+    });
+    let change = SetAttr { mode: Some(0o640), uid: Some(5), ..SetAttr::default() };
+    assert_eq!(ready(world.meta.setattr(&root, file, change)).unwrap().access_acl, 3);
+    let theirs = Rule { other: Some(1), ..named() };
+    assert_eq!(world.store.get(Query::HGet(key::ACL, "2".into())), Value::Bytes(Some(theirs.encode())));
+}
+
 #[tokio::test]
 async fn what_is_created_inherits() {
     let w = world().await;

@@ -154,7 +154,7 @@ impl World {
                 open_files: self.meta.open_files(),
                 fence: &self.meta.fence,
                 // As soon as something was deleted there is one.
-                trash: self.meta.known.trash_hour.try_lock().expect("nobody deletes").map(|(_, dir)| dir),
+                trash: self.meta.known.trash_hour.try_lock().expect("nobody deletes").map(|(_, dir, _)| dir),
                 known: &self.meta.known,
             };
             match step(&view, &cx) {
