@@ -32,6 +32,7 @@ pub enum Effect {
 use Effect::{Check, Refuse, Silent, Warn};
 
 const FIXED: &str = "has no effect: this build decides it itself";
+const ONE_READER: &str = "has no effect: this build reads and writes metadata in one stream";
 const DIRECT: &str = "has no effect: this build stores blocks before it acknowledges them";
 const NOT_YET: &str = "is not supported by this build; leave it out";
 
@@ -175,14 +176,14 @@ const FSCK: &[Flag] = &[
 
 const DUMP: &[Flag] = &[
     // The order of the result does not depend on them.
-    value("threads", Silent),
+    value("threads", Warn(ONE_READER)),
     switch("fast", Silent),
 ];
 
 const LOAD: &[Flag] = &[
     switch("stat", Refuse(NOT_YET)),
     value("offset", Refuse(NOT_YET)),
-    value("threads", Silent),
+    value("threads", Warn(ONE_READER)),
     value("encrypt-rsa-key", Refuse("is not supported by this build; decrypt the backup first")),
     value("encrypt-algo", Silent),
     value("encrypt-alg", Silent),
