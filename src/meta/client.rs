@@ -106,7 +106,7 @@ impl Meta {
     /// Metadata over a store that holds `config.setting`.
     pub fn new(config: MetaConfig) -> Meta {
         let is_far = config.store.sharing() == Sharing::Server;
-        let facts = is_far.then(|| Facts::new(config.clock.clone()));
+        let facts = is_far.then(|| Arc::new(Facts::new(config.clock.clone())));
         let ids = |counter, (batch, least)| Arc::new(Ids::new(config.store.clone(), counter, batch, least, is_far));
         Meta {
             inodes: ids(key::NEXT_INODE, INODES),
@@ -170,6 +170,13 @@ impl Meta {
         let _ = self.duties.try_send(duty);
     }
 
+    /// Lets the store tell what others change, where it can: from then on answers are remembered until they are changed.
+    pub async fn watch(&self) {
+        if let Some(facts) = &self.driver.facts {
+            self.driver.store.watch(facts.clone()).await;
+        }
+    }
+
     /// Makes everything committed so far as durable as the tier says.
     pub async fn sync(&self) -> Result<(), Errno> {
         self.driver.store.sync().await.map_err(|e| errno_of("sync", &e))
@@ -208,6 +215,15 @@ impl Meta {
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
         self.run_on(what, caller, Basis::Store, View::default(), step).await
+    }
+
+    /// Runs an operation that answers what the store says now, as far as it has told us: for those who may be told of a change a moment late.
+    pub(crate) async fn answer_standing<T, F>(&self, what: &'static str, caller: &Caller, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
+        self.run_on(what, caller, Basis::Standing, View::default(), step).await
     }
 
     /// Runs an operation on whatever is known, whose answer is no promise.

@@ -93,6 +93,8 @@ pub enum Basis {
     Memory,
     /// What was learned before, guarded or not, unless the operation fails: the answer is an estimate.
     Estimate,
+    /// What the store said and would have told us the change of; anything else is read. Lookups and the like.
+    Standing,
 }
 
 /// What the loop needs beside the operation.
@@ -101,7 +103,7 @@ pub struct Driver {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) open_files: OpenFiles,
     /// `None` where reading costs nothing to speak of.
-    pub(crate) facts: Option<Facts>,
+    pub(crate) facts: Option<Arc<Facts>>,
     pub(crate) pacing: Pacing,
 }
 
@@ -126,12 +128,13 @@ impl Driver {
             view.begin();
             let conflict = match step(&view) {
                 Err(Stop::Need(queries)) => {
-                    match self.facts.as_ref().filter(|_| basis != Basis::Store).and_then(|facts| facts.recall(&queries)) {
+                    match self.recall(basis, &queries) {
                         Some(values) => view.remember(queries.into_iter().zip(values)),
                         None => self.read_into(what, &mut view, queries).await?,
                     }
                     continue;
                 }
+                Err(Stop::Fail(errno)) if basis == Basis::Standing => return Err(errno),
                 Err(Stop::Fail(errno)) => {
                     let Some(guards) = view.confirmation() else { return Err(errno) };
                     match self.commit(what, &guards, &[], &[]).await? {
@@ -140,7 +143,8 @@ impl Driver {
                     }
                 }
                 Ok(plan) => {
-                    let unguarded = if basis == Basis::Estimate { Vec::new() } else { view.unguarded(&plan.guards) };
+                    let unguarded =
+                        if matches!(basis, Basis::Estimate | Basis::Standing) { Vec::new() } else { view.unguarded(&plan.guards) };
                     if !unguarded.is_empty() {
                         self.read_into(what, &mut view, unguarded).await?;
                         continue;
@@ -177,12 +181,21 @@ impl Driver {
         }
     }
 
+    fn recall(&self, basis: Basis, queries: &[Query]) -> Option<Vec<Value>> {
+        let facts = self.facts.as_ref()?;
+        match basis {
+            Basis::Store => None,
+            Basis::Memory | Basis::Estimate => facts.recall(queries),
+            Basis::Standing => facts.recall_standing(queries),
+        }
+    }
+
     /// One read; what it tells is remembered.
     pub(crate) async fn read(&self, what: &'static str, queries: &[Query]) -> Result<Vec<Value>, Errno> {
-        let asked = self.facts.as_ref().map_or(0, Facts::ask);
+        let asked = self.facts.as_ref().map(|facts| facts.ask(queries.len()));
         let values = self.store.read(queries).await.map_err(|e| errno_of(what, &e))?;
-        if let Some(facts) = &self.facts {
-            facts.learn(queries.iter().zip(&values), asked);
+        if let Some(asked) = asked {
+            asked.learn(queries.iter().zip(&values));
         }
         Ok(values)
     }
@@ -199,16 +212,13 @@ impl Driver {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let asked = self.facts.as_ref().map_or(0, Facts::ask);
+        let parts = guards.len() + writes.len() + reads.len();
+        let asked = self.facts.as_ref().map(|facts| facts.ask_to_write(parts, writes));
         let commit = self.store.commit(guards, writes, reads).await.map_err(|e| errno_of(what, &e))?;
-        if let Some(facts) = &self.facts {
+        if let Some(asked) = asked {
             match &commit {
-                Commit::Done { replies, values } => {
-                    // First the answers: they are of the moment after the writes, but other commits may have come since.
-                    facts.learn(reads.iter().zip(values), asked);
-                    facts.committed(guards, writes, replies);
-                }
-                Commit::Conflict(values) => facts.learn(values.iter().map(|(query, value)| (query, value)), asked),
+                Commit::Done { replies, values } => asked.committed(guards, replies, reads, values),
+                Commit::Conflict(values) => asked.learn(values.iter().map(|(query, value)| (query, value))),
             }
         }
         Ok(commit)

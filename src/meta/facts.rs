@@ -1,15 +1,19 @@
 //! `Facts`: what this process last learned of a store behind a network, from reads, conflicts and its own commits. Mutations start here.
 //!
 //! A fact may be arbitrarily stale: a plan that rests on it is guarded on it, and a conflict brings the present value. So it never has to
-//! be invalidated; what is wrong costs one more trip. No answer to a lookup, a stat or an open comes from here.
+//! be invalidated; what is wrong costs one more trip.
 //!
-//! What follows closely on an answer of the store may still be answered by it: the first reads after an open or a lock, the rest of a listing.
-//! For this an answer counts only if nothing of its key was learned or committed between its question and its arrival.
+//! Answers to lookups and the like come from here only while they stand: while the store tells what others change (`changes.rs`), and has
+//! told of no change. What follows closely on an answer of the store may be answered by it in any case: the first reads after an open or
+//! a lock, the rest of a listing. For this an answer counts only if nothing of its key was learned or committed between its question and
+//! its arrival.
 
 use crate::env::Clock;
+use crate::meta::changes::{Changes, Stamp};
 use crate::meta::codec;
 use crate::meta::key;
-use crate::meta::store::{Guard, Key, Query, ScanItem, Value, Write};
+use crate::meta::listings::Listings;
+use crate::meta::store::{self, Guard, Key, Query, ScanItem, Value, Watcher, Write};
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,6 +39,8 @@ struct Fact {
     learned: Option<Duration>,
     /// Which answer of the store it came in, if nothing was committed to it since; else 0.
     answer: u64,
+    /// Tells whether it is still so.
+    stamp: Stamp,
 }
 
 impl Fact {
@@ -52,13 +58,30 @@ pub(crate) struct Facts {
 
 struct Memory {
     facts: LruCache<Query, Fact>,
+    listings: Listings,
     bytes: usize,
     bytes_max: usize,
     now: Duration,
-    /// Questions and answers so far.
+    /// Counts questions and answers, too.
+    changes: Changes,
+    /// For each class of keys the turns of the last answer or commit and of the one before.
+    last: Vec<(u64, u64)>,
+}
+
+/// A request to the store that is not answered yet.
+pub(crate) struct Asked<'a> {
+    facts: &'a Facts,
     turn: u64,
-    /// For each class of keys the turn of the last answer or commit.
-    last: Vec<u64>,
+    writes: &'a [Write],
+    /// The store will tell of changes of what is asked about.
+    is_watched: bool,
+}
+
+/// When and how a value came to be known.
+struct Source {
+    asked: u64,
+    turn: u64,
+    is_watched: bool,
 }
 
 impl Facts {
@@ -68,15 +91,26 @@ impl Facts {
     }
 
     fn bounded(clock: Arc<dyn Clock>, bytes_max: usize) -> Facts {
-        let (facts, last) = (LruCache::unbounded(), vec![0; CLASSES]);
-        let memory = Memory { facts, bytes: 0, bytes_max, now: Duration::ZERO, turn: 0, last };
+        let (facts, last) = (LruCache::unbounded(), vec![(0, 0); CLASSES]);
+        let (listings, changes) = (Listings::new(), Changes::new());
+        let memory = Memory { facts, listings, bytes: 0, bytes_max, now: Duration::ZERO, changes, last };
         Facts { clock, bytes_max, memory: Mutex::new(memory) }
     }
 
     /// The answers to all of these, or nothing: if one has to be read, the others come along for free.
     pub fn recall(&self, queries: &[Query]) -> Option<Vec<Value>> {
         let mut memory = self.memory();
-        queries.iter().map(|query| memory.answer(query)).collect()
+        queries.iter().map(|query| memory.answer(query, Memory::get)).collect()
+    }
+
+    /// The same of what still stands: what the store would say, but for changes that we have not heard of yet.
+    pub fn recall_standing(&self, queries: &[Query]) -> Option<Vec<Value>> {
+        let mut memory = self.memory();
+        let now = memory.now;
+        if !memory.changes.is_heard(now) {
+            return None;
+        }
+        queries.iter().map(|query| memory.answer(query, Memory::standing)).collect()
     }
 
     /// The answers to all of these as one recent answer of the store gave them, with nothing committed to them here since.
@@ -106,62 +140,20 @@ impl Facts {
         }
     }
 
-    /// To be taken before the store is asked, and given back with its answer.
-    pub fn ask(&self) -> u64 {
-        self.memory().next_turn()
+    /// To be called before the store is asked to read.
+    pub fn ask(&self, parts: usize) -> Asked<'_> {
+        self.ask_to_write(parts, &[])
     }
 
-    /// Takes in answers of the store to what was asked in turn `asked`.
-    pub fn learn<'a>(&self, answers: impl IntoIterator<Item = (&'a Query, &'a Value)>, asked: u64) {
-        let mut memory = self.memory();
-        let turn = memory.next_turn();
-        for (query, value) in answers {
-            match (query, value) {
-                (Query::Entry { dir, name }, Value::Entry(found)) => {
-                    let (entry, record) = found.as_ref().map(|(entry, record)| (entry, record.as_ref())).unzip();
-                    if let Some((_, ino)) = entry.and_then(|entry| codec::decode_entry(entry)) {
-                        memory.answered(Query::Get(key::inode(ino)), Value::Bytes(record.flatten().cloned()), asked, turn);
-                    }
-                    memory.answered(Query::HGet(dir.clone(), name.clone()), Value::Bytes(entry.cloned()), asked, turn);
-                }
-                (query, value) => memory.answered(query.clone(), value.clone(), asked, turn),
-            }
-        }
+    /// To be called before a commit of so many guards, writes and reads is sent. Unless what became of it is told, its writes may have happened.
+    pub fn ask_to_write<'a>(&'a self, parts: usize, writes: &'a [Write]) -> Asked<'a> {
+        Asked { facts: self, turn: self.memory().changes.next_turn(), writes, is_watched: store::is_watched(parts) }
     }
 
-    /// Takes in a page of a directory: whoever lists it often goes on to remove or rename what it names.
-    pub fn learn_page(&self, dir: &Key, items: &[ScanItem], asked: u64) {
-        let mut memory = self.memory();
-        let turn = memory.next_turn();
-        for item in items {
-            if let Some((_, ino)) = codec::decode_entry(&item.value)
-                && !item.record.is_empty()
-            {
-                memory.answered(Query::Get(key::inode(ino)), Value::Bytes(Some(item.record.clone())), asked, turn);
-                memory.answered(Query::HGet(dir.clone(), item.name.clone()), Value::Bytes(Some(item.value.clone())), asked, turn);
-            }
-        }
-    }
-
-    /// Takes in a commit of our own: what it guarded was so, and then it wrote. What it did to a value that is not known in full stays unknown.
-    pub fn committed(&self, guards: &[Guard], writes: &[Write], replies: &[Value]) {
-        let mut memory = self.memory();
-        let turn = memory.next_turn();
-        for key in writes.iter().filter_map(key_of) {
-            *memory.last_of(key) = turn;
-        }
-        for guard in guards {
-            let value = match guard {
-                Guard::Value(_, value) | Guard::Field(_, _, value) => Value::Bytes(value.clone()),
-                Guard::Fields(_, fields) => Value::Pairs(fields.clone()),
-                Guard::ListIs(_, elements) => Value::List(elements.clone()),
-                _ => continue,
-            };
-            memory.put(guard.query(), value);
-        }
-        for (at, write) in writes.iter().enumerate() {
-            memory.apply(write, replies.get(at));
-        }
+    /// Whether the names of a directory should be loaded now; if so, the caller does.
+    pub fn wants_names(&self, dir: &Key) -> bool {
+        let memory = &mut *self.memory();
+        memory.changes.is_heard(memory.now) && memory.listings.wants(&memory.changes, dir, memory.now)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -172,60 +164,216 @@ impl Facts {
     }
 }
 
+impl Watcher for Facts {
+    fn changed(&self, key: &[u8]) {
+        let mut memory = self.memory();
+        memory.changes.changed(key);
+        if key::is_dir(key) {
+            let now = memory.now;
+            memory.listings.changed(&Key::copy_from_slice(key), now);
+        }
+    }
+
+    fn flushed(&self) {
+        let mut memory = self.memory();
+        memory.changes.flush();
+        memory.listings.clear();
+    }
+
+    fn heard(&self, age: Duration) {
+        let mut memory = self.memory();
+        let now = memory.now;
+        memory.changes.heard(now.saturating_sub(age));
+    }
+}
+
+impl Asked<'_> {
+    /// Takes in answers of the store.
+    pub fn learn<'a>(mut self, answers: impl IntoIterator<Item = (&'a Query, &'a Value)>) {
+        let mut memory = self.facts.memory();
+        let source = self.answered(&mut memory);
+        memory.learn(answers, &source);
+    }
+
+    /// Takes in a page of a directory: whoever lists it often goes on to remove or rename what it names. The next page comes later.
+    pub fn learn_page(&self, dir: &Key, items: &[ScanItem]) {
+        let mut memory = self.facts.memory();
+        let source = Source { asked: self.turn, turn: memory.changes.next_turn(), is_watched: self.is_watched };
+        for item in items {
+            if let Some((_, ino)) = codec::decode_entry(&item.value)
+                && !item.record.is_empty()
+            {
+                memory.answered(Query::Get(key::inode(ino)), Value::Bytes(Some(item.record.clone())), &source);
+                memory.answered(Query::HGet(dir.clone(), item.name.clone()), Value::Bytes(Some(item.value.clone())), &source);
+            }
+        }
+    }
+
+    /// All names of a directory with their entries, read since this was asked.
+    pub fn learn_names(mut self, dir: Key, names: impl IntoIterator<Item = (Bytes, Bytes)>) {
+        let memory = &mut *self.facts.memory();
+        let source = self.answered(memory);
+        let stamp = memory.stamp(&dir, &source);
+        if memory.changes.stands(&dir, stamp) {
+            memory.listings.put(dir, names, stamp);
+        }
+    }
+
+    /// The commit happened: what it guarded was so, then it wrote, then it read. What it did to a value that is not known in full stays unknown.
+    pub fn committed(mut self, guards: &[Guard], replies: &[Value], reads: &[Query], values: &[Value]) {
+        let memory = &mut *self.facts.memory();
+        let writes = std::mem::take(&mut self.writes);
+        let source = self.answered(memory);
+        // Of the moment after the writes: these are not applied to them again.
+        memory.learn(reads.iter().zip(values), &source);
+        for guard in guards {
+            let value = match guard {
+                Guard::Value(_, value) | Guard::Field(_, _, value) => Value::Bytes(value.clone()),
+                Guard::Fields(_, fields) => Value::Pairs(fields.clone()),
+                Guard::ListIs(_, elements) => Value::List(elements.clone()),
+                _ => continue,
+            };
+            let query = guard.query();
+            if !reads.contains(&query) {
+                memory.put_by_us(query, value, &source);
+            }
+        }
+        for (at, write) in writes.iter().enumerate() {
+            memory.apply(write, replies.get(at), reads, &source);
+        }
+        for key in writes.iter().filter_map(key_of) {
+            memory.overlaps(key, &source);
+            memory.changes.committed(key, source.turn);
+            if !self.is_watched && key::is_of_inode(key) {
+                memory.changes.changed(key);
+            }
+        }
+    }
+
+    fn answered(&mut self, memory: &mut Memory) -> Source {
+        self.writes = &[];
+        Source { asked: self.turn, turn: memory.changes.next_turn(), is_watched: self.is_watched }
+    }
+}
+
+impl Drop for Asked<'_> {
+    /// Nobody knows what became of it.
+    fn drop(&mut self) {
+        if self.writes.is_empty() {
+            return;
+        }
+        let mut memory = self.facts.memory();
+        for key in self.writes.iter().filter_map(key_of).filter(|key| key::is_of_inode(key)) {
+            memory.changes.changed(key);
+        }
+    }
+}
+
 impl Memory {
-    fn answer(&mut self, query: &Query) -> Option<Value> {
-        let Query::Entry { dir, name } = query else { return self.get(query) };
-        let Value::Bytes(entry) = self.get(&Query::HGet(dir.clone(), name.clone()))? else { return None };
+    fn answer(&mut self, query: &Query, get: fn(&mut Memory, &Query) -> Option<Value>) -> Option<Value> {
+        let Query::Entry { dir, name } = query else { return get(self, query) };
+        let Value::Bytes(entry) = get(self, &Query::HGet(dir.clone(), name.clone()))? else { return None };
         let Some(entry) = entry else { return Some(Value::Entry(None)) };
         let (_, ino) = codec::decode_entry(&entry)?;
-        let Value::Bytes(record) = self.get(&Query::Get(key::inode(ino)))? else { return None };
+        let Value::Bytes(record) = get(self, &Query::Get(key::inode(ino)))? else { return None };
         Some(Value::Entry(Some((entry, record))))
     }
 
     fn get(&mut self, query: &Query) -> Option<Value> {
+        if let Some(entry) = self.listed(query) {
+            return Some(entry);
+        }
         let fact = self.facts.get(query)?;
         let is_old = key::is_counter(query) && fact.learned.is_none_or(|learned| learned + COUNTER_AGE_MAX < self.now);
         (!is_old).then(|| fact.value.clone())
     }
 
-    fn next_turn(&mut self) -> u64 {
-        self.turn += 1;
-        self.turn
+    fn standing(&mut self, query: &Query) -> Option<Value> {
+        if let Some(entry) = self.listed(query) {
+            return Some(entry);
+        }
+        let fact = self.facts.get(query)?;
+        self.changes.stands(key_of_query(query)?, fact.stamp).then(|| fact.value.clone())
     }
 
-    fn last_of(&mut self, key: &Key) -> &mut u64 {
-        &mut self.last[crc32fast::hash(key) as usize % CLASSES]
+    fn listed(&mut self, query: &Query) -> Option<Value> {
+        let Query::HGet(dir, name) = query else { return None };
+        if !self.changes.is_heard(self.now) {
+            return None;
+        }
+        self.listings.entry(&self.changes, dir, name).map(Value::Bytes)
     }
 
-    /// An answer that arrives in turn `turn` to a question of turn `asked`. If the key was answered for or written in between, it may be older
-    /// than what is known or younger.
-    fn answered(&mut self, query: Query, value: Value, asked: u64, turn: u64) {
+    /// Notes an answer or commit, and answers whether another one came since it was asked. The same one may tell several things of one key.
+    fn overlaps(&mut self, key: &Key, source: &Source) -> bool {
+        let (last, before) = &mut self.last[crc32fast::hash(key) as usize % CLASSES];
+        if *last != source.turn {
+            (*last, *before) = (source.turn, *last);
+        }
+        *before > source.asked
+    }
+
+    fn stamp(&self, key: &Key, source: &Source) -> Stamp {
+        if source.is_watched && key::is_of_inode(key) { self.changes.stamp(key, source.asked, source.turn) } else { Stamp::default() }
+    }
+
+    fn learn<'a>(&mut self, answers: impl IntoIterator<Item = (&'a Query, &'a Value)>, source: &Source) {
+        for (query, value) in answers {
+            match (query, value) {
+                (Query::Entry { dir, name }, Value::Entry(found)) => {
+                    let (entry, record) = found.as_ref().map(|(entry, record)| (entry, record.as_ref())).unzip();
+                    if let Some((_, ino)) = entry.and_then(|entry| codec::decode_entry(entry)) {
+                        // The store found out whose record it is, and does not watch it for us.
+                        let unwatched = Source { is_watched: false, ..*source };
+                        self.answered(Query::Get(key::inode(ino)), Value::Bytes(record.flatten().cloned()), &unwatched);
+                    }
+                    self.answered(Query::HGet(dir.clone(), name.clone()), Value::Bytes(entry.cloned()), source);
+                }
+                (Query::HLen { key: dir, .. }, Value::Int(0)) if key::is_dir(dir) => {
+                    let stamp = self.stamp(dir, source);
+                    if self.changes.stands(dir, stamp) {
+                        self.listings.put(dir.clone(), [], stamp);
+                    }
+                }
+                (query, value) => self.answered(query.clone(), value.clone(), source),
+            }
+        }
+    }
+
+    /// An answer. If the key was answered for or written since it was asked for, it may be older than what is known or younger.
+    fn answered(&mut self, query: Query, value: Value, source: &Source) {
         let Some(key) = key_of_query(&query) else { return };
-        let last = self.last_of(key);
-        // The same answer may tell several things of one key.
-        let overlaps = *last > asked && *last != turn;
-        *last = turn;
-        if !overlaps {
-            return self.put_as(query, value, Some(self.now), turn);
+        let stamp = self.stamp(key, source);
+        let stands = self.changes.stands(key, stamp);
+        // What stands is what the answer says, too, and will be told about.
+        let known = self.facts.get(&query).map(|fact| fact.stamp);
+        let known = known.filter(|known| !stands && self.changes.stands(key, *known));
+        let stamp = known.map_or(stamp, |known| known.seen_again(source.turn));
+        if !self.overlaps(&key.clone(), source) {
+            return self.put_as(query, value, Some(self.now), source.turn, stamp);
         }
-        match self.facts.get_mut(&query) {
+        match self.facts.get_mut(&query).filter(|_| !stands) {
             Some(known) => (known.learned, known.answer) = (None, 0),
-            None => self.put_as(query, value, None, 0),
+            None => self.put_as(query, value, None, 0, stamp),
         }
     }
 
-    fn put(&mut self, query: Query, value: Value) {
-        self.put_as(query, value, Some(self.now), 0);
+    /// A value that is so by a commit of ours.
+    fn put_by_us(&mut self, query: Query, value: Value, source: &Source) {
+        let Some(key) = key_of_query(&query) else { return };
+        let stamp = self.stamp(key, source);
+        let learned = (!self.overlaps(&key.clone(), source)).then_some(self.now);
+        self.put_as(query, value, learned, 0, stamp);
     }
 
-    fn put_as(&mut self, query: Query, value: Value, learned: Option<Duration>, answer: u64) {
+    fn put_as(&mut self, query: Query, value: Value, learned: Option<Duration>, answer: u64, stamp: Stamp) {
         let is_kept = matches!(query, Query::Get(_) | Query::HGet(..) | Query::HGetAll(_) | Query::List(_));
         let value_bytes = bytes_of(&value);
         if !is_kept || value_bytes > VALUE_BYTES_MAX {
             return self.forget(&query);
         }
         let bytes = FACT_OVERHEAD + bytes_of_query(&query) + value_bytes;
-        let fact = Fact { value: owned(value), bytes, learned, answer };
+        let fact = Fact { value: owned(value), bytes, learned, answer, stamp };
         self.bytes += bytes;
         if let Some(old) = self.facts.put(owned_query(query), fact) {
             self.bytes -= old.bytes;
@@ -242,11 +390,11 @@ impl Memory {
         }
     }
 
-    /// Changes bytes of a string that is known; one that is too short for it is not what the store has.
-    fn patch(&mut self, key: &Key, offset: u32, change: impl FnOnce(&mut [u8]), len: usize) {
+    /// A commit of ours changed bytes of a string that is known; one that is too short for it is not what the store has.
+    fn patch(&mut self, key: &Key, offset: u32, change: impl FnOnce(&mut [u8]), len: usize, source: &Source) {
         let query = Query::Get(key.clone());
-        let Some((old, learned)) = self.facts.get(&query).and_then(|fact| match &fact.value {
-            Value::Bytes(Some(bytes)) => Some((bytes.clone(), fact.learned)),
+        let Some((old, learned, stamp)) = self.facts.get(&query).and_then(|fact| match &fact.value {
+            Value::Bytes(Some(bytes)) => Some((bytes.clone(), fact.learned, fact.stamp)),
             _ => None,
         }) else {
             return;
@@ -256,51 +404,73 @@ impl Memory {
         match bytes.get_mut(from..from.saturating_add(len)) {
             Some(range) => {
                 change(range);
+                let stamp =
+                    if source.is_watched { self.changes.after_commit(key, stamp, source.asked, source.turn) } else { Stamp::default() };
                 // The bytes around it are as old as they were.
-                self.put_as(query, Value::Bytes(Some(bytes.freeze())), learned, 0);
+                self.put_as(query, Value::Bytes(Some(bytes.freeze())), learned, 0, stamp);
             }
             None => self.forget(&query),
         }
     }
 
-    fn set_field(&mut self, key: &Key, field: &Bytes, value: Option<Bytes>) {
-        if let Some(Value::Pairs(mut pairs)) = self.facts.get(&Query::HGetAll(key.clone())).map(|fact| fact.value.clone()) {
+    fn set_field(&mut self, key: &Key, field: &Bytes, value: Option<Bytes>, source: &Source) {
+        let all = Query::HGetAll(key.clone());
+        if let Some((Value::Pairs(mut pairs), stamp)) = self.facts.get(&all).map(|fact| (fact.value.clone(), fact.stamp)) {
             pairs.retain(|(name, _)| name != field);
             pairs.extend(value.clone().map(|value| (field.clone(), value)));
-            self.put(Query::HGetAll(key.clone()), Value::Pairs(pairs));
+            let stamp = if source.is_watched { self.changes.after_commit(key, stamp, source.asked, source.turn) } else { Stamp::default() };
+            self.put_as(all, Value::Pairs(pairs), Some(self.now), 0, stamp);
         }
-        self.put(Query::HGet(key.clone(), field.clone()), Value::Bytes(value));
+        if key::is_dir(key) {
+            self.listings.set(&self.changes, key, field, value.clone(), source.asked, source.turn);
+        }
+        self.put_by_us(Query::HGet(key.clone(), field.clone()), Value::Bytes(value), source);
     }
 
-    fn apply(&mut self, write: &Write, reply: Option<&Value>) {
+    /// A commit of ours changed a value and read it afterwards. If its answer was not taken in, as another overlapped it, what is known is older.
+    fn unsettle(&mut self, query: &Query, source: &Source) {
+        if let Some(fact) = self.facts.get_mut(query)
+            && !fact.stamp.is_of(source.turn)
+        {
+            fact.stamp = Stamp::default();
+        }
+    }
+
+    /// Applies a write of ours, unless the value was read after it.
+    fn apply(&mut self, write: &Write, reply: Option<&Value>, reads: &[Query], source: &Source) {
         let number = match reply {
             Some(Value::Int(number)) => Some(key::decimal(number)),
             _ => None,
         };
+        let is_read = |key: &Key| reads.iter().any(|query| matches!(query, Query::Get(read) if read == key));
         match write {
-            Write::Set(key, value) => self.put(Query::Get(key.clone()), Value::Bytes(Some(value.clone()))),
-            Write::Patch { key, offset, bytes } => self.patch(key, *offset, |range| range.copy_from_slice(bytes), bytes.len()),
+            Write::Set(key, _) | Write::Patch { key, .. } | Write::AddU32 { key, .. } if is_read(key) => {
+                self.unsettle(&Query::Get(key.clone()), source);
+            }
+            Write::Set(key, value) => self.put_by_us(Query::Get(key.clone()), Value::Bytes(Some(value.clone())), source),
+            Write::Patch { key, offset, bytes } => self.patch(key, *offset, |range| range.copy_from_slice(bytes), bytes.len(), source),
             Write::AddU32 { key, offset, delta } => {
                 let add = |range: &mut [u8]| {
                     let mut number = [0; 4];
                     number.copy_from_slice(range);
                     range.copy_from_slice(&u32::from_be_bytes(number).wrapping_add_signed(*delta).to_be_bytes());
                 };
-                self.patch(key, *offset, add, 4);
+                self.patch(key, *offset, add, 4, source);
             }
             Write::Del(key) => {
                 self.forget(&Query::HGetAll(key.clone()));
                 self.forget(&Query::List(key.clone()));
-                self.put(Query::Get(key.clone()), Value::Bytes(None));
+                self.listings.remove(key);
+                self.put_by_us(Query::Get(key.clone()), Value::Bytes(None), source);
             }
             Write::IncrBy(key, _) => match number {
-                Some(number) => self.put(Query::Get(key.clone()), Value::Bytes(Some(number))),
+                Some(number) => self.put_by_us(Query::Get(key.clone()), Value::Bytes(Some(number)), source),
                 None => self.forget(&Query::Get(key.clone())),
             },
-            Write::HSet(key, field, value) => self.set_field(key, field, Some(value.clone())),
-            Write::HDel(key, field) => self.set_field(key, field, None),
+            Write::HSet(key, field, value) => self.set_field(key, field, Some(value.clone()), source),
+            Write::HDel(key, field) => self.set_field(key, field, None, source),
             Write::HIncrBy(key, field, _) => match number {
-                Some(number) => self.set_field(key, field, Some(number)),
+                Some(number) => self.set_field(key, field, Some(number), source),
                 None => {
                     self.forget(&Query::HGet(key.clone(), field.clone()));
                     self.forget(&Query::HGetAll(key.clone()));
@@ -309,6 +479,11 @@ impl Memory {
             Write::HIncrIfPresent(key, field, _) => {
                 self.forget(&Query::HGet(key.clone(), field.clone()));
                 self.forget(&Query::HGetAll(key.clone()));
+            }
+            Write::RPush(key, _) | Write::RPushX(key, _) | Write::LPush(key, _) | Write::LTrim(key, _)
+                if reads.contains(&Query::List(key.clone())) =>
+            {
+                self.unsettle(&Query::List(key.clone()), source);
             }
             Write::RPush(key, _) | Write::RPushX(key, _) | Write::LPush(key, _) | Write::LTrim(key, _) => {
                 self.forget(&Query::List(key.clone()));
@@ -385,100 +560,5 @@ fn owned_query(query: Query) -> Query {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::env::ManualClock;
-
-    fn facts(bytes_max: usize) -> (Arc<ManualClock>, Facts) {
-        let clock = Arc::new(ManualClock::new(Duration::from_secs(1000)));
-        (clock.clone(), Facts::bounded(clock, bytes_max))
-    }
-
-    fn get(key: &'static str) -> Query {
-        Query::Get(key.into())
-    }
-
-    fn bytes(text: &'static str) -> Value {
-        Value::Bytes(Some(text.into()))
-    }
-
-    #[test]
-    fn commits_are_applied_or_make_it_forget() {
-        let (_, facts) = facts(BYTES_MAX);
-        let all = Query::HGetAll("h".into());
-        let asked = facts.ask();
-        let record = Value::Bytes(Some(Bytes::from_static(&[0, 0, 0, 7, 9, 9])));
-        let pairs = Value::Pairs(vec![("a".into(), "1".into()), ("b".into(), "2".into())]);
-        facts.learn([(&get("s"), &record), (&all, &pairs), (&Query::List("l".into()), &Value::List(vec!["x".into()]))], asked);
-        let writes = [
-            Write::AddU32 { key: "s".into(), offset: 0, delta: -1 },
-            Write::Patch { key: "s".into(), offset: 4, bytes: "ab".into() },
-            // Of what is not known, and beyond the end of what is.
-            Write::Patch { key: "unknown".into(), offset: 0, bytes: "x".into() },
-            Write::HSet("h".into(), "a".into(), "3".into()),
-            Write::HDel("h".into(), "b".into()),
-            Write::HIncrBy("h".into(), "c".into(), 5),
-            Write::RPush("l".into(), vec!["y".into()]),
-            Write::Del("d".into()),
-            Write::IncrBy("n".into(), 3),
-        ];
-        let mut replies = vec![Value::Done; writes.len()];
-        replies[5] = Value::Int(12);
-        replies[8] = Value::Int(8);
-        facts.committed(&[Guard::Field("g".into(), "f".into(), None)], &writes, &replies);
-        assert_eq!(facts.recall(&[get("s")]), Some(vec![Value::Bytes(Some(Bytes::from_static(b"\0\0\0\x06ab")))]));
-        assert_eq!(facts.recall(&[all]), Some(vec![Value::Pairs(vec![("a".into(), "3".into()), ("c".into(), "12".into())])]));
-        let known = [get("d"), get("n"), Query::HGet("h".into(), "b".into()), Query::HGet("g".into(), "f".into())];
-        assert_eq!(facts.recall(&known), Some(vec![Value::Bytes(None), bytes("8"), Value::Bytes(None), Value::Bytes(None)]));
-        for unknown in [get("unknown"), Query::List("l".into()), Query::HLen { key: "h".into(), limit: 1 }] {
-            assert_eq!(facts.recall(&[get("d"), unknown]), None);
-        }
-        facts.committed(&[], &[Write::Patch { key: "s".into(), offset: 5, bytes: "xyz".into() }], &[Value::Done]);
-        assert_eq!(facts.recall(&[get("s")]), None, "it is not what the store has");
-    }
-
-    #[test]
-    fn an_answer_that_overlaps_another_or_a_commit_stands_for_nothing_that_follows() {
-        let (clock, facts) = facts(BYTES_MAX);
-        let two = [get("a"), get("b")];
-        let learn = |asked| facts.learn([(&two[0], &bytes("1")), (&two[1], &bytes("2"))], asked);
-        learn(facts.ask());
-        assert_eq!(facts.recall_recent(&two), Some(vec![bytes("1"), bytes("2")]));
-        // Of two answers.
-        facts.learn([(&two[0], &bytes("3"))], facts.ask());
-        assert_eq!(facts.recall_recent(&two), None);
-        // A commit came after the question.
-        let asked = facts.ask();
-        facts.committed(&[], &[Write::Set("a".into(), "4".into())], &[Value::Done]);
-        learn(asked);
-        assert_eq!((facts.recall_recent(&two), facts.recent(&two[0])), (None, None));
-        assert_eq!(facts.recall(&two[..1]), Some(vec![bytes("4")]), "to start from it is good enough");
-        // The answer to a later question arrived before this one.
-        let (first, second) = (facts.ask(), facts.ask());
-        learn(second);
-        assert!(facts.recall_recent(&two).is_some());
-        learn(first);
-        assert_eq!(facts.recall_recent(&two), None);
-        // Too long ago.
-        learn(facts.ask());
-        clock.advance(RECENT);
-        assert!(facts.recall_recent(&two).is_some());
-        assert_eq!(facts.recent(&two[0]), Some((Some("1".into()), RECENT)));
-        clock.advance(Duration::from_millis(1));
-        assert_eq!((facts.recall_recent(&two), facts.recent(&two[0])), (None, None));
-    }
-
-    #[test]
-    fn the_least_recently_used_go_first_and_large_values_are_not_kept() {
-        let (_, facts) = facts(10 * (FACT_OVERHEAD + 50));
-        let set = |key: String, len| facts.committed(&[], &[Write::Set(key.into(), vec![0; len].into())], &[Value::Done]);
-        set("kept".into(), 10);
-        for n in 0..100 {
-            set(format!("k{n}"), 10);
-            assert!(facts.recall(&[get("kept")]).is_some());
-        }
-        assert!(facts.recall(&[get("k1")]).is_none() && facts.recall(&[get("k99")]).is_some());
-        set("kept".into(), VALUE_BYTES_MAX + 1);
-        assert!(facts.recall(&[get("kept")]).is_none());
-    }
-}
+#[path = "facts_test.rs"]
+mod tests;

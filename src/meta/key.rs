@@ -134,6 +134,17 @@ pub fn lock_field(sid: u64, owner: u64) -> Bytes {
     format!("{sid}_{owner:016X}").into()
 }
 
+/// Whether a key holds something of one inode that is remembered and watched: record, entries, a slice list,
+/// link parents, target, extended attributes.
+pub fn is_of_inode(key: &[u8]) -> bool {
+    matches!(key, [b'i' | b'd' | b'c' | b'p' | b's' | b'x', b'0'..=b'9', ..])
+}
+
+/// Whether a key holds the entries of a directory.
+pub fn is_dir(key: &[u8]) -> bool {
+    matches!(key, [b'd', b'0'..=b'9', ..])
+}
+
 /// Whether a value is a counter of use. Plans decide on these and do not guard them: everybody changes them all the time.
 pub fn is_counter(query: &Query) -> bool {
     match query {

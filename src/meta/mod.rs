@@ -11,11 +11,16 @@ pub mod setting;
 pub mod store;
 pub mod view;
 
+mod changes;
 mod client;
 mod facts;
 mod fence;
 mod ids;
 mod lines;
+mod listings;
 mod pacing;
 mod reload;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};
+
+#[cfg(test)]
+mod watch_test;

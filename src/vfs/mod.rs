@@ -43,7 +43,11 @@ use crate::vfs::seen::Seen;
 use crate::vfs::writer::Writers;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tracing::error;
+
+/// Directories read at once ahead of lookups. More would delay what somebody waits for.
+const LOADS_MAX: usize = 4;
 
 /// What makes one mount differ from another of the same volume.
 #[derive(Clone, Debug)]
@@ -122,6 +126,8 @@ pub struct Vfs {
     mount: Mount,
     handles: Handles,
     seen: Seen,
+    /// Permits to read whole directories ahead of lookups.
+    loads: Arc<Semaphore>,
     kernel: RwLock<Arc<dyn KernelCache>>,
 }
 
@@ -135,6 +141,7 @@ impl Vfs {
             mount: Mount::new(config),
             handles: Handles::default(),
             seen: Seen::new(),
+            loads: Arc::new(Semaphore::new(LOADS_MAX)),
             kernel: RwLock::new(Arc::new(NoKernelCache)),
         })
     }

@@ -21,9 +21,24 @@ impl Vfs {
             }
             _ => {
                 let name = Name::new(name)?;
-                let (ino, attr) = self.meta.lookup(caller, parent, &name).await?;
+                let found = self.meta.lookup(caller, parent, &name).await;
+                self.load_names(parent);
+                let (ino, attr) = found?;
                 Ok(self.entry(ino, self.overlaid(ino, attr).await?))
             }
+        }
+    }
+
+    /// Has all names of a directory read in the background if that pays.
+    fn load_names(&self, dir: Ino) {
+        if let Ok(permit) = self.loads.clone().try_acquire_owned()
+            && self.meta.wants_names(dir)
+        {
+            let meta = self.meta.clone();
+            tokio::spawn(async move {
+                meta.load_names(dir).await;
+                drop(permit);
+            });
         }
     }
 

@@ -166,6 +166,7 @@ impl Volume {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (ask, duties) = mpsc::channel::<Duty>(DUTIES_QUEUED_MAX);
         let meta = Arc::new(Meta::new(MetaConfig { store, clock, setting: setting.clone(), duties: ask, atime: options.atime }));
+        meta.watch().await;
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
         let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);

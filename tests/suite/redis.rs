@@ -38,8 +38,9 @@ fn a_volume_on_redis_keeps_what_was_written_and_shows_it_to_others() {
     let sum = sh(&one.path, "md5sum < a/b/numbers");
     assert_eq!(sh(&two.path, "md5sum < a/link"), sum);
     fs::write(two.join("from two"), "hello").expect("written");
-    // Close-to-open; the name may be remembered as missing for nobody.
-    assert_eq!(fs::read_to_string(one.join("from two")).expect("there at once"), "hello");
+    // That a name is missing is remembered until the server tells otherwise; then close-to-open holds.
+    eventually("the first mount is told of the name", || one.join("from two").exists());
+    assert_eq!(fs::read_to_string(one.join("from two")).expect("there"), "hello");
     fs::write(two.join("from two"), "hello again").expect("written");
     assert_eq!(fs::read_to_string(one.join("from two")).expect("there"), "hello again");
     eventually("the kernel of the first mount asks anew", || fs::metadata(one.join("from two")).expect("there").size() == 11);

@@ -120,7 +120,9 @@ pub(crate) fn step(view: &View, cx: &Cx, dir: Ino, name: &Name, node: &NewNode, 
     tally.inode(&attr, 1)?;
     tally.child(dir, &attr, 1)?;
     tally.put(&mut guards, &mut writes);
-    Ok(Plan::new(guards, writes, (ino, attr)))
+    // That a fresh directory is empty is worth knowing: whoever makes one often goes on to fill it.
+    let reads = if is_dir { vec![Query::HLen { key: key::dir(ino), limit: 1 }] } else { Vec::new() };
+    Ok(Plan { reads, ..Plan::new(guards, writes, (ino, attr)) })
 }
 
 /// A file that no directory names: nlink 0, kept by the session until its last handle closes or it is linked. The directory only

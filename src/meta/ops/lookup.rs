@@ -40,14 +40,14 @@ pub(crate) fn parent_step(view: &View, ino: Ino) -> Result<Plan<Ino>, Stop> {
 }
 
 impl Meta {
-    /// The inode a name stands for. An entry without record is ENOENT.
+    /// The inode a name stands for. An entry without record is ENOENT. Changes of others may be seen some milliseconds late.
     pub async fn lookup(&self, caller: &Caller, parent: Ino, name: &Name) -> Result<(Ino, Attr), Errno> {
-        self.answer("lookup", caller, |view, _| step(view, parent, name)).await
+        self.answer_standing("lookup", caller, |view, _| step(view, parent, name)).await
     }
 
-    /// The attributes of an inode.
+    /// The attributes of an inode. Changes of others may be seen some milliseconds late.
     pub async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
-        self.answer("getattr", &Caller::root(), |view, _| getattr_step(view, ino)).await
+        self.answer_standing("getattr", &Caller::root(), |view, _| getattr_step(view, ino)).await
     }
 
     /// The directory that contains an inode; the root contains itself.

@@ -3,13 +3,16 @@
 use crate::meta::Meta;
 use crate::meta::codec::{self, Record};
 use crate::meta::driver::errno_of;
-use crate::meta::facts::Facts;
 use crate::meta::key;
-use crate::meta::store::{Cursor, Query, ScanItem, ScanRange};
+use crate::meta::listings::NAMES_MAX;
+use crate::meta::store::{Cursor, Query, ScanItem, ScanRange, Value};
 use crate::types::{Attr, Errno, Ino, Kind, Name};
 use bytes::Bytes;
 use std::time::Duration;
 use tracing::error;
+
+/// Names read at once when all are read.
+const LOAD_PAGE: u32 = 1000;
 
 /// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,13 +63,40 @@ impl Meta {
         Some((Record::decode(record?)?.attr, age))
     }
 
+    /// Whether it pays to read all names of a directory now, so that lookups in it are answered from memory; if so, the caller calls `load_names`.
+    pub fn wants_names(&self, dir: Ino) -> bool {
+        self.driver.facts.as_ref().is_some_and(|facts| facts.wants_names(&key::dir(dir)))
+    }
+
+    /// Reads all names of a directory and the records they name, if they are not too many. Nobody waits for it.
+    pub async fn load_names(&self, dir: Ino) {
+        let Some(facts) = &self.driver.facts else { return };
+        let (hash, limit) = (key::dir(dir), NAMES_MAX as u32 + 1);
+        let length = self.store().read(&[Query::HLen { key: hash.clone(), limit }]).await;
+        if !matches!(length.as_deref(), Ok([Value::Int(count)]) if *count <= NAMES_MAX as i64) {
+            return;
+        }
+        let range = ScanRange::Dir(hash.clone());
+        let asked = facts.ask(1);
+        let (mut names, mut next) = (Vec::new(), Some(Cursor::default()));
+        while let Some(cursor) = next {
+            // Whoever needs the store will say so if it fails.
+            let Ok(page) = self.store().scan(&range, cursor, LOAD_PAGE).await else { return };
+            asked.learn_page(&hash, &page.items);
+            names.extend(page.items.into_iter().map(|item| (item.name, item.value)));
+            next = page.next.filter(|_| names.len() <= NAMES_MAX);
+        }
+        // Nothing changed from the first page to the last, or this is not kept.
+        asked.learn_names(hash, names);
+    }
+
     /// A page of at most `limit` entries from `cursor` on, with attributes. What stays during the whole listing is seen.
     pub async fn readdir(&self, ino: Ino, cursor: Cursor, limit: u32) -> Result<DirPage, Errno> {
         let range = ScanRange::Dir(key::dir(ino));
-        let asked = self.driver.facts.as_ref().map_or(0, Facts::ask);
+        let asked = self.driver.facts.as_ref().map(|facts| facts.ask(1));
         let page = self.store().scan(&range, cursor, limit.max(1)).await.map_err(|e| errno_of("readdir", &e))?;
-        if let Some(facts) = &self.driver.facts {
-            facts.learn_page(&key::dir(ino), &page.items, asked);
+        if let Some(asked) = asked {
+            asked.learn_page(&key::dir(ino), &page.items);
         }
         Ok(DirPage { entries: page.items.into_iter().filter_map(|item| entry(ino, item)).collect(), next: page.next })
     }

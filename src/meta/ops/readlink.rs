@@ -20,6 +20,6 @@ pub(crate) fn step(view: &View, ino: Ino) -> Result<Plan<Bytes>, Stop> {
 impl Meta {
     /// The target of a symbolic link.
     pub async fn readlink(&self, ino: Ino) -> Result<Bytes, Errno> {
-        self.answer("readlink", &Caller::root(), |view, _| step(view, ino)).await
+        self.answer_standing("readlink", &Caller::root(), |view, _| step(view, ino)).await
     }
 }

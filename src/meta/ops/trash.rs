@@ -177,7 +177,7 @@ impl Meta {
         } else if self.setting().trash_days() == 0 {
             0
         } else {
-            self.answer("count links", &Caller::root(), |view, _| Ok(Plan::answer(trashed_links(view, ino)?))).await?
+            self.answer_standing("count links", &Caller::root(), |view, _| Ok(Plan::answer(trashed_links(view, ino)?))).await?
         };
         let nlink = attr.nlink.saturating_sub(trashed);
         // Nobody who has not looked into the trash asks for it then.

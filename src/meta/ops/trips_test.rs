@@ -571,7 +571,8 @@ async fn memory_is_bounded() {
     let host = Host::new().await;
     let facts = host.meta.driver.facts.as_ref().expect("the store is far");
     for n in 0..200_000u64 {
-        facts.committed(&[], &[Write::Set(key::inode(Ino(n)), Bytes::from(vec![1; 73]))], &[]);
+        let writes = [Write::Set(key::inode(Ino(n)), Bytes::from(vec![1; 73]))];
+        facts.ask_to_write(1, &writes).committed(&[], &[], &[], &[]);
     }
     assert!(facts.recall(&[Query::Get(key::inode(Ino(199_999)))]).is_some());
     assert!(facts.recall(&[Query::Get(key::inode(Ino(5)))]).is_none());

@@ -93,7 +93,7 @@ impl Meta {
     pub async fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Bytes, Errno> {
         check_name(name)?;
         let name = Bytes::copy_from_slice(name);
-        self.answer("get xattr", &Caller::root(), |view, _| {
+        self.answer_standing("get xattr", &Caller::root(), |view, _| {
             let value = view.field(&key::xattr(ino), name.clone())?;
             Ok(Plan::answer(value.ok_or(Errno::NODATA)?))
         })
@@ -112,7 +112,7 @@ impl Meta {
 
     /// The names of all attributes, ACLs among them.
     pub async fn list_xattr(&self, ino: Ino) -> Result<Vec<Bytes>, Errno> {
-        self.answer("list xattrs", &Caller::root(), |view, _| list_step(view, ino)).await
+        self.answer_standing("list xattrs", &Caller::root(), |view, _| list_step(view, ino)).await
     }
 
     /// Removes an attribute; ENODATA if there is none.

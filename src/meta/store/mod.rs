@@ -15,6 +15,8 @@ pub mod redis;
 use crate::types::{BoxFuture, SliceId};
 use bytes::Bytes;
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A key of the layout of metadata §2, as bytes.
 pub type Key = Bytes;
@@ -270,6 +272,26 @@ pub enum Sharing {
     Server,
 }
 
+/// Most guards, writes and reads of a request through which a watcher gets interested in keys. A server of version 7.0 notes all keys of a
+/// request once more for each thing that is read in it.
+const WATCHED_PARTS_MAX: usize = 32;
+
+/// Whether a request of so many guards, writes and reads makes a store that is watched tell of later changes of all keys in it that are
+/// kept for one inode (`key::is_of_inode`), those it writes itself included.
+pub fn is_watched(parts: usize) -> bool {
+    parts <= WATCHED_PARTS_MAX
+}
+
+/// Is told what others change in a store. What it is told before an answer of the store is handed out happened before that answer.
+pub trait Watcher: Send + Sync {
+    /// Others have changed this key, or may have.
+    fn changed(&self, key: &[u8]);
+    /// Anything may have changed, and nobody is interested in anything any more.
+    fn flushed(&self);
+    /// Everything that was changed up to `age` ago has been told.
+    fn heard(&self, age: Duration);
+}
+
 /// A metadata store. Implementations never block for longer than a local transaction takes without yielding.
 pub trait Store: Send + Sync {
     /// Answers all queries from one state, one value each.
@@ -304,6 +326,12 @@ pub trait Store: Send + Sync {
     /// used must be dropped: they may have been given out again.
     fn losses(&self) -> u64 {
         0
+    }
+
+    /// From now on tells what others change of the keys that were read or written in watched requests (`is_watched`). False if the store cannot;
+    /// then the watcher hears nothing.
+    fn watch(&self, _watcher: Arc<dyn Watcher>) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
     }
 
     /// Takes the lock that says session `sid` lives; held until the store is dropped. False if another process holds it.

@@ -4,15 +4,17 @@
 
 use super::error::Fault;
 use super::script::{bytes, sequence};
+use super::tracking::Tracking;
 use super::url::{Host, RedisUrl, Tls, Topology};
 use crate::meta::store::StoreError;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
-    TlsCertificates, Value as Reply,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    RedisConnectionInfo, TlsCertificates, Value as Reply,
 };
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Where keys are: on a server of their own, or under a hash tag in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +56,21 @@ impl Connector {
         }
     }
 
-    /// A connection to the server that holds the keys now, and its address for messages.
-    pub async fn connect(&self, layout: Layout, prefix: &[u8]) -> Result<(MultiplexedConnection, String), Fault> {
+    /// A connection to the server that holds the keys now, and its address for messages. What the server pushes goes to `tracking`.
+    pub async fn connect(
+        &self,
+        layout: Layout,
+        prefix: &[u8],
+        tracking: Option<&Arc<Tracking>>,
+    ) -> Result<(MultiplexedConnection, String), Fault> {
         match (&self.url.topology, layout) {
             (Topology::Unix(path), Layout::Database) => {
-                Ok((self.dial(ConnectionAddr::Unix(path.clone()), self.user(self.url.db)).await?, path.display().to_string()))
+                Ok((self.dial_told(ConnectionAddr::Unix(path.clone()), tracking).await?, path.display().to_string()))
             }
-            (Topology::Single(host), Layout::Database) => {
-                Ok((self.dial(self.address(host), self.user(self.url.db)).await?, host.to_string()))
-            }
+            (Topology::Single(host), Layout::Database) => Ok((self.dial_told(self.address(host), tracking).await?, host.to_string())),
             (Topology::Sentinel { master, sentinels }, _) => {
                 let host = self.master(master, sentinels).await?;
-                let mut conn = self.dial(self.address(&host), self.user(self.url.db)).await?;
+                let mut conn = self.dial_told(self.address(&host), tracking).await?;
                 // Sentinels may be behind: what they call the master may have been demoted.
                 let role = sequence(ask(&mut conn, &redis::cmd("ROLE")).await?).map_err(Fault::Store)?;
                 match role.into_iter().next().map(bytes) {
@@ -98,7 +103,33 @@ impl Connector {
         info
     }
 
+    /// A connection to our database, by the protocol in which the server can tell something by itself, if it knows it.
+    async fn dial_told(&self, addr: ConnectionAddr, tracking: Option<&Arc<Tracking>>) -> Result<MultiplexedConnection, Fault> {
+        let user = self.user(self.url.db);
+        if let Some(tracking) = tracking.filter(|tracking| tracking.is_wanted()) {
+            match self.dial_by(addr.clone(), user.clone(), Some(tracking)).await {
+                // It may be the wrong password, too: the old protocol will tell.
+                Err(Fault::Store(error)) => {
+                    let conn = self.dial(addr, user).await?;
+                    tracking.refuse(&error.to_string());
+                    return Ok(conn);
+                }
+                outcome => return outcome,
+            }
+        }
+        self.dial(addr, user).await
+    }
+
     async fn dial(&self, addr: ConnectionAddr, user: RedisConnectionInfo) -> Result<MultiplexedConnection, Fault> {
+        self.dial_by(addr, user, None).await
+    }
+
+    async fn dial_by(
+        &self,
+        addr: ConnectionAddr,
+        user: RedisConnectionInfo,
+        tracking: Option<&Arc<Tracking>>,
+    ) -> Result<MultiplexedConnection, Fault> {
         let fail = |e: &redis::RedisError| match Fault::of(e) {
             // Nothing was sent that could have been lost.
             Fault::Lost(why) => Fault::Elsewhere(why),
@@ -107,6 +138,15 @@ impl Connector {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.url.dial_timeout))
             .set_response_timeout(Some(self.url.read_timeout));
+        let mut user = user;
+        if let Some(tracking) = tracking {
+            user = user.set_protocol(ProtocolVersion::RESP3);
+            let tracking = tracking.clone();
+            config = config.set_push_sender(move |push: PushInfo| {
+                tracking.pushed(push);
+                Ok::<(), ()>(())
+            });
+        }
         let mut addr = addr;
         if let (ConnectionAddr::TcpTls { host, .. }, Some(name)) =
             (&mut addr, self.url.tls.as_ref().and_then(|tls| tls.server_name.as_ref()))
@@ -207,8 +247,20 @@ impl Connector {
 pub(super) async fn ask(conn: &mut MultiplexedConnection, cmd: &Cmd) -> Result<Reply, Fault> {
     match conn.send_packed_command(cmd).await {
         Ok(Reply::ServerError(error)) => Err(Fault::of_reply(&error)),
-        Ok(reply) => Ok(reply),
+        Ok(reply) => Ok(as_before(reply)),
         Err(error) => Err(Fault::of(&error)),
+    }
+}
+
+/// An answer in the newer protocol as the older one has it: fields and values in a row, numbers as text.
+fn as_before(reply: Reply) -> Reply {
+    match reply {
+        Reply::Map(pairs) => Reply::Array(pairs.into_iter().flat_map(|(field, value)| [as_before(field), as_before(value)]).collect()),
+        Reply::Array(items) => Reply::Array(items.into_iter().map(as_before).collect()),
+        Reply::Double(number) => Reply::BulkString(number.to_string().into_bytes()),
+        Reply::VerbatimString { text, .. } => Reply::BulkString(text.into_bytes()),
+        Reply::Boolean(is) => Reply::Int(i64::from(is)),
+        reply => reply,
     }
 }
 

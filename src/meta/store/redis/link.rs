@@ -3,13 +3,14 @@
 use super::connect::{Connector, Layout, ask};
 use super::error::Fault;
 use super::script::{bytes, list};
+use super::tracking::Tracking;
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
-use crate::meta::store::StoreError;
+use crate::meta::store::{StoreError, Watcher};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value as Reply};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
@@ -22,11 +23,14 @@ pub(super) struct Live {
     pub generation: u64,
     /// Names one life of the server process; empty if it does not tell.
     pub run_id: String,
+    /// The server tells this connection what others change.
+    pub is_told: bool,
 }
 
 /// The link.
 pub(super) struct Link {
     connector: Connector,
+    tracking: Arc<Tracking>,
     layout: Layout,
     /// Before every key.
     pub prefix: Bytes,
@@ -66,6 +70,7 @@ impl Link {
     ) -> Result<Link, StoreError> {
         let mut link = Link {
             connector,
+            tracking: Arc::default(),
             layout: Layout::Database,
             prefix: Bytes::new(),
             patience,
@@ -134,7 +139,8 @@ impl Link {
     }
 
     async fn connect(&self, generation: u64) -> Result<(Live, String), Fault> {
-        let (mut conn, place) = self.connector.connect(self.layout, &self.prefix).await?;
+        let tracking = (self.layout == Layout::Database).then_some(&self.tracking);
+        let (mut conn, place) = self.connector.connect(self.layout, &self.prefix, tracking).await?;
         let run_id = match ask(&mut conn, redis::cmd("INFO").arg("server")).await {
             Ok(reply) => info_field(&reply, "run_id").unwrap_or_default(),
             // Not everybody may ask.
@@ -153,7 +159,28 @@ impl Link {
             Ok(Err(_)) | Err(Fault::Store(_)) => {}
             Err(fault) => return Err(fault),
         }
-        Ok((Live { conn, generation, run_id }, place))
+        let is_told = match tracking {
+            Some(tracking) => tracking.begin(&mut conn).await?,
+            None => false,
+        };
+        Ok((Live { conn, generation, run_id, is_told }, place))
+    }
+
+    /// From now on a watcher is told what others change; false if the server does not tell. To be called before the connection is shared.
+    pub async fn watch(&self, watcher: Arc<dyn Watcher>) -> bool {
+        if self.layout != Layout::Database {
+            return false;
+        }
+        self.tracking.set(watcher);
+        let Some(mut live) = self.current().clone() else { return self.tracking.is_wanted() };
+        // Should it break just now, the next connection begins by itself.
+        live.is_told = self.tracking.begin(&mut live.conn).await.unwrap_or(false);
+        let is_told = live.is_told;
+        let mut current = self.current();
+        if current.as_ref().is_some_and(|current| current.generation == live.generation) {
+            *current = Some(live);
+        }
+        is_told
     }
 
     /// What the server's clock shows when something sent now arrives, less what ours shows now.
@@ -191,13 +218,18 @@ impl Link {
         let mut current = self.current();
         if current.as_ref().is_some_and(|live| live.generation == generation) {
             *current = None;
+            self.tracking.lost();
             warn!("the connection to Redis is lost, requests wait: {why}");
         }
     }
 
     /// One attempt. A connection that is of no use is given up.
     pub async fn attempt(&self, live: &Live, cmd: &Cmd) -> Result<Reply, Fault> {
+        let sent = Instant::now();
         let answer = ask(&mut live.conn.clone(), cmd).await;
+        if live.is_told && answer.is_ok() {
+            self.tracking.answered(sent.elapsed());
+        }
         if let Err(Fault::Lost(why) | Fault::Elsewhere(why)) = &answer {
             self.retire(live.generation, why);
         }
@@ -218,7 +250,7 @@ impl Link {
 
     /// A connection beside the shared one, for a command that keeps it busy.
     pub async fn beside(&self) -> Result<MultiplexedConnection, Fault> {
-        Ok(self.connector.connect(self.layout, &self.prefix).await?.0)
+        Ok(self.connector.connect(self.layout, &self.prefix, None).await?.0)
     }
 
     /// The life of the server that is connected now; scans of one life mean nothing in another.

@@ -14,9 +14,10 @@ mod scan;
 mod script;
 #[cfg(test)]
 mod tests;
+mod tracking;
 pub mod url;
 
-use super::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Write};
+use super::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Watcher, Write};
 use crate::env::{Random, SystemRandom};
 use crate::meta::key;
 use crate::types::{BoxFuture, SliceId};
@@ -299,6 +300,10 @@ impl Store for RedisStore {
 
     fn clock_ahead_us(&self) -> i64 {
         self.link.clock_ahead_us()
+    }
+
+    fn watch(&self, watcher: Arc<dyn Watcher>) -> BoxFuture<'_, bool> {
+        Box::pin(self.link.watch(watcher))
     }
 
     fn losses(&self) -> u64 {

@@ -1,7 +1,8 @@
 //! The generic script: how guards, writes and reads become its arguments, and its answer a `Commit`.
 
 use crate::meta::codec;
-use crate::meta::store::{Commit, Guard, Key, Query, StoreError, Value, Write};
+use crate::meta::key;
+use crate::meta::store::{Commit, Guard, Key, Query, StoreError, Value, Write, is_watched};
 use bytes::Bytes;
 use redis::{Cmd, Value as Reply};
 use std::collections::HashMap;
@@ -13,6 +14,8 @@ pub(super) const TEXT: &str = include_str!("commit.lua");
 const ELEMENTS_MAX: usize = 4000;
 /// Keys under which sets keep names of keys: these bear the prefix, too (metadata §1.5).
 const SETS_OF_KEYS: &[u8] = b"locked";
+/// Where frames are, as a place in memory that can be lent.
+static FRAMES: Key = key::FRAMES;
 
 /// What proves that a commit is ours and remembers that it happened.
 pub(super) struct Fence<'a> {
@@ -35,7 +38,10 @@ pub(super) enum Answer {
 /// Keys and arguments of one run.
 pub(super) struct Program<'a> {
     prefix: &'a [u8],
-    keys: Vec<Bytes>,
+    /// Keys the server notes our interest in.
+    watched: Vec<Bytes>,
+    /// All others.
+    others: Vec<Bytes>,
     index: HashMap<Key, usize>,
     args: Vec<Bytes>,
     guards: &'a [Guard],
@@ -49,7 +55,9 @@ fn text(n: impl Display) -> Bytes {
 
 impl<'a> Program<'a> {
     pub fn new(prefix: &'a [u8], guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> Result<Program<'a>, StoreError> {
-        let mut program = Program { prefix, keys: Vec::new(), index: HashMap::new(), args: Vec::new(), guards, writes, reads };
+        let (watched, others, index, args) = (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
+        let mut program = Program { prefix, watched, others, index, args, guards, writes, reads };
+        program.number_keys();
         program.args.push(text(guards.len()));
         for guard in guards {
             program.guard(guard)?;
@@ -68,20 +76,23 @@ impl<'a> Program<'a> {
     /// The command that runs it, by the script's digest or with its text.
     pub fn command(&self, digest: Option<&str>, fence: Option<&Fence>) -> Cmd {
         let mut cmd = redis::cmd(if digest.is_some() { "EVALSHA" } else { "EVAL" });
-        cmd.arg(digest.unwrap_or(TEXT)).arg(self.keys.len() + usize::from(fence.is_some()));
-        for key in &self.keys {
+        cmd.arg(digest.unwrap_or(TEXT)).arg(self.watched.len());
+        for key in &self.watched {
+            cmd.arg(&key[..]);
+        }
+        cmd.arg(self.prefix).arg(self.others.len() + usize::from(fence.is_some()));
+        for key in &self.others {
             cmd.arg(&key[..]);
         }
         if let Some(fence) = fence {
             cmd.arg(fence.hash);
         }
-        cmd.arg(self.prefix);
         match fence {
             None => {
                 cmd.arg("0");
             }
             Some(fence) => {
-                cmd.arg("1").arg(self.keys.len() + 1).arg(fence.token).arg(fence.slot).arg(&record_head(fence.number)[..]);
+                cmd.arg("1").arg(self.index.len() + 1).arg(fence.token).arg(fence.slot).arg(&record_head(fence.number)[..]);
             }
         }
         for arg in &self.args {
@@ -94,15 +105,29 @@ impl<'a> Program<'a> {
         self.args.push(Bytes::from_static(word.as_bytes()));
     }
 
+    /// Finds out which keys there are. In a cluster all are declared, so that a server that does not have them says so; it is not asked to tell of
+    /// changes there.
+    fn number_keys(&mut self) {
+        let (guards, writes, reads) = (self.guards, self.writes, self.reads);
+        let is_watched = is_watched(guards.len() + writes.len() + reads.len());
+        let keys = guards.iter().map(key_of_guard).chain(writes.iter().map(key_of_write)).chain(reads.iter().map(key_of_query));
+        let (watched, others): (Vec<_>, Vec<_>) = keys.partition(|key| !self.prefix.is_empty() || (is_watched && key::is_of_inode(key)));
+        for key in watched {
+            self.index.entry(key.clone()).or_insert_with(|| {
+                self.watched.push(prefixed(self.prefix, key));
+                self.watched.len()
+            });
+        }
+        for key in others {
+            self.index.entry(key.clone()).or_insert_with(|| {
+                self.others.push(prefixed(self.prefix, key));
+                self.watched.len() + self.others.len()
+            });
+        }
+    }
+
     fn key(&mut self, key: &Key) {
-        let index = match self.index.get(key) {
-            Some(index) => *index,
-            None => {
-                self.keys.push(prefixed(self.prefix, key));
-                self.index.insert(key.clone(), self.keys.len());
-                self.keys.len()
-            }
-        };
+        let index = self.index.get(key).copied().expect("all keys were numbered at first");
         self.args.push(text(index));
     }
 
@@ -186,19 +211,18 @@ impl<'a> Program<'a> {
     }
 
     fn query(&mut self, query: &Query) {
-        let (letter, key) = match query {
-            Query::Get(key) => ("G", key),
-            Query::HGet(key, _) => ("F", key),
-            Query::HGetAll(key) => ("A", key),
-            Query::HLen { key, .. } => ("N", key),
-            Query::List(key) => ("L", key),
-            Query::SMembers(key) => ("M", key),
-            Query::ZScore(key, _) => ("Z", key),
-            Query::ZRange { key, .. } => ("R", key),
-            Query::Entry { dir, .. } => ("E", dir),
-        };
-        self.word(letter);
-        self.key(key);
+        self.word(match query {
+            Query::Get(_) => "G",
+            Query::HGet(..) => "F",
+            Query::HGetAll(_) => "A",
+            Query::HLen { .. } => "N",
+            Query::List(_) => "L",
+            Query::SMembers(_) => "M",
+            Query::ZScore(..) => "Z",
+            Query::ZRange { .. } => "R",
+            Query::Entry { .. } => "E",
+        });
+        self.key(key_of_query(query));
         match query {
             Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => self.args.push(name.clone()),
             Query::ZRange { max, limit, .. } => self.args.extend([text(max), text(limit)]),
@@ -207,27 +231,26 @@ impl<'a> Program<'a> {
     }
 
     fn write(&mut self, write: &Write) -> Result<(), StoreError> {
-        let (word, key) = match write {
-            Write::Set(key, _) => ("set", key),
-            Write::Patch { key, .. } => ("pat", key),
-            Write::AddU32 { key, .. } => ("add", key),
-            Write::Del(key) => ("del", key),
-            Write::IncrBy(key, _) => ("inc", key),
-            Write::HSet(key, ..) => ("hse", key),
-            Write::HDel(key, _) => ("hde", key),
-            Write::HIncrBy(key, ..) => ("hin", key),
-            Write::HIncrIfPresent(key, ..) => ("hip", key),
-            Write::RPush(key, _) => ("rpu", key),
-            Write::RPushX(key, _) => ("rpx", key),
-            Write::LPush(key, _) => ("lpu", key),
-            Write::LTrim(key, _) => ("ltr", key),
-            Write::SAdd(key, _) => ("sad", key),
-            Write::SRem(key, _) => ("sre", key),
-            Write::ZAdd(key, ..) => ("zad", key),
-            Write::ZRem(key, _) => ("zre", key),
-            Write::PutFrame(..) => ("hse", &crate::meta::key::FRAMES),
-            Write::DelFrame(_) => ("hde", &crate::meta::key::FRAMES),
+        let word = match write {
+            Write::Set(..) => "set",
+            Write::Patch { .. } => "pat",
+            Write::AddU32 { .. } => "add",
+            Write::Del(_) => "del",
+            Write::IncrBy(..) => "inc",
+            Write::HSet(..) | Write::PutFrame(..) => "hse",
+            Write::HDel(..) | Write::DelFrame(_) => "hde",
+            Write::HIncrBy(..) => "hin",
+            Write::HIncrIfPresent(..) => "hip",
+            Write::RPush(..) => "rpu",
+            Write::RPushX(..) => "rpx",
+            Write::LPush(..) => "lpu",
+            Write::LTrim(..) => "ltr",
+            Write::SAdd(..) => "sad",
+            Write::SRem(..) => "sre",
+            Write::ZAdd(..) => "zad",
+            Write::ZRem(..) => "zre",
         };
+        let key = key_of_write(write);
         self.word(word);
         self.key(key);
         match write {
@@ -306,6 +329,57 @@ impl<'a> Program<'a> {
             number.parse().map(Value::Int).map_err(|_| StoreError::Damaged(format!("no number came of {write:?}")))
         });
         replies.collect()
+    }
+}
+
+fn key_of_query(query: &Query) -> &Key {
+    match query {
+        Query::Get(key)
+        | Query::HGet(key, _)
+        | Query::HGetAll(key)
+        | Query::HLen { key, .. }
+        | Query::List(key)
+        | Query::SMembers(key)
+        | Query::ZScore(key, _)
+        | Query::ZRange { key, .. } => key,
+        Query::Entry { dir, .. } => dir,
+    }
+}
+
+fn key_of_guard(guard: &Guard) -> &Key {
+    match guard {
+        Guard::Value(key, _)
+        | Guard::Bytes(key, _)
+        | Guard::Field(key, ..)
+        | Guard::Fields(key, _)
+        | Guard::HashEmpty(key)
+        | Guard::HashNotEmpty(key)
+        | Guard::ListPrefix(key, _)
+        | Guard::ListIs(key, _)
+        | Guard::Score(key, ..) => key,
+    }
+}
+
+fn key_of_write(write: &Write) -> &Key {
+    match write {
+        Write::Set(key, _)
+        | Write::Patch { key, .. }
+        | Write::AddU32 { key, .. }
+        | Write::Del(key)
+        | Write::IncrBy(key, _)
+        | Write::HSet(key, ..)
+        | Write::HDel(key, _)
+        | Write::HIncrBy(key, ..)
+        | Write::HIncrIfPresent(key, ..)
+        | Write::RPush(key, _)
+        | Write::RPushX(key, _)
+        | Write::LPush(key, _)
+        | Write::LTrim(key, _)
+        | Write::SAdd(key, _)
+        | Write::SRem(key, _)
+        | Write::ZAdd(key, ..)
+        | Write::ZRem(key, _) => key,
+        Write::PutFrame(..) | Write::DelFrame(_) => &FRAMES,
     }
 }
 
@@ -432,7 +506,13 @@ pub(super) fn list(reply: Reply) -> Result<Vec<Bytes>, StoreError> {
 }
 
 pub(super) fn pairs(reply: Reply) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-    let flat = list(reply)?;
+    // The newer protocol sends scores beside their members.
+    let flat = match sequence(reply)? {
+        items if items.first().is_some_and(|item| matches!(item, Reply::Array(_))) => {
+            items.into_iter().map(list).collect::<Result<Vec<_>, _>>()?.concat()
+        }
+        items => list(Reply::Array(items))?,
+    };
     Ok(flat.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
 }
 
