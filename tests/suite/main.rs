@@ -20,4 +20,5 @@ mod semantics;
 #[allow(dead_code)]
 mod servers;
 mod support;
+mod trips;
 mod two_mounts;

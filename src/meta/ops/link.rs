@@ -50,7 +50,10 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, dir: Ino, name: &Name) -> Res
     let mut tally = Tally::new(view, cx);
     tally.child(dir, old, 1)?;
     tally.put(&mut guards, &mut writes);
-    Ok(Plan::new(guards, writes, attr))
+    // How many of the names are in the trash is what the kernel is told next.
+    let counts = !is_first && cx.setting.trash_days() > 0;
+    let reads = if counts { vec![Query::HGetAll(key::parents(ino))] } else { Vec::new() };
+    Ok(Plan { reads, ..Plan::new(guards, writes, attr) })
 }
 
 impl Meta {
