@@ -2,7 +2,7 @@
 
 use crate::env::Clock;
 use crate::meta::driver::{Basis, Driver, OpenFiles, errno_of};
-use crate::meta::facts::Facts;
+use crate::meta::facts::{Facts, Told};
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
 use crate::meta::key;
@@ -175,6 +175,11 @@ impl Meta {
         if let Some(facts) = &self.driver.facts {
             self.driver.store.watch(facts.clone()).await;
         }
+    }
+
+    /// Everything others change from now on, as far as the store tells.
+    pub fn listen(&self) -> Option<tokio::sync::broadcast::Receiver<Told>> {
+        self.driver.facts.as_ref().map(|facts| facts.listen())
     }
 
     /// Makes everything committed so far as durable as the tier says.

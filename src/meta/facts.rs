@@ -14,10 +14,13 @@ use crate::meta::codec;
 use crate::meta::key;
 use crate::meta::listings::Listings;
 use crate::meta::store::{self, Guard, Key, Query, ScanItem, Value, Watcher, Write};
+use crate::types::Ino;
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::broadcast;
 
 /// Memory for facts: the names and records of some 50,000 files.
 const BYTES_MAX: usize = 32 << 20;
@@ -29,6 +32,8 @@ const VALUE_BYTES_MAX: usize = 4096;
 const RECENT: Duration = Duration::from_secs(1);
 /// Keys are told apart by their hash in so many classes when it comes to which answer is the later one. A collision costs a trip.
 const CLASSES: usize = 4096;
+/// News that wait for those who listen. Whoever is slower forgets everything.
+const TOLD_MAX: usize = 4096;
 /// How long a counter is believed. Plans do not guard counters, so a limit of the volume is soft by what others use in this time.
 const COUNTER_AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -53,7 +58,17 @@ impl Fact {
 pub(crate) struct Facts {
     clock: Arc<dyn Clock>,
     bytes_max: usize,
+    told: broadcast::Sender<Told>,
     memory: Mutex<Memory>,
+}
+
+/// What others have changed.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// The record of an inode.
+    Inode(Ino),
+    /// Names in a directory; and what was in it before, if that is known.
+    Names(Ino, Option<Arc<HashMap<Bytes, Bytes>>>),
 }
 
 struct Memory {
@@ -94,7 +109,7 @@ impl Facts {
         let (facts, last) = (LruCache::unbounded(), vec![(0, 0); CLASSES]);
         let (listings, changes) = (Listings::new(), Changes::new());
         let memory = Memory { facts, listings, bytes: 0, bytes_max, now: Duration::ZERO, changes, last };
-        Facts { clock, bytes_max, memory: Mutex::new(memory) }
+        Facts { clock, bytes_max, told: broadcast::channel(TOLD_MAX).0, memory: Mutex::new(memory) }
     }
 
     /// The answers to all of these, or nothing: if one has to be read, the others come along for free.
@@ -111,6 +126,12 @@ impl Facts {
             return None;
         }
         queries.iter().map(|query| memory.answer(query, Memory::standing)).collect()
+    }
+
+    /// Whether the store tells what others change.
+    pub fn is_heard(&self) -> bool {
+        let memory = self.memory();
+        memory.changes.is_heard(memory.now)
     }
 
     /// The answers to all of these as one recent answer of the store gave them, with nothing committed to them here since.
@@ -150,6 +171,17 @@ impl Facts {
         Asked { facts: self, turn: self.memory().changes.next_turn(), writes, is_watched: store::is_watched(parts) }
     }
 
+    /// Everything others change from now on, as far as it is watched.
+    pub fn listen(&self) -> broadcast::Receiver<Told> {
+        self.told.subscribe()
+    }
+
+    /// Which of the names that were in a directory do not stand for the same any more; `None` if that is not known.
+    pub fn differing(&self, dir: &Key, before: &HashMap<Bytes, Bytes>) -> Option<Vec<Bytes>> {
+        let memory = self.memory();
+        memory.listings.differing(&memory.changes, dir, before)
+    }
+
     /// Whether the names of a directory should be loaded now; if so, the caller does.
     pub fn wants_names(&self, dir: &Key) -> bool {
         let memory = &mut *self.memory();
@@ -168,9 +200,18 @@ impl Watcher for Facts {
     fn changed(&self, key: &[u8]) {
         let mut memory = self.memory();
         memory.changes.changed(key);
-        if key::is_dir(key) {
-            let now = memory.now;
-            memory.listings.changed(&Key::copy_from_slice(key), now);
+        let news = match key::inode_of(key) {
+            Some(ino) if key::is_dir(key) => {
+                let now = memory.now;
+                Some(Told::Names(ino, memory.listings.changed(&Key::copy_from_slice(key), now).map(Arc::new)))
+            }
+            Some(ino) if key.starts_with(b"i") => Some(Told::Inode(ino)),
+            _ => None,
+        };
+        drop(memory);
+        if let Some(news) = news {
+            // Nobody may be listening.
+            let _ = self.told.send(news);
         }
     }
 

@@ -140,6 +140,12 @@ pub fn is_of_inode(key: &[u8]) -> bool {
     matches!(key, [b'i' | b'd' | b'c' | b'p' | b's' | b'x', b'0'..=b'9', ..])
 }
 
+/// The inode a record or the entries of a directory belong to.
+pub fn inode_of(key: &[u8]) -> Option<Ino> {
+    let digits = key.strip_prefix(b"i").or_else(|| key.strip_prefix(b"d"))?;
+    std::str::from_utf8(digits).ok()?.parse().ok().map(Ino)
+}
+
 /// Whether a key holds the entries of a directory.
 pub fn is_dir(key: &[u8]) -> bool {
     matches!(key, [b'd', b'0'..=b'9', ..])

@@ -97,15 +97,23 @@ impl Listings {
         }
     }
 
-    /// Others have changed a directory.
-    pub fn changed(&mut self, dir: &Key, now: Duration) {
+    /// Others have changed a directory. Answers what is known to have been in it.
+    pub fn changed(&mut self, dir: &Key, now: Duration) -> Option<HashMap<Bytes, Bytes>> {
         if self.listings.contains(dir)
             && let Some(attempt) = self.attempts.peek_mut(dir)
         {
             let soon = now.saturating_sub(attempt.at) < PAUSE_MAX;
             attempt.pause = if soon { (attempt.pause * 2).min(PAUSE_MAX) } else { PAUSE_MIN };
         }
-        self.remove(dir);
+        let old = self.listings.pop(dir)?;
+        self.bytes = self.bytes.saturating_sub(old.bytes);
+        Some(old.names)
+    }
+
+    /// Which of these names do not stand for the same any more; `None` if that is not known.
+    pub fn differing(&self, changes: &Changes, dir: &Key, before: &HashMap<Bytes, Bytes>) -> Option<Vec<Bytes>> {
+        let now = self.listings.peek(dir).filter(|listing| changes.stands(dir, listing.stamp))?;
+        Some(before.iter().filter(|(name, entry)| now.names.get(*name) != Some(entry)).map(|(name, _)| name.clone()).collect())
     }
 
     /// Forgets all.

@@ -21,6 +21,7 @@ mod listings;
 mod pacing;
 mod reload;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};
+pub use facts::Told;
 
 #[cfg(test)]
 mod watch_test;

@@ -125,7 +125,8 @@ impl Vfs {
                 (ino, attr, Duration::ZERO)
             }
         };
-        let mut found = self.entry(ino, self.overlaid(ino, attr).await.ok()?);
+        let attr = self.overlaid(ino, attr).await.ok()?;
+        let mut found = self.named(dir, name.as_bytes(), ino, attr);
         found.entry_ttl = found.entry_ttl.saturating_sub(age);
         found.attr_ttl = found.attr_ttl.saturating_sub(age);
         Some(found)

@@ -99,7 +99,7 @@ impl Vfs {
         // A file that was just created is empty and needs no truncation.
         let flags = Flags { truncate: flags.truncate && !found.created, ..flags };
         let (attr, reply) = self.opened(caller, found.ino, attr, flags).await?;
-        Ok((self.entry(found.ino, attr), reply))
+        Ok((self.named(parent, name.as_bytes(), found.ino, attr), reply))
     }
 
     /// The kernel checks permissions before it opens what it knows; a file that another host created a moment ago it does not know.

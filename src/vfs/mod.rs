@@ -9,6 +9,7 @@ pub mod writer;
 mod attr;
 mod dir;
 mod file;
+mod handed;
 mod handle;
 mod kernel;
 mod listing;
@@ -17,6 +18,7 @@ mod mount;
 mod names;
 mod range;
 mod seen;
+mod told;
 mod xattr;
 
 #[cfg(test)]
@@ -36,6 +38,7 @@ use crate::chunk::Chunks;
 use crate::meta::Meta;
 use crate::meta::store::Sharing;
 use crate::types::{Attr, Caller, Errno, Ino};
+use crate::vfs::handed::Handed;
 use crate::vfs::handle::Handles;
 use crate::vfs::mount::Mount;
 use crate::vfs::reader::Reader;
@@ -126,6 +129,7 @@ pub struct Vfs {
     mount: Mount,
     handles: Handles,
     seen: Seen,
+    handed: Handed,
     /// Permits to read whole directories ahead of lookups.
     loads: Arc<Semaphore>,
     kernel: RwLock<Arc<dyn KernelCache>>,
@@ -134,16 +138,19 @@ pub struct Vfs {
 impl Vfs {
     /// A mount of the volume that `meta` and `blocks` hold.
     pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>, chunks: Arc<Chunks>, writers: Arc<Writers>, config: VfsConfig) -> Arc<Vfs> {
-        Arc::new(Vfs {
+        let vfs = Arc::new(Vfs {
             reader: Reader::new(meta.clone(), blocks, chunks, writers.clone()),
             meta,
             writers,
             mount: Mount::new(config),
             handles: Handles::default(),
             seen: Seen::new(),
+            handed: Handed::new(),
             loads: Arc::new(Semaphore::new(LOADS_MAX)),
             kernel: RwLock::new(Arc::new(NoKernelCache)),
-        })
+        });
+        vfs.listen();
+        vfs
     }
 
     /// Tells how to reach the kernel's caches; before this nothing is forgotten.
@@ -184,6 +191,14 @@ impl Vfs {
 
     fn entry(&self, ino: Ino, attr: Attr) -> Entry {
         self.mount.entry(ino, attr, self.shared())
+    }
+
+    /// What a name of a directory stands for, as the kernel is told and remembers.
+    fn named(&self, dir: Ino, name: &[u8], ino: Ino, attr: Attr) -> Entry {
+        if self.meta.is_far() {
+            self.handed.note(dir, name);
+        }
+        self.entry(ino, attr)
     }
 
     fn attr_reply(&self, ino: Ino, attr: Attr) -> AttrReply {

@@ -22,21 +22,40 @@ impl Vfs {
             _ => {
                 let name = Name::new(name)?;
                 let found = self.meta.lookup(caller, parent, &name).await;
-                self.load_names(parent);
+                let loads = self.load_names(parent);
                 let (ino, attr) = found?;
-                Ok(self.entry(ino, self.overlaid(ino, attr).await?))
+                if !loads {
+                    self.watch_record(ino);
+                }
+                let attr = self.overlaid(ino, attr).await?;
+                Ok(self.named(parent, name.as_bytes(), ino, attr))
             }
         }
     }
 
-    /// Has all names of a directory read in the background if that pays.
-    fn load_names(&self, dir: Ino) {
-        if let Ok(permit) = self.loads.clone().try_acquire_owned()
-            && self.meta.wants_names(dir)
+    /// Has all names of a directory read in the background if that pays, with the records they name.
+    fn load_names(&self, dir: Ino) -> bool {
+        let Ok(permit) = self.loads.clone().try_acquire_owned() else { return false };
+        if !self.meta.wants_names(dir) {
+            return false;
+        }
+        let meta = self.meta.clone();
+        tokio::spawn(async move {
+            meta.load_names(dir).await;
+            drop(permit);
+        });
+        true
+    }
+
+    /// Reads a record by itself if the store would not tell us of its changes otherwise; nobody waits for it.
+    fn watch_record(&self, ino: Ino) {
+        if self.meta.is_unwatched(ino)
+            && let Ok(permit) = self.loads.clone().try_acquire_owned()
         {
             let meta = self.meta.clone();
             tokio::spawn(async move {
-                meta.load_names(dir).await;
+                // Whoever needs it will be told.
+                let _ = meta.getattr(ino).await;
                 drop(permit);
             });
         }
@@ -89,8 +108,9 @@ impl Vfs {
 
     async fn add(&self, caller: &Caller, parent: Ino, name: &[u8], node: NewNode<'_>) -> Result<Entry, Errno> {
         self.mount.writable()?;
-        let (ino, attr) = self.meta.create(caller, self.mount.inward(parent), &Name::new(name)?, node).await?;
-        Ok(self.entry(ino, attr))
+        let parent = self.mount.inward(parent);
+        let (ino, attr) = self.meta.create(caller, parent, &Name::new(name)?, node).await?;
+        Ok(self.named(parent, name, ino, attr))
     }
 
     /// Removes a name of anything but a directory.
@@ -165,7 +185,8 @@ impl Vfs {
         let (ino, parent) = (self.mount.inward(ino), self.mount.inward(new_parent));
         self.store_dirty(ino).await?;
         let attr = self.meta.link(caller, ino, parent, &Name::new(new_name)?).await?;
-        Ok(self.entry(ino, self.overlaid(ino, attr).await?))
+        let attr = self.overlaid(ino, attr).await?;
+        Ok(self.named(parent, new_name, ino, attr))
     }
 
     /// Something of the inode was read. Access times are a courtesy: failing to set one fails nothing.

@@ -81,3 +81,39 @@ fn a_server_that_is_away_is_a_pause_for_applications() {
     let fsck = run(Command::new(PANDO).args(["fsck", &url]));
     assert!(fsck.status.success(), "{}", text(&fsck));
 }
+
+/// With timeouts of minutes only being told can make a change seen.
+#[test]
+fn changes_of_another_host_reach_the_kernel_before_its_timeouts_end() {
+    let (server, volume) = (RedisServer::start(), Volume::new());
+    let url = format(&server, &volume);
+    let minutes = ["--attr-cache", "300", "--entry-cache", "300", "--dir-entry-cache", "300"];
+    let one = Mount::start(Path::new(&url), &volume.temp.path().join("one"), &minutes);
+    let two = mount(&volume, &url, "two");
+    fs::create_dir(two.join("dir")).expect("made");
+    for name in ["grows", "goes", "is replaced", "stays"] {
+        fs::write(two.join("dir").join(name), "1").expect("written");
+    }
+    let look = |name: &str| fs::metadata(one.join("dir").join(name));
+    // Names and attributes are in the kernel, and the directory is known as a whole.
+    for name in ["grows", "goes", "is replaced", "stays", "comes"] {
+        let _ = look(name);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let before = look("is replaced").expect("there").ino();
+    let mut log = fs::OpenOptions::new().append(true).open(two.join("dir/grows")).expect("opened");
+    std::io::Write::write_all(&mut log, b"23").expect("appended");
+    eventually("the new length is seen", || look("grows").expect("there").size() == 3);
+    assert_eq!(fs::read(one.join("dir/grows")).expect("read"), b"123");
+    fs::write(two.join("dir/comes"), "here").expect("written");
+    eventually("the new name is seen", || look("comes").is_ok());
+    fs::remove_file(two.join("dir/goes")).expect("removed");
+    eventually("the name is gone", || look("goes").is_err());
+    fs::write(two.join("dir/new"), "other").expect("written");
+    fs::rename(two.join("dir/new"), two.join("dir/is replaced")).expect("renamed");
+    eventually("the name stands for another file", || look("is replaced").is_ok_and(|found| found.ino() != before && found.size() == 5));
+    assert_eq!(look("stays").expect("there").size(), 1);
+    drop(log);
+    one.unmount();
+    two.unmount();
+}

@@ -2,6 +2,7 @@
 
 use crate::meta::Meta;
 use crate::meta::key;
+use crate::meta::store::Query;
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{Attr, Caller, Errno, Ino, Name};
 
@@ -48,6 +49,11 @@ impl Meta {
     /// The attributes of an inode. Changes of others may be seen some milliseconds late.
     pub async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
         self.answer_standing("getattr", &Caller::root(), |view, _| getattr_step(view, ino)).await
+    }
+
+    /// Whether the store tells what others change, but not of this inode, as its record was found by the way.
+    pub fn is_unwatched(&self, ino: Ino) -> bool {
+        self.driver.facts.as_ref().is_some_and(|facts| facts.is_heard() && facts.recall_standing(&[Query::Get(key::inode(ino))]).is_none())
     }
 
     /// The directory that contains an inode; the root contains itself.

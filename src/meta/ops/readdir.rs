@@ -8,6 +8,7 @@ use crate::meta::listings::NAMES_MAX;
 use crate::meta::store::{Cursor, Query, ScanItem, ScanRange, Value};
 use crate::types::{Attr, Errno, Ino, Kind, Name};
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::time::Duration;
 use tracing::error;
 
@@ -66,6 +67,14 @@ impl Meta {
     /// Whether it pays to read all names of a directory now, so that lookups in it are answered from memory; if so, the caller calls `load_names`.
     pub fn wants_names(&self, dir: Ino) -> bool {
         self.driver.facts.as_ref().is_some_and(|facts| facts.wants_names(&key::dir(dir)))
+    }
+
+    /// Which of the names that were in a directory do not stand for the same any more. None if it is not worth finding out.
+    pub async fn differing_names(&self, dir: Ino, before: &HashMap<Bytes, Bytes>) -> Vec<Bytes> {
+        if self.wants_names(dir) {
+            self.load_names(dir).await;
+        }
+        self.driver.facts.as_ref().and_then(|facts| facts.differing(&key::dir(dir), before)).unwrap_or_default()
     }
 
     /// Reads all names of a directory and the records they name, if they are not too many. Nobody waits for it.
