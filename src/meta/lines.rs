@@ -20,7 +20,10 @@ impl Lines {
     /// Waits until all who came before have left.
     pub async fn first(&self, ino: Ino) -> Place<'_> {
         let line = self.all().entry(ino).or_default().clone();
-        Place { lines: self, ino, first: Some(line.lock_owned().await) }
+        // Made before the wait: who gives up waiting leaves no line behind.
+        let mut place = Place { lines: self, ino, first: None };
+        place.first = Some(line.lock_owned().await);
+        place
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<Ino, Arc<tokio::sync::Mutex<()>>>> {
@@ -53,6 +56,13 @@ mod tests {
         drop((first, other));
         assert_eq!(lines.all().len(), 1);
         drop(futures_now(second.as_mut()).expect("now it is the first"));
+        assert!(lines.all().is_empty());
+        // Who waits alone and gives up.
+        let first = lines.first(Ino(1)).await;
+        let mut second = Box::pin(lines.first(Ino(1)));
+        assert!(futures_now(second.as_mut()).is_none());
+        drop(first);
+        drop(second);
         assert!(lines.all().is_empty());
     }
 

@@ -20,6 +20,16 @@ fn pjdfstest_with_a_trash() {
     check_posix(&Volume::with(&[("TrashDays", 1.into())]));
 }
 
+#[test]
+fn pjdfstest_on_servers() {
+    check_posix(&Volume::served(0));
+}
+
+#[test]
+fn pjdfstest_on_servers_with_a_trash() {
+    check_posix(&Volume::served(1));
+}
+
 fn check_posix(volume: &Volume) {
     let mount = volume.mount();
     let config = volume.temp.path().join("pjdfstest.toml");
@@ -51,9 +61,16 @@ fn check_posix(volume: &Volume) {
 
 #[test]
 fn fsx() {
-    let operations = size(10_000, 1_000_000);
+    check_fsx(&Volume::new(), 3, size(10_000, 1_000_000));
+}
+
+#[test]
+fn fsx_on_servers() {
+    check_fsx(&Volume::served(1), 2, size(2_000, 200_000));
+}
+
+fn check_fsx(volume: &Volume, rounds: u32, operations: usize) {
     let mut dice = Dice::new(seed("fsx"));
-    let volume = Volume::new();
     let mount = volume.mount();
     let config = volume.temp.path().join("fsx.toml");
     // Sizes around the block size of small files and the frame bound; long enough files that several blocks take part.
@@ -63,7 +80,7 @@ fn fsx() {
          write = 10\ntruncate = 3\nfsync = 0.3\nfdatasync = 0.3\nposix_fallocate = 1\npunch_hole = 2\nsendfile = 1\ncopy_file_range = 2\n",
     )
     .expect("written");
-    for round in 0..3 {
+    for round in 0..rounds {
         let seed = dice.next() >> 32;
         let artifacts = volume.temp.path().join("artifacts");
         fs::create_dir_all(&artifacts).expect("created");

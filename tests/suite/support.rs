@@ -1,5 +1,7 @@
 //! Mounts that cannot leak, sizes of long tests, and programs to run.
 
+use crate::s3_server::{ACCESS_KEY, SECRET_KEY, Server};
+use crate::servers::RedisServer;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -62,15 +64,39 @@ impl Dice {
 /// A volume directory and a mount point, removed at the end.
 pub struct Volume {
     pub temp: TempDir,
+    served: Option<Served>,
+}
+
+/// Where a volume is that is not in a directory.
+struct Served {
+    url: String,
+    _redis: RedisServer,
+    _s3: Server,
 }
 
 impl Volume {
     pub fn new() -> Volume {
-        Volume { temp: tempfile::Builder::new().prefix("pando-test-").tempdir().expect("a temporary directory") }
+        Volume { temp: tempfile::Builder::new().prefix("pando-test-").tempdir().expect("a temporary directory"), served: None }
     }
 
+    /// A volume whose metadata are in Redis and whose objects are in a bucket.
+    pub fn served(trash_days: u32) -> Volume {
+        let mut volume = Volume::new();
+        let (redis, root) = (RedisServer::with(&[]), volume.temp.path().join("s3"));
+        std::fs::create_dir_all(&root).expect("made");
+        let (url, s3) = (redis.url(1), Server::start(&root));
+        let keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY];
+        let mut format = Command::new(PANDO);
+        format.args(["format", "--storage", "s3", "--bucket", &s3.bucket("data")]).args(keys);
+        let output = run(format.args(["--trash-days", &trash_days.to_string(), &url, "vol"]));
+        assert!(output.status.success(), "{}", text(&output));
+        volume.served = Some(Served { url, _redis: redis, _s3: s3 });
+        volume
+    }
+
+    /// The directory, or the address, that is mounted.
     pub fn dir(&self) -> PathBuf {
-        self.temp.path().join("volume")
+        self.served.as_ref().map_or_else(|| self.temp.path().join("volume"), |served| PathBuf::from(&served.url))
     }
 
     pub fn mount(&self) -> Mount {
@@ -79,7 +105,12 @@ impl Volume {
 
     /// Mounts the volume on `name` beside it.
     pub fn mount_at(&self, name: &str, args: &[&str]) -> Mount {
-        Mount::start(&self.dir(), &self.temp.path().join(name), args)
+        let cache = self.temp.path().join(format!("cache-{name}")).display().to_string();
+        let mut all = args.to_vec();
+        if self.served.is_some() {
+            all.extend(["--cache-dir", &cache]);
+        }
+        Mount::start(&self.dir(), &self.temp.path().join(name), &all)
     }
 
     /// `pando fsck`, which must find nothing.

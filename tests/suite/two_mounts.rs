@@ -1,7 +1,7 @@
 //! Two daemons on one volume at once: what one does the other sees, and every race has one winner.
 
 use crate::locks::{lock, unlock};
-use crate::support::{Mount, Volume, eventually, finish, size, worker, worker_arg};
+use crate::support::{Mount, Volume, eventually, finish, sh, size, worker, worker_arg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -9,7 +9,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 fn two() -> (Volume, Mount, Mount) {
-    let volume = Volume::new();
+    two_of(Volume::new())
+}
+
+fn two_of(volume: Volume) -> (Volume, Mount, Mount) {
     let a = volume.mount_at("a", &[]);
     let b = volume.mount_at("b", &[]);
     (volume, a, b)
@@ -59,8 +62,15 @@ pub fn exclusive_worker() {
 
 #[test]
 fn races_have_one_winner() {
-    let (volume, a, b) = two();
-    let count = size(300, 10_000);
+    check_races(two(), size(300, 10_000));
+}
+
+#[test]
+fn races_on_servers_have_one_winner() {
+    check_races(two_of(Volume::served(0)), size(100, 10_000));
+}
+
+fn check_races((volume, a, b): (Volume, Mount, Mount), count: usize) {
     for i in 0..count {
         fs::write(a.join(format!("source{i}")), "").expect("written");
     }
@@ -103,9 +113,17 @@ pub fn append_worker() {
 
 #[test]
 fn appended_records_are_all_there() {
-    let (volume, a, b) = two();
+    check_appends(two(), |how| size(if how == "append" { 1000 } else { 200 }, 20_000));
+}
+
+#[test]
+fn appended_records_on_servers_are_all_there() {
+    check_appends(two_of(Volume::served(0)), |_| size(50, 2500));
+}
+
+fn check_appends((volume, a, b): (Volume, Mount, Mount), count: impl Fn(&str) -> usize) {
     for how in ["append", "flock", "fcntl"] {
-        let count = size(if how == "append" { 1000 } else { 200 }, 20_000);
+        let count = count(how);
         let name = format!("log-{how}");
         fs::write(a.join(&name), "").expect("created");
         let children: Vec<_> = [&a, &b, &a, &b]
@@ -141,8 +159,36 @@ fn appended_records_are_all_there() {
 
 #[test]
 fn sqlite_written_from_both_keeps_every_row() {
-    let (volume, a, b) = two();
-    crate::programs::sqlite_writers(&[a.join("db"), b.join("db"), a.join("db"), b.join("db")], "delete", size(25, 1000));
+    check_sqlite(two(), size(25, 1000));
+}
+
+#[test]
+fn sqlite_on_servers_keeps_every_row() {
+    check_sqlite(two_of(Volume::served(0)), size(5, 250));
+}
+
+fn check_sqlite((volume, a, b): (Volume, Mount, Mount), count: usize) {
+    crate::programs::sqlite_writers(&[a.join("db"), b.join("db"), a.join("db"), b.join("db")], "delete", count);
+    a.unmount();
+    b.unmount();
+    volume.assert_clean();
+}
+
+/// Commits from both sides in one repository, each after it was told that the other is done.
+#[test]
+fn git_commits_from_both_sides_are_all_there() {
+    let (volume, a, b) = two_of(Volume::served(0));
+    sh(&a.path, "git init -q -b main r && cd r && git config user.name t && git config user.email t@example.org && git config gc.auto 0");
+    let count = size(6, 200);
+    for i in 0..count {
+        let side = if i % 2 == 0 { &a } else { &b };
+        sh(&side.join("r"), &format!("mkdir -p d{} && echo {i} > d{}/f{i} && git add -A && git commit -qm {i}", i % 3, i % 3));
+    }
+    for side in [&a, &b] {
+        let found =
+            sh(&side.join("r"), "git fsck --full --strict 2>&1; git log --oneline | wc -l; git status --porcelain; cat d*/f* | wc -l");
+        assert_eq!(found, format!("{count}\n{count}\n"));
+    }
     a.unmount();
     b.unmount();
     volume.assert_clean();
