@@ -52,6 +52,8 @@ pub struct VfsConfig {
     pub root: Ino,
     /// Every change is EROFS.
     pub read_only: bool,
+    /// The trash appears in the root. Never in a mount of a subdirectory, whose root has another inode.
+    pub trash: bool,
     /// Extended attributes are offered.
     pub xattr: bool,
     /// How long the kernel may use attributes.
@@ -70,6 +72,7 @@ impl Default for VfsConfig {
         VfsConfig {
             root: Ino::ROOT,
             read_only: false,
+            trash: false,
             xattr: false,
             attr_ttl: second,
             entry_ttl: second,

@@ -115,6 +115,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Whether extended attributes are offered.
     pub xattr: bool,
+    /// Whether `.trash` appears in the root of a volume; never in that of a subdirectory.
+    pub show_internal: bool,
     /// Kernel timeouts for attributes, names of files, names of directories; on an embedded volume
     /// never above `KERNEL_TTL_MAX`.
     pub attr_ttl: Duration,
@@ -224,6 +226,7 @@ impl Volume {
         let config = VfsConfig {
             root,
             read_only: options.read_only || self.read_only,
+            trash: options.show_internal && options.subdir.is_none(),
             // ACLs are asked for as extended attributes.
             xattr: options.xattr || self.acl(),
             attr_ttl: options.attr_ttl.min(longest),
