@@ -11,7 +11,6 @@ const UNSUPPORTED: &[&str] = &[
     "quota",
     "destroy",
     "gc",
-    "restore",
     "tier",
     "changelog",
     "stats",

@@ -2,6 +2,7 @@
 
 mod accepted;
 mod args;
+mod ask;
 mod cache;
 mod config;
 mod dump;
@@ -12,9 +13,11 @@ mod info;
 mod load;
 mod mount;
 mod program;
+mod restore;
 mod status;
 mod title;
 mod umount;
+mod undelete;
 mod values;
 
 use crate::telemetry::{self, LogConfig};
@@ -77,6 +80,10 @@ enum Command {
     Status(status::Args),
     /// Show inode, usage, path and blocks of files.
     Info(info::Args),
+    /// Bring deleted files back from the trash, by the path they had.
+    Undelete(undelete::Args),
+    /// Restore everything that was deleted in an hour.
+    Restore(restore::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
     /// Write the metadata of a volume into a file.
@@ -146,6 +153,14 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Info(args) => {
             logging();
             info::run(&args)
+        }
+        Command::Undelete(args) => {
+            logging();
+            undelete::run(&args)
+        }
+        Command::Restore(args) => {
+            logging();
+            restore::run(&args)
         }
         Command::Fsck(args) => {
             logging();

@@ -163,7 +163,6 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
     let plan = MountPlan {
-        address: url.dir().map_or_else(|| args.volume.clone(), |dir| dir.to_string_lossy().into_owned()),
         fresh,
         subtype: program.name(),
         source: program.source(),

@@ -12,6 +12,8 @@ mod fsck;
 mod gate;
 mod info;
 mod objects;
+mod operator;
+mod restore;
 mod status;
 mod stores;
 mod url;
@@ -22,8 +24,9 @@ pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, creat
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
-pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use objects::{check_bucket, location};
+pub use operator::{Failure, Operator, Progress};
+pub use restore::restore;
 pub use status::{session, status};
 pub use stores::Stores;
 pub use url::MetaUrl;
@@ -235,6 +238,18 @@ impl Volume {
             umask: options.umask,
         };
         Ok((Vfs::new(self.meta.clone(), self.blocks.clone(), self.chunks.clone(), self.writers.clone(), config), root))
+    }
+
+    /// What commands may ask of a mount whose root is `root`.
+    pub fn operator(&self, root: Ino, read_only: bool) -> Arc<Operator> {
+        Arc::new(Operator {
+            meta: self.meta.clone(),
+            blocks: self.blocks.clone(),
+            chunks: self.chunks.clone(),
+            writers: self.writers.clone(),
+            root,
+            read_only: read_only || self.read_only,
+        })
     }
 
     /// Walks to a directory and makes what is missing of the way, 0777 and owned by root.

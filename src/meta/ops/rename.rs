@@ -290,7 +290,7 @@ impl Move<'_> {
         if !same_dir {
             if !from.dir.is_trash() {
                 writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
-            } else if src.kind == Kind::Dir && !to.record.attr.parent.is_trash() && view.hash_is_empty(&key::dir(src.ino))? {
+            } else if src.kind == Kind::Dir && view.hash_is_empty(&key::dir(src.ino))? {
                 // It lost its statistics when it was deleted. Those of one that was filled again in the trash are left to the client that counts them.
                 guards.push(Guard::HashEmpty(key::dir(src.ino)));
                 tally.begin_dir(src.ino, &mut writes);
@@ -327,11 +327,24 @@ impl Move<'_> {
 impl Meta {
     /// Gives an entry another name and place. What has that name is replaced, kept (EEXIST), or takes the old place, as `flags` say.
     pub async fn rename(&self, caller: &Caller, from: Ino, name: &Name, to: Ino, new_name: &Name, flags: RenameFlags) -> Result<(), Errno> {
+        self.rename_if(caller, (from, name), (to, new_name), flags, |_, _| Ok(())).await
+    }
+
+    /// The same on a condition, which is decided on what is read and confirmed with the rest.
+    pub(crate) async fn rename_if(
+        &self,
+        caller: &Caller,
+        from: (Ino, &Name),
+        to: (Ino, &Name),
+        flags: RenameFlags,
+        may: impl Fn(&View, &Cx) -> Result<(), Stop> + Send + Sync,
+    ) -> Result<(), Errno> {
         let mut counted = Counted::new();
         // Each round counts one directory; there are two at most, and others come only if the entries change meanwhile.
         for _ in 0..COUNTS_MAX {
-            let renamed =
-                self.run_trashing("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags, &counted)).await?;
+            let renamed = self
+                .run_trashing("rename", caller, |view, cx| may(view, cx).and_then(|()| step(view, cx, from, to, flags, &counted)))
+                .await?;
             match renamed {
                 Renamed::Done(deleted) => {
                     if let Some((ino, length)) = deleted {

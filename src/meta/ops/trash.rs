@@ -17,7 +17,7 @@ use bytes::Bytes;
 /// Name under which the trash appears in the root of the volume; never an entry there (metadata §2.9).
 pub(crate) const TRASH_NAME: &[u8] = b".trash";
 /// Names in the trash are cut to this many bytes, wherever that is.
-const ENTRY_BYTES_MAX: usize = 255;
+pub(super) const ENTRY_BYTES_MAX: usize = 255;
 const HOUR_SECONDS: i64 = 3600;
 const DIR_MODE: u16 = 0o555;
 /// What a mount shows of the trash: root alone looks inside. What is deleted has lost the directories that kept others out of it.
@@ -38,7 +38,7 @@ impl Place {
 }
 
 /// The name in the trash of what was `name` in `parent`.
-fn entry_name(parent: Ino, ino: Ino, name: &Name) -> Bytes {
+pub(super) fn entry_name(parent: Ino, ino: Ino, name: &Name) -> Bytes {
     let mut entry = format!("{parent}-{ino}-").into_bytes();
     entry.extend_from_slice(name.as_bytes());
     entry.truncate(ENTRY_BYTES_MAX);
@@ -220,7 +220,7 @@ impl Meta {
         Ok(gone)
     }
 
-    async fn names_in(&self, dir: Ino) -> Result<Vec<(Name, Ino, Kind)>, Errno> {
+    pub(super) async fn names_in(&self, dir: Ino) -> Result<Vec<(Name, Ino, Kind)>, Errno> {
         let mut names = Vec::new();
         let mut cursor = Some(Default::default());
         while let Some(at) = cursor {
@@ -266,7 +266,7 @@ impl Meta {
 }
 
 /// The seconds at which the hour of a directory begins; `None` if it is no such directory.
-fn hour_of(name: &Name) -> Option<i64> {
+pub(super) fn hour_of(name: &Name) -> Option<i64> {
     let text = std::str::from_utf8(name.as_bytes()).ok()?;
     let parts: Vec<i64> = text.split('-').map(|part| part.parse().ok()).collect::<Option<_>>()?;
     let &[year, month, day, hour] = &parts[..] else { return None };

@@ -220,6 +220,56 @@ async fn root_renames_out_of_the_trash() {
 }
 
 #[tokio::test]
+async fn an_owner_takes_back_what_is_its_own() {
+    let w = world().await;
+    let asker = |uid| crate::types::Asker { uid, gids: vec![uid], ..Default::default() };
+    let shared = w.make(Ino::ROOT, "shared", Kind::Dir).await;
+    let closed = w.make(Ino::ROOT, "closed", Kind::Dir).await;
+    w.edit(shared, |attr| attr.mode = 0o777).await;
+    w.edit(closed, |attr| attr.mode = 0o755).await;
+    for dir in [shared, closed] {
+        let made = w.meta.create(&user(5), dir, &name("f"), node(Kind::File)).await.unwrap().0;
+        w.meta.unlink(&Caller::root(), dir, &name("f")).await.unwrap();
+        let found = w.meta.trash_page(T, Default::default()).await.unwrap().0.into_iter().find(|found| found.ino == made).unwrap();
+        assert_eq!((found.parent, found.name.clone()), (dir, name("f")));
+        assert_eq!(w.meta.take_back(&asker(6), &found, dir, &name("f")).await, Err(Errno::PERM));
+        let expected = if dir == shared { Ok(()) } else { Err(Errno::ACCES) };
+        assert_eq!(w.meta.take_back(&asker(5), &found, dir, &name("f")).await, expected);
+        w.check().await;
+    }
+    let found = w.meta.trash_page(T, Default::default()).await.unwrap().0.remove(0);
+    w.make(closed, "f", Kind::Fifo).await;
+    assert_eq!(w.meta.take_back(&asker(0), &found, closed, &name("f")).await, Err(Errno::EXIST));
+    assert_eq!(w.meta.take_back(&asker(0), &found, closed, &name("g")).await, Ok(()));
+    assert_eq!(w.meta.take_back(&asker(0), &found, closed, &name("h")).await, Err(Errno::NOENT));
+    w.check().await;
+}
+
+#[tokio::test]
+async fn an_hour_is_put_back_or_rebuilt_inside() {
+    for put_back in [false, true] {
+        let w = world().await;
+        let (a, kept) = (w.make(Ino::ROOT, "a", Kind::Dir).await, w.make(Ino::ROOT, "kept", Kind::Dir).await);
+        let b = w.make(a, "b", Kind::Dir).await;
+        let (f, g) = (w.make(b, "f", Kind::File).await, w.make(kept, "g", Kind::File).await);
+        for (dir, text) in [(b, "f"), (kept, "g")] {
+            w.unlink(dir, text).await.unwrap();
+        }
+        w.rmdir(a, "b").await.unwrap();
+        w.rmdir(Ino::ROOT, "a").await.unwrap();
+        assert_eq!(w.meta.restore_hour(T, put_back, 4, &|| false).await, Err(Errno::INTR));
+        let restored = w.meta.restore_hour(T, put_back, 4, &|| true).await.unwrap();
+        let moved = if put_back { 4 } else { 2 };
+        assert_eq!((restored.moved, restored.left, restored.failed), (moved, 4 - moved, 0));
+        assert_eq!(w.meta.getattr(f).await.unwrap().parent, b);
+        assert_eq!(w.meta.getattr(a).await.unwrap().parent, if put_back { Ino::ROOT } else { T });
+        assert_eq!(w.meta.getattr(g).await.unwrap().parent, if put_back { kept } else { T });
+        w.check().await;
+        assert_eq!(w.meta.restore_hour(T, put_back, 4, &|| true).await.unwrap().moved, 0);
+    }
+}
+
+#[tokio::test]
 async fn what_is_old_enough_expires() {
     let w = world().await;
     let dir = w.make(Ino::ROOT, "dir", Kind::Dir).await;

@@ -1,0 +1,144 @@
+//! Commands an operator uses on a volume that is mounted: what they print, what they do, who may.
+
+use crate::support::{Mount, PANDO, Volume, run, sh, text};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Somebody without privileges.
+const NOBODY: u32 = 65534;
+
+fn pando(dir: &Path, args: &[&str]) -> Output {
+    run(Command::new(PANDO).args(args).current_dir(dir))
+}
+
+fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The same as another user.
+fn as_nobody(dir: &Path, args: &[&str]) -> Output {
+    use std::os::unix::process::CommandExt;
+    run(Command::new(PANDO).args(args).current_dir(dir).uid(NOBODY).gid(NOBODY))
+}
+
+/// A volume that keeps what is deleted, and its mount.
+fn with_trash(args: &[&str]) -> (Volume, Mount) {
+    let volume = Volume::new();
+    let dir = volume.dir();
+    ok(&run(Command::new(PANDO).args(["format", "--trash-days", "1"]).arg(&dir).arg("vol")));
+    // Others must be able to reach the mount and the binary.
+    fs::set_permissions(volume.temp.path(), fs::Permissions::from_mode(0o755)).expect("is ours");
+    let mount = volume.mount_at("mnt", args);
+    (volume, mount)
+}
+
+#[test]
+fn the_trash_is_shown_to_root_in_the_root_of_a_volume() {
+    let (volume, mount) = with_trash(&["--show-internal"]);
+    fs::create_dir(mount.join("sub")).expect("made");
+    fs::write(mount.join("sub/f"), "content").expect("written");
+    fs::remove_file(mount.join("sub/f")).expect("removed");
+    let trash = mount.join(".trash");
+    assert_eq!(fs::metadata(&trash).expect("there").mode() & 0o7777, 0o500);
+    let names: Vec<_> = fs::read_dir(&mount.path).expect("listed").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert_eq!(names, [".trash", "sub"]);
+    let hour = fs::read_dir(&trash).expect("root looks inside").next().expect("an hour").expect("an entry").path();
+    let entry = fs::read_dir(&hour).expect("listed").next().expect("a file").expect("an entry").path();
+    assert!(entry.file_name().expect("a name").to_string_lossy().ends_with("-f"));
+    assert!(!run(Command::new("ls").arg(&trash).current_dir("/").uid_of_nobody()).status.success());
+    for error in [fs::write(trash.join("x"), ""), fs::write(hour.join("x"), ""), fs::create_dir(trash.join("d")), fs::remove_dir(&trash)] {
+        assert_eq!(error.expect_err("refused").raw_os_error(), Some(libc::EPERM));
+    }
+    fs::rename(&entry, mount.join("sub/back")).expect("restored");
+    assert_eq!(fs::read(mount.join("sub/back")).expect("readable"), b"content");
+    fs::remove_file(mount.join("sub/back")).expect("removed");
+    let entry = fs::read_dir(&hour).expect("listed").next().expect("a file").expect("an entry").path();
+    fs::remove_file(&entry).expect("for good");
+    assert_eq!(fs::read_dir(&hour).expect("listed").count(), 0);
+    // Neither there.
+    let plain = volume.mount_at("plain", &[]);
+    let sub = volume.mount_at("subdir", &["--show-internal", "--subdir", "sub"]);
+    for path in [plain.join(".trash"), sub.join(".trash")] {
+        assert_eq!(fs::metadata(path).expect_err("nothing").kind(), std::io::ErrorKind::NotFound);
+    }
+    drop((plain, sub, mount));
+    volume.assert_clean();
+}
+
+trait Nobody {
+    fn uid_of_nobody(&mut self) -> &mut Command;
+}
+
+impl Nobody for Command {
+    fn uid_of_nobody(&mut self) -> &mut Command {
+        use std::os::unix::process::CommandExt;
+        self.uid(NOBODY).gid(NOBODY)
+    }
+}
+
+#[test]
+fn deleted_things_come_back_by_their_path() {
+    let (volume, mount) = with_trash(&[]);
+    let dir = &mount.path;
+    sh(dir, "mkdir -p a/b; echo one > a/b/f; ln a/b/f a/hard; ln -s f a/sym; rm -r a");
+    assert!(text(&pando(dir, &["undelete", "never"])).contains("nothing that was called /never"));
+    assert_eq!(ok(&pando(dir, &["undelete", "--list", "a/b/f"])).lines().count(), 1);
+    // A file alone: with the directories it was in.
+    ok(&pando(dir, &["undelete", "a/b/f"]));
+    assert_eq!(sh(dir, "find . | sort; cat a/b/f"), ".\n./a\n./a/b\n./a/b/f\none\n");
+    ok(&pando(dir, &["undelete", "a"]));
+    assert_eq!(sh(dir, "find . | sort; cat a/hard"), ".\n./a\n./a/b\n./a/b/f\n./a/hard\n./a/sym\none\n");
+    // Two versions; the newest comes back into a directory that was made anew.
+    sh(dir, "rm -r a; mkdir -p a/b; echo two > a/b/f; rm -r a; mkdir a");
+    let listed = ok(&pando(dir, &["undelete", "--list", "a/b/f"]));
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+    ok(&pando(dir, &["undelete", "a/b/f"]));
+    assert_eq!(sh(dir, "cat a/b/f"), "two\n");
+    let taken = pando(dir, &["undelete", "a/b/f"]);
+    assert!(!taken.status.success() && text(&taken).contains("exists; rename it first"), "{}", text(&taken));
+    sh(dir, "mv a/b/f a/b/g");
+    ok(&pando(dir, &["undelete", "--pick", "1", "a/b/f"]));
+    assert_eq!(sh(dir, "cat a/b/f a/b/g"), "one\ntwo\n");
+    drop(mount);
+    volume.assert_clean();
+}
+
+#[test]
+fn undeleting_is_for_owners_and_stays_in_the_mount() {
+    let (volume, mount) = with_trash(&[]);
+    let dir = &mount.path;
+    sh(dir, "mkdir -m 777 home; echo own > home/own; chown nobody home/own; echo other > home/other; echo top > top; rm home/* top");
+    let refused = as_nobody(dir, &["undelete", "home/other"]);
+    assert!(!refused.status.success() && text(&refused).contains("is yours to restore"), "{}", text(&refused));
+    ok(&as_nobody(dir, &["undelete", "home/own"]));
+    assert_eq!(sh(dir, "cat home/own"), "own\n");
+    let sub = volume.mount_at("sub", &["--subdir", "home"]);
+    assert!(!pando(&sub.path, &["undelete", "top"]).status.success());
+    ok(&pando(&sub.path, &["undelete", "other"]));
+    assert_eq!(sh(dir, "cat home/other"), "other\n");
+    assert!(text(&pando(Path::new("/"), &["undelete", "tmp/x"])).contains("is not inside a Pando mount"));
+}
+
+#[test]
+fn an_hour_is_restored() {
+    let (volume, mount) = with_trash(&["--show-internal"]);
+    let url = volume.dir();
+    let url = url.to_str().expect("text");
+    sh(&mount.path, "mkdir -p a/b; echo one > a/b/f; echo two > top; rm -r a top");
+    let hours: Vec<String> = sh(&mount.path, "ls .trash").lines().map(String::from).collect();
+    let rebuilt = pando(&mount.path, &["restore", url, &hours[0]]);
+    ok(&rebuilt);
+    assert!(text(&rebuilt).contains(&format!("restore files in \"{}\" ...", hours[0])), "{}", text(&rebuilt));
+    assert_eq!(sh(&mount.path, "cat .trash/*/*-a/b/f"), "one\n");
+    let put_back = pando(&mount.path, &["restore", "--put-back", "--threads", "3", url, &hours[0], "2020-01-01-00"]);
+    ok(&put_back);
+    assert!(text(&put_back).contains("lookup \"2020-01-01-00\": no such file or directory"), "{}", text(&put_back));
+    assert_eq!(sh(&mount.path, "cat a/b/f top; ls .trash/*"), "one\ntwo\n");
+    let refused = as_nobody(Path::new("/"), &["restore", url, &hours[0]]);
+    assert!(!refused.status.success() && text(&refused).contains("only root can restore files from trash"), "{}", text(&refused));
+    drop(mount);
+    volume.assert_clean();
+}
