@@ -8,7 +8,6 @@ use clap::{Arg, ArgAction, Command};
 
 /// Commands of the reference that this build does not have. They are told apart from misspelt ones.
 const UNSUPPORTED: &[&str] = &[
-    "quota",
     "destroy",
     "gc",
     "tier",

@@ -13,6 +13,7 @@ mod info;
 mod load;
 mod mount;
 mod program;
+mod quota;
 mod restore;
 mod status;
 mod title;
@@ -80,6 +81,8 @@ enum Command {
     Status(status::Args),
     /// Show inode, usage, path and blocks of files.
     Info(info::Args),
+    /// Limit what directories, users and groups may use.
+    Quota(quota::Args),
     /// Bring deleted files back from the trash, by the path they had.
     Undelete(undelete::Args),
     /// Restore everything that was deleted in an hour.
@@ -153,6 +156,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Info(args) => {
             logging();
             info::run(&args)
+        }
+        Command::Quota(args) => {
+            logging();
+            quota::run(&args)
         }
         Command::Undelete(args) => {
             logging();

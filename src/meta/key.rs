@@ -75,6 +75,8 @@ fixed! {
     LAST_CLEANUP_TRASH = "lastCleanupTrash",
     /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
     FRAMES = "_pando:f",
+    /// Pando's own: how often quotas were changed by an operator.
+    QUOTA_CHANGES = "_pando:quotas",
     /// Pando's own: references of slices while a dump is loaded; gone when it is.
     LOADED_REFS = "_pando:load",
 }

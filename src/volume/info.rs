@@ -228,7 +228,7 @@ async fn paths(store: &Arc<dyn Store>, ino: Ino, attr: &Attr, root: Ino) -> Resu
 }
 
 /// Path of a directory from `root`, empty for `root` itself; `None` if it does not lie below it.
-async fn dir_path(store: &Arc<dyn Store>, dir: Ino, root: Ino) -> Result<Option<String>, VolumeError> {
+pub(super) async fn dir_path(store: &Arc<dyn Store>, dir: Ino, root: Ino) -> Result<Option<String>, VolumeError> {
     let mut parts = Vec::new();
     let mut at = dir;
     while at != root {

@@ -142,3 +142,62 @@ fn an_hour_is_restored() {
     drop(mount);
     volume.assert_clean();
 }
+
+#[test]
+fn quotas_are_set_under_a_mount_and_hold_soon() {
+    let (volume, mount) = with_trash(&[]);
+    let url = volume.dir();
+    let url = url.to_str().expect("text");
+    let quota = |args: &[&str]| pando(Path::new("/"), &[&["quota", args[0], url], &args[1..]].concat());
+    sh(&mount.path, "mkdir -p d/e; head -c 10000 /dev/zero > d/f; ln d/f d/e/g");
+    let table = ok(&quota(&["set", "--path", "/d", "--inodes", "4"]));
+    let expected = "+------+-----------+------+------+--------+-------+-------+\n\
+                    | Path |    Size   | Used | Use% | Inodes | IUsed | IUse% |\n\
+                    +------+-----------+------+------+--------+-------+-------+\n\
+                    | /d   | unchanged |  0 B |      |      4 |     0 |    0% |\n\
+                    +------+-----------+------+------+--------+-------+-------+\n";
+    assert_eq!(table, expected);
+    // Known to the mount when the command returns.
+    fs::write(mount.join("d/h"), "").expect("the fourth");
+    let refused = fs::write(mount.join("d/i"), "").expect_err("over the quota");
+    assert_eq!(refused.raw_os_error(), Some(libc::EDQUOT));
+    let shown = ok(&quota(&["get", "--path", "d"]));
+    assert!(shown.contains("| /d   | unchanged | 32 KiB |      |      4 |     4 |  100% |"), "{shown}");
+    ok(&quota(&["set", "--path", "/new/x", "--capacity", "1", "--create"]));
+    ok(&quota(&["set", "--path", "/d", "--capacity", "2"]));
+    let listed = ok(&quota(&["list"]));
+    assert!(
+        listed.contains("| Path/ID |") && listed.contains("| /d      | 2.0 GiB | 32 KiB |   0% |         4 |     4 |  100% |"),
+        "{listed}"
+    );
+    assert!(listed.contains("| /new/x  | 1.0 GiB |    0 B |   0% | unchanged |     0 |       |"), "{listed}");
+    let sub = volume.mount_at("sub", &["--subdir", "d"]);
+    let df = sh(&sub.path, "df --output=itotal,iused,iavail . | tail -1");
+    assert_eq!(df.split_whitespace().collect::<Vec<_>>(), ["4", "4", "0"]);
+    drop(sub);
+    let checked = quota(&["check", "--path", "/d"]);
+    assert!(text(&checked).contains("quota of /d is consistent"), "{}", text(&checked));
+    for (args, message) in [
+        (&["set", "--path", "/nope", "--capacity", "1"][..], "resolve dir /nope: no such file or directory"),
+        (&["set", "--capacity", "1"], "Please specify the directory with `--path <dir>`"),
+        (&["set", "--path", "/d", "--uid", "3", "--inodes", "2"], "Cannot specify both --uid and --path at the same time"),
+        (&["set", "--uid", "0", "--inodes", "2"], "Invalid --uid: 0 is not allowed"),
+    ] {
+        let refused = quota(args);
+        assert!(!refused.status.success() && text(&refused).contains(message), "{}", text(&refused));
+    }
+    ok(&quota(&["delete", "--path", "/d"]));
+    assert_eq!(ok(&quota(&["get", "--path", "/d"])), "");
+    crate::support::eventually("the quota is gone", || fs::write(mount.join("d/i"), "").is_ok());
+    drop(mount);
+    // Nobody uses the volume: owners are counted at once.
+    ok(&quota(&["set", "--uid", "65534", "--inodes", "1"]));
+    let mount = volume.mount();
+    let as_user = |path: &str| run(Command::new("touch").arg(mount.join(path)).uid_of_nobody()).status.success();
+    fs::set_permissions(mount.join("d"), fs::Permissions::from_mode(0o777)).expect("is ours");
+    assert!(as_user("d/one") && !as_user("d/two"));
+    drop(mount);
+    let checked = quota(&["check"]);
+    assert!(checked.status.success() && text(&checked).contains("quota of uid:65534 is consistent"), "{}", text(&checked));
+    volume.assert_clean();
+}
