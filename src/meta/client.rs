@@ -199,9 +199,18 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        self.run_removing(what, caller, false, step).await
+    }
+
+    /// The same, past the trash if it is to.
+    pub(crate) async fn run_removing<T, F>(&self, what: &'static str, caller: &Caller, skip_trash: bool, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         self.begin_mutation().await?;
         for _ in 0..TRASH_DIRS_MAX {
-            let trash = self.trash_dir().await?;
+            let trash = if skip_trash { None } else { self.trash_dir().await? };
             match (self.run_with(what, caller, Basis::Memory, View::default(), trash, &step).await, trash) {
                 (Err(Errno::STALE), Some(dir)) => self.forget_trash_dir(dir).await,
                 (outcome, _) => return outcome,

@@ -31,6 +31,8 @@ fixed! {
     SESSION_INFOS = "sessionInfos",
     /// Sorted set of deleted files.
     DELFILES = "delfiles",
+    /// Sorted set: directories of clones that are not complete and have no name → since when, in unix seconds.
+    DETACHED = "detachedNodes",
     /// Hash of slices whose deletion is delayed.
     DEL_SLICES = "delSlices",
     /// Hash: `k{id}_{size}` → references − 1.

@@ -6,6 +6,7 @@
 pub mod acl;
 pub mod append;
 pub mod chunk;
+pub mod clone;
 pub mod compact;
 pub mod copy;
 pub mod create;
@@ -21,6 +22,7 @@ pub(crate) mod parent;
 pub mod quota;
 pub mod readdir;
 pub mod readlink;
+pub mod remove;
 pub mod rename;
 pub mod rmdir;
 pub mod session;

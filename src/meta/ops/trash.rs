@@ -6,12 +6,12 @@
 use crate::meta::Meta;
 use crate::meta::client::Cx;
 use crate::meta::codec::{PARENT_AT, decode_decimal, encode_attr, encode_entry};
+use crate::meta::ops::remove::Removal;
 use crate::meta::ops::stats::Tally;
-use crate::meta::ops::{rmdir, unlink};
 use crate::meta::store::{BytesRange, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{driver::errno_of, key};
-use crate::types::{Attr, BoxFuture, Caller, Civil, Duty, Errno, Flags, Ino, Kind, Name, Time};
+use crate::types::{Asker, Attr, Caller, Civil, Errno, Flags, Ino, Kind, Name, Time};
 use bytes::Bytes;
 
 /// Name under which the trash appears in the root of the volume; never an entry there (metadata §2.9).
@@ -209,10 +209,12 @@ impl Meta {
             }
         }
         hours.sort_unstable_by_key(|(ino, ..)| *ino);
-        let mut gone = 0;
+        let (root, mut gone) = (Asker::default(), 0);
         for (ino, _, name) in hours.iter().take_while(|(_, hour, _)| *hour < edge) {
-            if !self.empty(*ino, go_on, DEPTH_MAX).await? {
-                break;
+            let attr = self.getattr(*ino).await?;
+            match self.empty_dir(*ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), DEPTH_MAX).await {
+                Err(Errno::INTR) => break,
+                outcome => outcome?,
             }
             self.run("expire the trash", &Caller::root(), |view, cx| remove_hour_step(view, cx, *ino, name)).await?;
             gone += 1;
@@ -229,39 +231,6 @@ impl Meta {
             cursor = page.next;
         }
         Ok(names)
-    }
-
-    /// Deletes what is in a directory; false if it was called off.
-    fn empty<'a>(&'a self, dir: Ino, go_on: &'a (dyn Fn() -> bool + Sync), depth: usize) -> BoxFuture<'a, Result<bool, Errno>> {
-        Box::pin(async move {
-            let root = Caller::root();
-            for (name, ino, kind) in self.names_in(dir).await? {
-                if !go_on() {
-                    return Ok(false);
-                }
-                let removed = if kind == Kind::Dir {
-                    if depth == 0 {
-                        return Err(Errno::LOOP);
-                    }
-                    if !self.empty(ino, go_on, depth - 1).await? {
-                        return Ok(false);
-                    }
-                    self.run("expire the trash", &root, |view, cx| rmdir::step(view, cx, dir, &name)).await
-                } else {
-                    self.run("expire the trash", &root, |view, cx| unlink::step(view, cx, dir, &name)).await.map(|deleted| {
-                        if let Some((ino, length)) = deleted {
-                            self.ask(Duty::DeleteFile { ino, length });
-                        }
-                    })
-                };
-                match removed {
-                    // Restored or removed by somebody else.
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            Ok(true)
-        })
     }
 }
 
