@@ -2,7 +2,7 @@
 
 use crate::cli::value;
 use crate::cli::values::{count_shown, human_bytes};
-use crate::daemon::{Last, locate};
+use crate::daemon::{AskError, Last, locate};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -57,8 +57,8 @@ pub fn threads(text: Option<&String>, default: usize) -> anyhow::Result<usize> {
 }
 
 /// Asks the mount a path is in about it: `request` gets the path.
-pub fn about(path: &str, last: Last, mut request: Value, line: &mut Line) -> anyhow::Result<Value> {
+pub fn about(path: &str, last: Last, mut request: Value, line: &mut Line) -> Result<Value, AskError> {
     let inside = locate(Path::new(path), last)?;
     request["Path"] = json!(inside.path);
-    Ok(inside.connect()?.ask(&request, &mut |count, bytes| line.show(count, bytes))?)
+    inside.connect()?.ask(&request, &mut |count, bytes| line.show(count, bytes))
 }

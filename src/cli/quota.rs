@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match args.action.as_str() {
         "set" => {
             let owner = wanted()?;
-            let create = args.create.then(own_umask);
+            let create = args.create.then(crate::cli::own_umask);
             runtime.block_on(quotas()?.set(&owner, space, inodes, create)).map_err(explain)?;
             // What was asked for, as scripts know it; `get` shows what is stored.
             let max = Usage { space: space.unwrap_or(-1), inodes: inodes.unwrap_or(-1) };
@@ -179,13 +179,4 @@ fn show(first: &str, rows: &[(String, Quota)]) {
         })
         .collect();
     say(table_left(&[first, "Size", "Used", "Use%", "Inodes", "IUsed", "IUse%"], &rows).trim_end());
-}
-
-/// The umask of this process.
-fn own_umask() -> u16 {
-    // SAFETY: umask always succeeds; it is put back at once, and no other thread of this process makes files.
-    let mask = unsafe { libc::umask(0) };
-    // SAFETY: as above.
-    unsafe { libc::umask(mask) };
-    (mask & 0o777) as u16
 }

@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 failures += u64::from(failed > 0);
             }
             Err(error) => {
-                error!("undelete {path:?}: {error:#}");
+                error!("undelete {path:?}: {error}");
                 failures += 1;
             }
         }

@@ -38,6 +38,7 @@ const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// The serving end. Ends when it is stopped.
 pub struct Control {
     path: PathBuf,
+    operator: Arc<Operator>,
     cancel: Cancel,
     task: tokio::task::JoinHandle<()>,
 }
@@ -53,8 +54,8 @@ impl Control {
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         let cancel = Cancel::default();
-        let task = tokio::spawn(accept(listener, operator, cancel.clone()));
-        Ok(Control { path, cancel, task })
+        let task = tokio::spawn(accept(listener, operator.clone(), cancel.clone()));
+        Ok(Control { path, operator, cancel, task })
     }
 
     /// Calls requests off and waits until they have ended.
@@ -62,6 +63,7 @@ impl Control {
         // First, so that no command waits for an answer that does not come.
         let _ = std::fs::remove_file(&self.path);
         self.cancel.cancel();
+        self.operator.end();
         if tokio::time::timeout(END_TIME_MAX, &mut self.task).await.is_err() {
             warn!("requests of commands did not end within {} s; they are cut off", END_TIME_MAX.as_secs());
             self.task.abort();
@@ -102,7 +104,7 @@ async fn accept(listener: UnixListener, operator: Arc<Operator>, end: Cancel) {
 }
 
 /// Request by request, until the other end closes or is silent for too long.
-async fn serve(stream: UnixStream, operator: &Operator, end: &Cancel) -> io::Result<()> {
+async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel) -> io::Result<()> {
     let (uid, gids) = identity(&stream)?;
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
@@ -154,7 +156,7 @@ async fn serve(stream: UnixStream, operator: &Operator, end: &Cancel) -> io::Res
     }
 }
 
-async fn answer(operator: &Operator, asker: &Asker, line: &[u8], progress: &Progress) -> Value {
+async fn answer(operator: &Arc<Operator>, asker: &Asker, line: &[u8], progress: &Progress) -> Value {
     let request: Value = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => return json!({ "Errno": libc::EINVAL, "Message": format!("the request is no JSON: {error}") }),
@@ -258,6 +260,11 @@ impl std::error::Error for AskError {}
 pub struct Connection(io::BufReader<std::os::unix::net::UnixStream>);
 
 impl Inside {
+    /// Whether another path is in the same mount.
+    pub fn is_beside(&self, other: &Inside) -> bool {
+        self.entry.device == other.entry.device
+    }
+
     /// Connects to the process that serves the mount.
     pub fn connect(&self) -> Result<Connection, AskError> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);

@@ -173,6 +173,13 @@ impl Vfs {
         self.kernel.read().expect("never poisoned: no code under it panics").clone()
     }
 
+    /// A command has changed what a name of a directory stands for: the kernel knows nothing of that.
+    pub fn changed(&self, dir: Ino, name: &crate::types::Name) {
+        let dir = self.mount.outward(dir);
+        self.kernel().forget_attr(dir);
+        self.kernel().forget_entry(dir, name.as_bytes());
+    }
+
     /// Whether kernels are to remember nothing.
     fn shared(&self) -> bool {
         self.meta.store().sharing() == Sharing::Neighbours

@@ -243,14 +243,17 @@ impl Volume {
     }
 
     /// What commands may ask of a mount whose root is `root`.
-    pub fn operator(&self, root: Ino, read_only: bool) -> Arc<Operator> {
+    pub fn operator(&self, vfs: Arc<Vfs>, root: Ino, read_only: bool) -> Arc<Operator> {
         Arc::new(Operator {
             meta: self.meta.clone(),
             blocks: self.blocks.clone(),
             chunks: self.chunks.clone(),
             writers: self.writers.clone(),
+            vfs,
             root,
             read_only: read_only || self.read_only,
+            background: Arc::new(tokio::sync::Semaphore::new(operator::BACKGROUND_MAX)),
+            end: Default::default(),
         })
     }
 

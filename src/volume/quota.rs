@@ -100,6 +100,9 @@ impl Quotas {
 
     /// Sets limits; a `None` stays as it is. Mounts of this program know them when it returns. The first quota of a directory counts what is there; the first of a user or group begins to count all of them.
     pub async fn set(&self, owner: &Owner, space: Option<i64>, inodes: Option<i64>, create: Option<u16>) -> Result<(), Failure> {
+        if create.is_some() {
+            Stores::wait_for_kernels(&self.meta).await;
+        }
         let of = self.owner(owner, create).await?;
         let setting = self.meta.setting();
         let mut new = (*setting).clone();

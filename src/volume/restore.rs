@@ -15,6 +15,7 @@ pub async fn restore(
     mut done: impl FnMut(&str, Result<Restored, Errno>),
 ) -> Result<(), VolumeError> {
     let meta = Stores::meta(url).await?;
+    Stores::wait_for_kernels(&meta).await;
     let known = meta.trash_hours().await.map_err(|e| failed("cannot list the trash", e))?;
     for text in hours {
         hour(text);

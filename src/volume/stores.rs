@@ -61,16 +61,19 @@ impl Stores {
     pub(super) async fn meta(url: &MetaUrl) -> Result<Meta, VolumeError> {
         let (store, setting) = Stores::metadata_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: true }).await?;
         gate::check(&setting).and_then(|()| gate::check_writable(&setting)).map_err(VolumeError::Refused)?;
-        if store.sharing() == Sharing::Neighbours {
-            // Until then kernels may believe what they were told when nobody else was there.
-            tokio::time::sleep(KERNEL_TTL_MAX + KERNEL_TTL_SLACK).await;
-        }
         // Nobody does background work here: it is found by the mounts.
         let (ask, _) = tokio::sync::mpsc::channel(1);
         let clock = Arc::new(SystemClock::new());
         let meta = Meta::new(MetaConfig { store, clock, setting, duties: ask, atime: AtimeMode::Never });
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         Ok(meta)
+    }
+
+    /// Waits, before a command changes names, until kernels have forgotten what they were told when nobody else was there.
+    pub(super) async fn wait_for_kernels(meta: &Meta) {
+        if meta.store().sharing() == Sharing::Neighbours {
+            tokio::time::sleep(KERNEL_TTL_MAX + KERNEL_TTL_SLACK).await;
+        }
     }
 
     /// The same with a choice of how a server is used.

@@ -75,6 +75,7 @@ impl Operator {
                 let dir = self.existing_dir(asker, &trace, found).await.map_err(at)?;
                 let name = trace.names.last().ok_or_else(|| at(Errno::INVAL))?;
                 self.meta.take_back(asker, found, dir, name).await.map_err(at)?;
+                self.vfs.changed(dir, name);
                 counts.restored += 1;
                 progress.add(1, 0);
                 (found.kind == Kind::Dir).then_some(found.ino)

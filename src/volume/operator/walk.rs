@@ -9,14 +9,11 @@ use crate::volume::operator::{Failure, Operator};
 pub(super) struct Found {
     pub ino: Ino,
     pub attr: Attr,
-    /// The directory and the name in it; `None` for the root of the mount.
-    pub entry: Option<(Ino, Name)>,
 }
 
 /// What is above the last part of a path.
 pub(super) struct Above {
     pub dir: Ino,
-    pub attr: Attr,
     pub name: Name,
 }
 
@@ -25,7 +22,7 @@ impl Operator {
     pub(super) async fn walk(&self, asker: &Asker, path: &str) -> Result<Found, Failure> {
         let at = |errno| Failure::at(format!("/{path}"), errno);
         let attr = self.meta.getattr(self.root).await.map_err(at)?;
-        let mut found = Found { ino: self.root, attr, entry: None };
+        let mut found = Found { ino: self.root, attr };
         for part in parts(path) {
             found = self.step(asker, (found.ino, &found.attr), part.as_bytes()).await.map_err(at)?;
         }
@@ -43,7 +40,7 @@ impl Operator {
         }
         self.meta.check_access(asker, &found.attr, ENTER).await.map_err(at)?;
         let name = Name::new(last.as_bytes()).map_err(at)?;
-        Ok(Above { dir: found.ino, attr: found.attr, name })
+        Ok(Above { dir: found.ino, name })
     }
 
     async fn step(&self, asker: &Asker, (dir, attr): (Ino, &Attr), part: &[u8]) -> Result<Found, Errno> {
@@ -56,10 +53,10 @@ impl Operator {
             if !asker.is_root() {
                 return Err(Errno::ACCES);
             }
-            return Ok(Found { ino: Ino::TRASH, attr: self.meta.getattr(Ino::TRASH).await?, entry: Some((dir, name)) });
+            return Ok(Found { ino: Ino::TRASH, attr: self.meta.getattr(Ino::TRASH).await? });
         }
         let (ino, attr) = self.meta.lookup(&Caller::root(), dir, &name).await?;
-        Ok(Found { ino, attr, entry: Some((dir, name)) })
+        Ok(Found { ino, attr })
     }
 }
 
