@@ -2,6 +2,7 @@
 
 use crate::cli::ask::{self, Line, threads};
 use crate::daemon::Last;
+use crate::types::Errno;
 use anyhow::bail;
 use serde_json::json;
 use std::path::Path;
@@ -17,12 +18,17 @@ pub struct Args {
     threads: Option<String>,
 }
 
-/// Runs the command; fails if any path could not be compacted.
+/// Runs the command; fails if the files of any path could not be compacted.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let threads = threads(args.threads.as_ref(), 10)?;
     let mut failures = 0;
     for path in &args.path {
         let request = json!({ "Command": "compact", "Threads": threads });
+        if let Err(error) = std::fs::metadata(path) {
+            // As scripts know it, no failure.
+            error!("lookup inode for {path:?} error: {}", Errno::from(error).text());
+            continue;
+        }
         match ask::about(path, Last::Followed, request, &mut Line::new("compact")) {
             Ok(answer) => {
                 let shown = std::path::absolute(Path::new(path)).unwrap_or_else(|_| path.into());

@@ -201,3 +201,163 @@ fn quotas_are_set_under_a_mount_and_hold_soon() {
     assert!(checked.status.success() && text(&checked).contains("quota of uid:65534 is consistent"), "{}", text(&checked));
     volume.assert_clean();
 }
+
+#[test]
+fn a_summary_shows_the_largest_first() {
+    let (_volume, mount) = with_trash(&[]);
+    sh(
+        &mount.path,
+        "mkdir -p t/a/b; head -c 300000 /dev/zero > t/a/f3; head -c 100000 /dev/zero > t/a/f1; echo hi > t/a/b/small; ln -s f3 t/a/sym",
+    );
+    let expected = "+---------+---------+------+-------+\n\
+                    |   PATH  |   SIZE  | DIRS | FILES |\n\
+                    +---------+---------+------+-------+\n\
+                    | /       | 412 KiB |    2 |     4 |\n\
+                    | f3      | 296 KiB |    0 |     1 |\n\
+                    | f1      | 100 KiB |    0 |     1 |\n\
+                    | b/      | 8.0 KiB |    1 |     1 |\n\
+                    | b/small | 4.0 KiB |    0 |     1 |\n\
+                    | sym     | 4.0 KiB |    0 |     1 |\n\
+                    +---------+---------+------+-------+\n";
+    assert_eq!(ok(&pando(&mount.path, &["summary", "t/a"])), expected);
+    assert_eq!(
+        ok(&pando(&mount.path, &["summary", "--csv", "-d", "1", "-e", "1", "t/a"])),
+        "PATH,SIZE,DIRS,FILES\n/,421888,2,4\nf3,303104,0,1\n...,114688,1,3\n"
+    );
+    assert_eq!(ok(&pando(&mount.path, &["summary", "--csv", "-d", "0", "t"])), "PATH,SIZE,DIRS,FILES\n/,425984,3,4\n");
+    let missing = pando(&mount.path, &["summary", "nosuch"]);
+    assert!(
+        !missing.status.success() && text(&missing).contains("lookup inode for \"nosuch\": no such file or directory"),
+        "{}",
+        text(&missing)
+    );
+}
+
+#[test]
+fn a_clone_has_the_same_content_and_outlives_its_source() {
+    let (volume, mount) = with_trash(&[]);
+    let dir = &mount.path;
+    sh(
+        dir,
+        "mkdir -p src/d; for i in 1 2 3; do head -c 200000 /dev/urandom >> src/f; done; head -c 40 /dev/urandom > src/d/small; ln src/f src/d/hard; ln -s f src/sym; mkfifo src/p; touch -d @1000 src/f",
+    );
+    ok(&pando(dir, &["clone", "src", "copy"]));
+    ok(&pando(dir, &["clone", "--preserve", "src/d", "copy/d2"]));
+    ok(&pando(dir, &["clone", "src/f", "copy/d2/"]));
+    ok(&pando(dir, &["clone", "-p", "src/f", "copy/d2/kept"]));
+    assert_eq!(
+        sh(
+            dir,
+            "cmp src/f copy/f; cmp src/d/small copy/d/small; readlink copy/sym; test -p copy/p; cat copy/d/hard | cmp - src/f; stat -c %h copy/f"
+        ),
+        "f\n1\n"
+    );
+    assert_eq!(sh(dir, "cmp src/d/hard copy/d2/hard; cmp src/f copy/d2/f; stat -c %Y copy/d2/kept; test copy/d2/f -nt src/f"), "1000\n");
+    for (args, message) in [
+        (["src", "copy"], "copy already exists"),
+        (["src", "src/d/inside"], "invalid argument"),
+        (["/", "other"], "is not inside a Pando mount"),
+        (["nosuch", "other"], "no such file or directory"),
+    ] {
+        let refused = pando(dir, &["clone", args[0], args[1]]);
+        assert!(!refused.status.success() && text(&refused).contains(message), "{}", text(&refused));
+    }
+    let sums = sh(dir, "md5sum copy/f copy/d/small copy/d/hard");
+    // Gone for good, and what was shared is rewritten and compacted.
+    ok(&pando(dir, &["rmr", "--skip-trash", "src"]));
+    sh(dir, "for i in 1 2 3 4 5 6; do echo x | dd of=copy/d2/hard bs=1 seek=$((i*1000)) conv=notrunc status=none; done");
+    let compacted = pando(dir, &["compact", "copy"]);
+    ok(&compacted);
+    assert!(text(&compacted).contains("success."), "{}", text(&compacted));
+    assert!(ok(&pando(dir, &["info", "--raw", "copy/d2/hard"])).contains(" chunks:"));
+    mount.unmount();
+    volume.assert_clean();
+    let mount = volume.mount();
+    assert_eq!(sh(&mount.path, "md5sum copy/f copy/d/small copy/d/hard"), sums);
+}
+
+#[test]
+fn a_killed_clone_or_removal_leaves_nothing_half_done() {
+    let volume = Volume::new();
+    let mount = volume.mount();
+    sh(&mount.path, "mkdir src; for d in $(seq 8); do mkdir src/$d; for f in $(seq 60); do echo $f > src/$d/$f; done; done");
+    mount.unmount();
+    for wait in [0, 15, 50] {
+        let mount = volume.mount();
+        let [src, copy] = ["src", "copy"].map(|name| mount.join(name).to_str().expect("text").to_owned());
+        let to = copy.clone();
+        let clone = std::thread::spawn(move || pando(Path::new("/"), &["clone", &src, &to]).status.success());
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        mount.kill();
+        let done = clone.join().expect("not panicked");
+        volume.assert_clean();
+        let mount = volume.mount();
+        let there = mount.join("copy").exists();
+        assert!(there || !done, "what was reported is there");
+        if !there {
+            ok(&pando(&mount.path, &["clone", "src", "copy"]));
+        }
+        sh(&mount.path, "diff -r src copy");
+        let removal = std::thread::spawn(move || pando(Path::new("/"), &["rmr", &copy]).status.success());
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        mount.kill();
+        let done = removal.join().expect("not panicked");
+        volume.assert_clean();
+        let mount = volume.mount();
+        assert!(!(done && mount.join("copy").exists()));
+        if mount.join("copy").exists() {
+            ok(&pando(&mount.path, &["rmr", "copy"]));
+        }
+        assert_eq!(sh(&mount.path, "ls; find src -type f | wc -l"), "src\n480\n");
+        mount.unmount();
+        volume.assert_clean();
+    }
+}
+
+#[test]
+fn a_tree_is_removed_with_the_rights_of_the_caller() {
+    let (volume, mount) = with_trash(&[]);
+    let dir = &mount.path;
+    sh(
+        dir,
+        "mkdir -p a/b/c; for i in $(seq 300); do : > a/b/$i; done; ln -s / a/root; mkdir -m 777 open; mkdir open/closed; : > open/closed/f",
+    );
+    let refused = as_nobody(dir, &["rmr", "open/closed"]);
+    assert!(!refused.status.success() && text(&refused).contains("RMR \"open/closed\": permission denied"), "{}", text(&refused));
+    let refused = as_nobody(dir, &["rmr", "--skip-trash", "a"]);
+    assert!(!refused.status.success() && text(&refused).contains("only root may skip the trash"), "{}", text(&refused));
+    assert_eq!(ok(&pando(dir, &["rmr", "a"])), "");
+    assert_eq!(sh(dir, "ls"), "open\n");
+    let missing = pando(dir, &["rmr", "nosuch"]);
+    assert!(!missing.status.success() && text(&missing).contains("RMR \"nosuch\": no such file or directory"), "{}", text(&missing));
+    assert!(pando(dir, &["rmr", "/tmp"]).status.success(), "as scripts know it");
+    ok(&pando(dir, &["undelete", "a"]));
+    assert_eq!(sh(dir, "find a | wc -l"), "304\n");
+    drop(mount);
+    volume.assert_clean();
+}
+
+#[test]
+fn files_are_brought_into_the_cache_and_out_of_it() {
+    let volume = Volume::new();
+    let cache = volume.temp.path().join("cache");
+    let mount = volume.mount_at("mnt", &["--cache-dir", cache.to_str().expect("text")]);
+    sh(
+        &mount.path,
+        "mkdir d; head -c 1000000 /dev/urandom > d/large; head -c 100000 /dev/urandom > d/other; printf 'd/large\\n\\nd/other\\n' > ../list",
+    );
+    let warmup = |args: &[&str]| text(&pando(&mount.path, &[&["warmup"], args].concat()));
+    assert!(warmup(&["--evict", "d"]).contains("evict cache: 2 files (1.0 MiB bytes)"));
+    assert!(warmup(&["--check", "d"]).contains("check cache: 2 files checked, 0 B of 1.0 MiB (0.0%) cached"));
+    assert!(warmup(&["-f", "../list"]).contains("warmup cache: 2 files (1.0 MiB bytes)"));
+    crate::support::eventually("the blocks are in the directory", || {
+        let checked = warmup(&["--check", "d"]);
+        checked.contains("| disk     | 1.0 MiB |     100.0% |") && checked.contains("(100.0%) cached")
+    });
+    assert!(sh(&cache, "find . -name '*_1000000' | wc -l").trim() == "1");
+    assert!(warmup(&["--evict", "d/other"]).contains("evict cache: 1 files"));
+    assert!(warmup(&["-b", "d"]).contains("warmup cache for 1 paths in background"));
+    crate::support::eventually("the mount has gone on", || warmup(&["--check", "d"]).contains("(100.0%) cached"));
+    assert!(warmup(&[]).contains("no path"));
+    assert!(warmup(&["--evict", "--check", "d"]).contains("exclude each other"));
+}
