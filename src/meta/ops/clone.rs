@@ -14,7 +14,7 @@ use crate::meta::ops::acl::{self, ENTER, READ, WRITE};
 use crate::meta::ops::create::NewNode;
 use crate::meta::ops::parent;
 use crate::meta::ops::quota::{self, Usage};
-use crate::meta::ops::remove::Removal;
+use crate::meta::ops::remove::{Removal, in_runs};
 use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Cursor, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
@@ -239,6 +239,7 @@ fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, dir: Ino, pairs: &[Pair])
     }
     writes.extend(parent::touch(cx, dir, &dir_record, subdirs));
     writes.extend(references.into_iter().map(|((id, size), by)| Write::HIncrBy(key::SLICE_REF, key::slice_ref(id, size), by)));
+    in_runs(&mut guards, &mut writes);
     tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, batch))
 }

@@ -134,8 +134,26 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[(Name, Kind)], h
     if !dir.is_trash() {
         writes.extend(parent::touch(cx, dir, &dir_record, -subdirs));
     }
+    in_runs(&mut guards, &mut writes);
     tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, batch))
+}
+
+/// Puts what a store may carry out together side by side. No two of these writes are about one field or one string.
+pub(super) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
+    guards.sort_by_cached_key(|guard| match guard {
+        Guard::Value(..) => (1, Default::default()),
+        Guard::Field(hash, ..) => (2, hash.clone()),
+        _ => (0, Default::default()),
+    });
+    writes.sort_by_cached_key(|write| match write {
+        Write::HDel(hash, _) => (0, hash.clone()),
+        Write::Set(..) => (1, Default::default()),
+        Write::HSet(hash, ..) => (2, hash.clone()),
+        Write::ZAdd(set, ..) => (3, set.clone()),
+        Write::Del(_) => (4, Default::default()),
+        _ => (5, Default::default()),
+    });
 }
 
 impl Meta {
