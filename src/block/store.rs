@@ -132,6 +132,19 @@ impl BlockStore {
         self.config.cache.get(block)
     }
 
+    /// Whether the block is in the disk cache.
+    pub fn is_on_disk(&self, block: &BlockId) -> bool {
+        self.config.disk.as_ref().is_some_and(|disk| disk.contains(block))
+    }
+
+    /// Takes the block out of the caches. It stays where it is stored.
+    pub fn evict(&self, block: &BlockId) {
+        self.config.cache.remove(block);
+        if let Some(disk) = &self.config.disk {
+            disk.remove(block);
+        }
+    }
+
     /// The whole block, from memory, the frames, the disk or the bucket, whichever has it first.
     pub async fn fetch(&self, block: BlockId) -> Result<Bytes, BlockError> {
         if let Some(bytes) = self.near(&block).await? {

@@ -5,7 +5,7 @@
 //! objects go some seconds later, if the change is still there.
 
 use crate::chunk::Chunks;
-use crate::chunk::join::join;
+use crate::env::join;
 use crate::types::{BoxFuture, Errno, Ino, SliceId};
 use std::time::Duration;
 

@@ -3,7 +3,6 @@
 mod compact;
 mod delete;
 mod drain;
-mod join;
 mod read;
 
 use crate::block::BlockStore;

@@ -2,7 +2,7 @@
 
 use crate::block::BlockError;
 use crate::chunk::Chunks;
-use crate::chunk::join::join;
+use crate::env::join;
 use crate::meta::ops::chunk::visible;
 use crate::types::{BlockId, BoxFuture, Extent, SliceRecord};
 use bytes::Bytes;

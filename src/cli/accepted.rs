@@ -65,9 +65,7 @@ const MOUNT: &[Flag] = &[
     switch("foreground", Silent),
     switch("no-syslog", Silent),
     switch("force", Silent),
-    // There are no internal files to hide or rename.
-    switch("hide-internal", Silent),
-    switch("prefix-internal", Silent),
+    switch("prefix-internal", Warn("has no effect: the trash keeps its name")),
     switch("update-fstab", Refuse(NOT_YET)),
     switch("disable-transparent-hugepage", Warn("has no effect: this program does not depend on huge pages")),
     switch("enable-cap", Refuse(NOT_YET)),

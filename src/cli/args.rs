@@ -7,28 +7,8 @@ use crate::cli::accepted::{self, Effect};
 use clap::{Arg, ArgAction, Command};
 
 /// Commands of the reference that this build does not have. They are told apart from misspelt ones.
-const UNSUPPORTED: &[&str] = &[
-    "quota",
-    "destroy",
-    "gc",
-    "restore",
-    "tier",
-    "changelog",
-    "stats",
-    "profile",
-    "debug",
-    "summary",
-    "gateway",
-    "webdav",
-    "bench",
-    "objbench",
-    "mdtest",
-    "warmup",
-    "rmr",
-    "sync",
-    "clone",
-    "compact",
-];
+const UNSUPPORTED: &[&str] =
+    &["destroy", "gc", "tier", "changelog", "stats", "profile", "debug", "gateway", "webdav", "bench", "objbench", "mdtest", "sync"];
 
 /// A command line that `clap` can read.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,13 +1,11 @@
 //! `pando info PATH…`
 
-use crate::cli::values::{bytes_shown, table};
-use crate::cli::{invalid, say, small_runtime};
-use crate::daemon::{MountEntry, Record, entries};
-use crate::types::Ino;
-use crate::volume::{self, Description, MetaUrl, Stores};
-use anyhow::{Context, anyhow};
+use crate::cli::values::{bytes_shown, table, table_left};
+use crate::cli::{invalid, say};
+use crate::daemon::{Last, locate};
+use anyhow::Context;
 use clap::ArgAction;
-use std::os::unix::fs::MetadataExt;
+use serde_json::{Value, json};
 use std::path::Path;
 use tracing::error;
 
@@ -16,7 +14,7 @@ pub struct Args {
     /// Files and directories inside a mount; or inode numbers, with --inode.
     #[arg(required = true)]
     path: Vec<String>,
-    /// The arguments are inode numbers; the working directory says of which mount.
+    /// The arguments are inode numbers; the working directory says of which mount. For root only.
     #[arg(long, short = 'i', action = ArgAction::SetTrue)]
     inode: bool,
     /// Count the whole tree below a directory.
@@ -32,9 +30,8 @@ pub struct Args {
 
 /// Runs the command. A path that cannot be shown is reported and the next one follows; that is no failure.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let runtime = small_runtime()?;
     for path in &args.path {
-        match runtime.block_on(describe(args, path)) {
+        match describe(args, path) {
             Ok(described) => say(shown(path, &described, args.raw).trim_end_matches('\n')),
             Err(error) => error!("{error:#}"),
         }
@@ -42,40 +39,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn describe(args: &Args, path: &str) -> anyhow::Result<Description> {
+fn describe(args: &Args, path: &str) -> anyhow::Result<Value> {
     let place = if args.inode { "." } else { path };
-    let found = std::fs::metadata(place).with_context(|| format!("lookup inode for {place:?}"))?;
-    let server = server_of(place, found.dev())?;
-    let ino = match args.inode {
-        true => Ino(path.parse().map_err(|_| invalid(path, "inode", "a number is wanted"))?),
-        // The root of a mount is shown as 1, whatever directory it is.
-        false if found.ino() == Ino::ROOT.0 => Ino(server.root),
-        false => Ino(found.ino()),
-    };
-    let url = MetaUrl::parse(&server.volume).map_err(|why| anyhow!(why))?;
-    let stores = Stores::open(&url).await?;
-    Ok(volume::describe(&stores, ino, Ino(server.root), args.recursive).await?)
+    std::fs::metadata(place).with_context(|| format!("lookup inode for {place:?}"))?;
+    let inside = locate(Path::new(place), Last::Followed)?;
+    let mut request = json!({ "Command": "info", "Path": inside.path, "Recursive": args.recursive });
+    if args.inode {
+        request["Inode"] = json!(path.parse::<u64>().map_err(|_| invalid(path, "inode", "a number is wanted"))?);
+    }
+    Ok(inside.connect()?.ask(&request, &mut |_, _| {})?)
 }
 
-/// The process that serves the mount of a file, told by the device the file is on.
-fn server_of(path: &str, device: u64) -> anyhow::Result<Record> {
-    let device = format!("{}:{}", libc::major(device), libc::minor(device));
-    let shown = Path::new(path).display();
-    let entry: MountEntry = entries()
-        .context("cannot read the list of mounts")?
-        .into_iter()
-        .find(|entry| entry.device == device && entry.is_ours())
-        .ok_or_else(|| anyhow!("{shown} is not inside a Pando mount"))?;
-    Record::find(&entry).ok_or_else(|| {
-        anyhow!("cannot find the process that serves {}; is it another user's? Run as the user who mounted it", entry.mountpoint.display())
-    })
-}
-
-fn shown(path: &str, described: &Description, raw: bool) -> String {
+fn shown(path: &str, described: &Value, raw: bool) -> String {
+    let number = |field: &str| described[field].as_u64().unwrap_or(0);
+    let list = |field: &str| described[field].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut text = format!("{path} :\n");
-    text += &format!("  inode: {}\n  files: {}\n   dirs: {}\n", described.ino, described.files, described.dirs);
-    text += &format!(" length: {}\n   size: {}\n", bytes_shown(described.length), bytes_shown(described.size));
-    match described.paths.as_slice() {
+    text += &format!("  inode: {}\n  files: {}\n   dirs: {}\n", number("Inode"), number("Files"), number("Dirs"));
+    text += &format!(" length: {}\n   size: {}\n", bytes_shown(number("Length")), bytes_shown(number("Size")));
+    let paths: Vec<&str> = list("Paths").iter().filter_map(Value::as_str).collect();
+    match paths.as_slice() {
         [] => text += "   path: unknown\n",
         [one] => text += &format!("   path: {one}\n"),
         several => {
@@ -84,44 +66,62 @@ fn shown(path: &str, described: &Description, raw: bool) -> String {
         }
     }
     text += "   tier: 0-> \n";
-    let cells = |numbers: &[&dyn std::fmt::Display]| numbers.iter().map(|n| n.to_string()).collect::<Vec<_>>();
-    if raw && !described.chunks.is_empty() {
-        let rows: Vec<_> =
-            described.chunks.iter().map(|line| cells(&[&line.chunk, &line.slice, &line.size, &line.offset, &line.length])).collect();
+    let chunks = list("Chunks");
+    if raw && !chunks.is_empty() {
         text += " chunks:\n";
-        text += &table(&["chunkIndex", "sliceId", "size", "offset", "length"], &rows);
-    } else if !described.chunks.is_empty() {
-        let mut rows = Vec::new();
-        for line in &described.chunks {
-            if line.objects.is_empty() {
-                rows.push(cells(&[&line.chunk, &"", &line.length, &0, &line.length, &line.pos]));
+        text +=
+            &table(&["chunkIndex", "sliceId", "size", "offset", "length"], &rows(chunks, &["Chunk", "Slice", "Size", "Offset", "Length"]));
+    } else if !chunks.is_empty() {
+        let mut lines = Vec::new();
+        for chunk in chunks {
+            let objects = chunk["Objects"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if objects.is_empty() {
+                lines.push(json!([chunk["Chunk"], "", chunk["Length"], 0, chunk["Length"], chunk["Pos"]]));
             }
-            for object in &line.objects {
-                rows.push(cells(&[&line.chunk, &object.name, &object.size, &object.offset, &object.length, &object.pos]));
+            for object in objects {
+                lines.push(json!([chunk["Chunk"], object["Name"], object["Size"], object["Offset"], object["Length"], object["Pos"]]));
             }
         }
+        let rows: Vec<_> = lines.iter().map(|line| (0..6).map(|at| cell(&line[at])).collect()).collect();
         text += " objects:\n";
         text += &table(&["chunkIndex", "objectName", "size", "offset", "length", "pos"], &rows);
     }
+    for (title, header) in [("Flocks", &["Sid", "Owner", "Type"][..]), ("Plocks", &["Sid", "Owner", "Type", "Pid", "Start", "End"])] {
+        let locks = list(title);
+        if !locks.is_empty() {
+            text += &format!(" {}:\n{}", title.to_lowercase(), table_left(header, &rows(locks, header)));
+        }
+    }
     text
+}
+
+fn rows(lines: &[Value], fields: &[&str]) -> Vec<Vec<String>> {
+    lines.iter().map(|line| fields.iter().map(|field| cell(&line[*field])).collect()).collect()
+}
+
+fn cell(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{ChunkLine, ObjectLine};
 
     #[test]
     fn a_file_looks_as_scripts_expect() {
-        let object = ObjectLine { name: "myjfs/chunks/0/0/1_0_807955".into(), size: 807_955, offset: 0, length: 807_955, pos: 0 };
-        let chunk = ChunkLine { chunk: 0, slice: 1, size: 807_955, offset: 0, length: 807_955, pos: 0, objects: vec![object] };
-        let described =
-            Description { ino: Ino(2), files: 1, dirs: 0, length: 807_955, size: 811_008, paths: vec!["/f".into()], chunks: vec![chunk] };
+        let object = json!({ "Name": "myjfs/chunks/0/0/1_0_807955", "Size": 807_955, "Offset": 0, "Length": 807_955, "Pos": 0 });
+        let chunk = json!({ "Chunk": 0, "Slice": 1, "Size": 807_955, "Offset": 0, "Length": 807_955, "Pos": 0, "Objects": [object] });
+        let mut described = json!({
+            "Inode": 2, "Files": 1, "Dirs": 0, "Length": 807_955, "Size": 811_008, "Paths": ["/f"], "Chunks": [chunk],
+            "Flocks": [{ "Sid": 1, "Owner": 6_614_157_408_805_317_442u64, "Type": "W" }], "Plocks": [],
+        });
         let text = shown("/mnt/jfs/f", &described, false);
         let expected = "/mnt/jfs/f :\n  inode: 2\n  files: 1\n   dirs: 0\n length: 789.02 KiB (807955 Bytes)\n   size: 792.00 KiB (811008 Bytes)\n   \
                         path: /f\n   tier: 0-> \n objects:\n";
         assert!(text.starts_with(expected), "{text}");
         assert!(text.contains("|          0 | myjfs/chunks/0/0/1_0_807955 | 807955 |      0 | 807955 |   0 |"), "{text}");
-        assert!(shown("f", &Description { paths: vec![], ..described }, true).contains("path: unknown"));
+        assert!(text.contains(" flocks:\n") && text.contains("| 1   | 6614157408805317442 |    W |"), "{text}");
+        described["Paths"] = json!([]);
+        assert!(shown("f", &described, true).contains("path: unknown"));
     }
 }

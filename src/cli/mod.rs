@@ -2,7 +2,10 @@
 
 mod accepted;
 mod args;
+mod ask;
 mod cache;
+mod clone;
+mod compact;
 mod config;
 mod dump;
 mod format;
@@ -12,10 +15,16 @@ mod info;
 mod load;
 mod mount;
 mod program;
+mod quota;
+mod restore;
+mod rmr;
 mod status;
+mod summary;
 mod title;
 mod umount;
+mod undelete;
 mod values;
+mod warmup;
 
 use crate::telemetry::{self, LogConfig};
 use crate::volume::{CLIENT_LEVEL, MetaUrl};
@@ -77,6 +86,22 @@ enum Command {
     Status(status::Args),
     /// Show inode, usage, path and blocks of files.
     Info(info::Args),
+    /// Show how much is below a directory.
+    Summary(summary::Args),
+    /// Remove trees fast.
+    Rmr(rmr::Args),
+    /// Copy a file or a tree without its data.
+    Clone(clone::Args),
+    /// Merge the many small slices of files.
+    Compact(compact::Args),
+    /// Bring files into the cache.
+    Warmup(warmup::Args),
+    /// Limit what directories, users and groups may use.
+    Quota(quota::Args),
+    /// Bring deleted files back from the trash, by the path they had.
+    Undelete(undelete::Args),
+    /// Restore everything that was deleted in an hour.
+    Restore(restore::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
     /// Write the metadata of a volume into a file.
@@ -146,6 +171,38 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Info(args) => {
             logging();
             info::run(&args)
+        }
+        Command::Summary(args) => {
+            logging();
+            summary::run(&args)
+        }
+        Command::Rmr(args) => {
+            logging();
+            rmr::run(&args)
+        }
+        Command::Clone(args) => {
+            logging();
+            clone::run(&args)
+        }
+        Command::Compact(args) => {
+            logging();
+            compact::run(&args)
+        }
+        Command::Warmup(args) => {
+            logging();
+            warmup::run(&args)
+        }
+        Command::Quota(args) => {
+            logging();
+            quota::run(&args)
+        }
+        Command::Undelete(args) => {
+            logging();
+            undelete::run(&args)
+        }
+        Command::Restore(args) => {
+            logging();
+            restore::run(&args)
         }
         Command::Fsck(args) => {
             logging();
@@ -282,4 +339,13 @@ fn bucket_of(storage: Option<&str>, text: &str) -> anyhow::Result<String> {
 /// A runtime for commands that do one thing after another.
 fn small_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
+}
+
+/// The umask of this process.
+fn own_umask() -> u16 {
+    // SAFETY: umask always succeeds; it is put back at once, and no other thread of this process makes files.
+    let mask = unsafe { libc::umask(0) };
+    // SAFETY: as above.
+    unsafe { libc::umask(mask) };
+    (mask & 0o777) as u16
 }

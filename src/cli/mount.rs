@@ -60,6 +60,12 @@ pub struct Args {
     /// How long the kernel remembers that a name is missing: only 0.
     #[arg(long, value_name = "SECONDS")]
     negative_entry_cache: Option<String>,
+    /// Show `.trash` in the root of the volume; so without the option under the name juicefs.
+    #[arg(long, action = ArgAction::SetTrue)]
+    show_internal: bool,
+    /// Offer no `.trash`, under whatever name.
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    hide_internal: bool,
     /// Offer extended attributes.
     #[arg(long, action = ArgAction::SetTrue)]
     enable_xattr: bool,
@@ -157,7 +163,6 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
     let plan = MountPlan {
-        address: url.dir().map_or_else(|| args.volume.clone(), |dir| dir.to_string_lossy().into_owned()),
         fresh,
         subtype: program.name(),
         source: program.source(),
@@ -171,7 +176,16 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
         },
-        view: MountOptions { subdir: args.subdir.clone(), read_only, xattr: args.enable_xattr, attr_ttl, entry_ttl, dir_entry_ttl, umask },
+        view: MountOptions {
+            subdir: args.subdir.clone(),
+            read_only,
+            xattr: args.enable_xattr,
+            show_internal: args.show_internal || (program.shows_internal() && !args.hide_internal),
+            attr_ttl,
+            entry_ttl,
+            dir_entry_ttl,
+            umask,
+        },
         allow_other: options.allow_other || is_root(),
         default_permissions: !args.non_default_permission,
         options: options.others,

@@ -45,6 +45,11 @@ impl Program {
         }
     }
 
+    /// Whether `.trash` appears in the root of a volume unless the command line says otherwise.
+    pub fn shows_internal(self) -> bool {
+        self == Program::Juicefs
+    }
+
     /// How long a background mount may take. Health checks of JuiceFS count on 10 s; a start takes milliseconds, a second with another
     /// process on the volume, and longer only while the log of a crashed local volume is recovered.
     pub fn ready_time_max(self) -> Duration {

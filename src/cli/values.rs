@@ -114,8 +114,17 @@ pub fn bandwidth(text: &str) -> Result<u64, String> {
 
 /// A table as all commands draw it: header centred, cells to the right.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    draw(header, rows, None)
+}
+
+/// The same with the first column to the left.
+pub fn table_left(header: &[&str], rows: &[Vec<String>]) -> String {
+    draw(header, rows, Some(0))
+}
+
+fn draw(header: &[&str], rows: &[Vec<String>], left: Option<usize>) -> String {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(String::len);
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([header[column].len()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
@@ -129,8 +138,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text += "|\n";
     text += &border;
     for row in rows {
-        for (cell, width) in row.iter().zip(&widths) {
-            text += &format!("| {cell:>width$} ");
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            text += &if left == Some(column) { format!("| {cell:<width$} ") } else { format!("| {cell:>width$} ") };
         }
         text += "|\n";
     }

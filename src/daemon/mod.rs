@@ -3,11 +3,13 @@
 //! Nothing here opens a runtime, a database or a thread before the fork of `background`: neither survives it.
 
 mod background;
+mod control;
 mod mountpoint;
 mod record;
 mod serve;
 mod umount;
 
+pub use control::{AskError, Connection, Inside, Last, locate};
 pub use mountpoint::{MountEntry, MountpointError, entries, prepare};
 pub use record::Record;
 pub use umount::{Unmount, UnmountError, umount};
@@ -26,8 +28,6 @@ pub const SUBTYPES: [&str; 2] = ["pando", "juicefs"];
 pub struct MountPlan {
     /// The volume.
     pub url: MetaUrl,
-    /// The volume as another process can open it: the URL with its password, if it has one.
-    pub address: String,
     /// What it becomes if there is none yet; `None`: that is an error.
     pub fresh: Option<NewVolume>,
     /// One of `SUBTYPES`.

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub struct MountEntry {
     /// `major:minor`, as `st_dev` says.
     pub device: String,
+    /// What of the filesystem is there; not `/` where a directory of a mount is mounted once more.
+    pub root: PathBuf,
     /// Where it is.
     pub mountpoint: PathBuf,
     /// Type, e.g. `fuse.pando`.
@@ -40,12 +42,8 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let fields: Vec<&[u8]> = line.split(|c| *c == b' ').collect();
     let dash = fields.iter().position(|field| *field == b"-")?;
     let text = |at: usize| Some(String::from_utf8_lossy(&unescape(fields.get(at)?)).into_owned());
-    Some(MountEntry {
-        device: text(2)?,
-        mountpoint: PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.get(4)?))),
-        kind: text(dash + 1)?,
-        source: text(dash + 2)?,
-    })
+    let path = |at: usize| Some(PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.get(at)?))));
+    Some(MountEntry { device: text(2)?, root: path(3)?, mountpoint: path(4)?, kind: text(dash + 1)?, source: text(dash + 2)? })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -139,7 +137,7 @@ fn apart(path: &Path, volume: Option<&Path>) -> Result<(), MountpointError> {
 }
 
 /// The path with its symbolic links resolved as far as it exists.
-fn existing_part(path: &Path) -> PathBuf {
+pub(super) fn existing_part(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
         if let Ok(real) = ancestor.canonicalize()
             && let Ok(rest) = path.strip_prefix(ancestor)

@@ -4,8 +4,8 @@ use crate::daemon::MountEntry;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 /// What a serving process writes down about one mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,29 +14,23 @@ pub struct Record {
     pub pid: u32,
     /// When it began, in ticks since boot: with the number it names a process for good, numbers alone are used again.
     pub start: u64,
-    /// The volume, as another process can open it. May hold a password.
-    pub volume: String,
-    /// Inode that is the root of the mount.
-    pub root: u64,
 }
 
 impl Record {
-    /// This process, serving `volume`.
-    pub fn new(volume: &str, root: u64) -> Record {
+    /// This process.
+    pub fn own() -> Record {
         let pid = std::process::id();
-        Record { pid, start: process_start(pid).unwrap_or(0), volume: volume.into(), root }
+        Record { pid, start: process_start(pid).unwrap_or(0) }
     }
 
     /// Writes it down for `entry`; the file goes when the result is dropped.
     pub fn write(&self, entry: &MountEntry) -> io::Result<Written> {
         let dir = directories().into_iter().next().ok_or(io::ErrorKind::NotFound)?;
-        fs::create_dir_all(&dir)?;
+        make_dir(&dir)?;
         let path = dir.join(file_name(entry));
         let text = json!({
             "Pid": self.pid,
             "Start": self.start,
-            "Volume": self.volume,
-            "Root": self.root,
             "MountPoint": entry.mountpoint.to_string_lossy(),
         });
         // Whole or not at all: a reader may come at any moment.
@@ -44,8 +38,7 @@ impl Record {
         // A leftover of a process with the same number, which may belong to somebody else.
         let _ = fs::remove_file(&fresh);
         let text = text.to_string();
-        // Its owner's alone, as it may hold a password.
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?.write_all(text.as_bytes())?;
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&fresh)?.write_all(text.as_bytes())?;
         fs::rename(&fresh, &path)?;
         Ok(Written { path, text })
     }
@@ -54,12 +47,7 @@ impl Record {
     pub fn find(entry: &MountEntry) -> Option<Record> {
         directories().iter().find_map(|dir| {
             let document: Value = serde_json::from_slice(&fs::read(dir.join(file_name(entry))).ok()?).ok()?;
-            let record = Record {
-                pid: document["Pid"].as_u64()?.try_into().ok()?,
-                start: document["Start"].as_u64()?,
-                volume: document["Volume"].as_str()?.into(),
-                root: document["Root"].as_u64()?,
-            };
+            let record = Record { pid: document["Pid"].as_u64()?.try_into().ok()?, start: document["Start"].as_u64()? };
             record.lives().then_some(record)
         })
     }
@@ -87,8 +75,14 @@ impl Drop for Written {
     }
 }
 
+/// Makes such a directory. Others must reach the sockets in it, whatever the umask.
+pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+}
+
 /// Where records are, the one to write to first: the system's for root, one's own otherwise.
-fn directories() -> Vec<PathBuf> {
+pub(super) fn directories() -> Vec<PathBuf> {
     let system = PathBuf::from("/run/pando");
     let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pando/run"));
     // SAFETY: geteuid has no preconditions.
@@ -117,8 +111,8 @@ mod tests {
 
     #[test]
     fn processes_are_told_apart_by_their_start() {
-        let own = Record::new("/v", 1);
+        let own = Record::own();
         assert!(own.start > 0 && own.lives());
-        assert!(!Record { start: own.start + 1, ..own }.lives(), "the same number, later");
+        assert!(!Record { start: own.start + 1, ..own.clone() }.lives(), "the same number, later");
     }
 }

@@ -1,9 +1,11 @@
 //! The serving process: opens the volume, mounts it, waits for the end, leaves nothing unwritten.
 
+use crate::daemon::control::Control;
 use crate::daemon::{MountError, MountPlan, Record, entries, system};
 use crate::fuse::{FuseConfig, FuseSession};
-use crate::volume::{self, Created, Volume, VolumeError};
+use crate::volume::{self, Created, Operator, Volume, VolumeError};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -69,10 +71,10 @@ fn mount_and_serve(
         acl: volume.acl(),
     };
     let place = plan.mountpoint.display();
-    let session = FuseSession::mount(vfs, &plan.mountpoint, config, runtime.handle().clone())
+    let session = FuseSession::mount(vfs.clone(), &plan.mountpoint, config, runtime.handle().clone())
         .map_err(|error| system(format!("cannot mount at {place}{}", hint(&error)))(error))?;
     let unmounter = session.unmounter();
-    let _record = write_record(plan, root.0);
+    let (_record, control) = reachable(plan, runtime, volume.operator(vfs, root, plan.view.read_only));
     let (tell, mut ended) = oneshot::channel();
     // Its own thread, so that this one can give up waiting for it.
     std::thread::Builder::new()
@@ -104,6 +106,9 @@ fn mount_and_serve(
             }
         }
     });
+    if let Some(control) = control {
+        runtime.block_on(control.stop());
+    }
     outcome.map_err(system(format!("the mount at {place} ended")))
 }
 
@@ -115,13 +120,16 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Lets `umount` and `info` find this process. They do without if it fails.
-fn write_record(plan: &MountPlan, root: u64) -> Option<impl Drop + use<>> {
-    let write = || -> io::Result<_> {
-        let entry = entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::ErrorKind::NotFound)?;
-        Record::new(&plan.address, root).write(&entry)
-    };
-    write().inspect_err(|error| warn!("`pando umount` will not wait for this process: cannot write its record: {error}")).ok()
+/// Lets commands find and ask this process. They do without, or fail with a reason, if that cannot be.
+fn reachable(plan: &MountPlan, runtime: &Runtime, operator: Arc<Operator>) -> (Option<impl Drop + use<>>, Option<Control>) {
+    let entry =
+        || entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::Error::from(io::ErrorKind::NotFound));
+    let record = || Record::own().write(&entry()?);
+    let record = record().inspect_err(|error| warn!("`umount` will not wait for this process: cannot write its record: {error}"));
+    let _inside = runtime.enter();
+    let control = || Control::listen(&entry()?, operator);
+    let control = control().inspect_err(|error| warn!("commands cannot ask this process: cannot make its socket: {error}"));
+    (record.ok(), control.ok())
 }
 
 /// The signals that end a mount.

@@ -1,7 +1,9 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them.
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. And running several futures at once.
 
 mod clock;
+mod join;
 mod random;
 
 pub use clock::{Clock, ManualClock, SystemClock};
+pub(crate) use join::join;
 pub use random::{Random, SystemRandom, uuid_v4};

@@ -7,6 +7,7 @@
 mod compact;
 mod dispatch;
 mod heartbeat;
+mod quotas;
 mod reclaim;
 mod sessions;
 mod slices;
@@ -61,7 +62,10 @@ pub fn start(config: JobsConfig) -> JobsHandle {
     let (stop, stopped) = watch::channel(false);
     let stop_of_job = || Stop(stopped.clone());
     let JobsConfig { meta, chunks, duties, heartbeat, background } = config;
-    let mut tasks = vec![tokio::spawn(heartbeat::run(Arc::clone(&meta), heartbeat, stop_of_job()))];
+    let mut tasks = vec![
+        tokio::spawn(heartbeat::run(Arc::clone(&meta), heartbeat, stop_of_job())),
+        tokio::spawn(quotas::run(Arc::clone(&meta), stop_of_job())),
+    ];
     if background {
         let (queues, ends) = dispatch::queues();
         tasks.push(tokio::spawn(sessions::run(Arc::clone(&meta), heartbeat, stop_of_job())));

@@ -1,8 +1,9 @@
-//! Emptying the trash of what is older than the volume keeps it, and deleting slices that compaction replaced as long ago.
+//! Emptying the trash of what is older than the volume keeps it, deleting slices that compaction replaced as long ago, and removing clones that were never completed.
 
 use crate::chunk::Chunks;
 use crate::jobs::Stop;
 use crate::jobs::timer::jittered;
+use crate::meta::ops::clone::DETACHED_SECONDS;
 use crate::meta::{Meta, key};
 use crate::types::Ino;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut stop: Stop) {
     loop {
         // A failure was logged where it happened; the next turn tries again. A volume that never had a trash has nothing to expire.
         let has_trash = meta.setting().trash_days() > 0 || meta.getattr(Ino::TRASH).await.is_ok();
-        if has_trash && meta.elect(&key::LAST_CLEANUP_TRASH, TURN_SECONDS).await == Ok(true) {
+        let is_due = has_trash || meta.detached(i64::MAX).await.is_ok_and(|clones| !clones.is_empty());
+        if is_due && meta.elect(&key::LAST_CLEANUP_TRASH, TURN_SECONDS).await == Ok(true) {
             turn(&meta, &chunks, &stop).await;
         }
         if stop.pause(jittered(PERIOD)).await {
@@ -37,6 +39,12 @@ async fn turn(meta: &Meta, chunks: &Chunks, stop: &Stop) {
     let go_on = || !stop.is_stopped() && begin.elapsed() < RUN_TIME_MAX;
     if let Ok(hours @ 1..) = meta.expire_trash(&go_on).await {
         info!(hours, "the trash of some hours has expired");
+    }
+    // Clones whose process died before they were complete.
+    for ino in meta.detached(meta.clock().now().sec.saturating_sub(DETACHED_SECONDS)).await.unwrap_or_default() {
+        if !go_on() || meta.remove_detached(ino, &go_on).await.is_err() {
+            break;
+        }
     }
     let kept = i64::try_from(meta.setting().trash_days()).unwrap_or(i64::MAX).saturating_mul(DAY_SECONDS);
     let older_than = meta.clock().now().sec.saturating_sub(kept).saturating_sub(1);

@@ -25,6 +25,9 @@ const INODES: (u64, u64) = (1024, 2);
 /// Slice ids taken from the counter at once, and the least one.
 const SLICES: (u64, u64) = (4096, 1);
 
+/// Directories of the trash tried for one deletion. One can be emptied away just when it is to be used; twice in a row means a fault.
+const TRASH_DIRS_MAX: u32 = 4;
+
 /// What a `Meta` is made of.
 pub struct MetaConfig {
     /// Where the keys are.
@@ -208,9 +211,24 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        self.run_removing(what, caller, false, step).await
+    }
+
+    /// The same, past the trash if it is to.
+    pub(crate) async fn run_removing<T, F>(&self, what: &'static str, caller: &Caller, skip_trash: bool, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         self.begin_mutation().await?;
-        let trash = self.trash_dir().await?;
-        self.run_with(what, caller, Basis::Memory, View::default(), trash, step).await
+        for _ in 0..TRASH_DIRS_MAX {
+            let trash = if skip_trash { None } else { self.trash_dir().await? };
+            match (self.run_with(what, caller, Basis::Memory, View::default(), trash, &step).await, trash) {
+                (Err(Errno::STALE), Some(dir)) => self.forget_trash_dir(dir).await,
+                (outcome, _) => return outcome,
+            }
+        }
+        Err(Errno::IO)
     }
 
     /// Runs an operation that answers what the store says now.

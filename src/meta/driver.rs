@@ -17,7 +17,7 @@ const ROUNDS_MAX: u32 = 64;
 /// Time of conflicts after which an operation gives up. Long before it an application would have been told by its user.
 const CONFLICTS_TIME_MAX: Duration = Duration::from_secs(30);
 /// Stripes of the lock between opening an inode and deleting it. Two unlinks share one rarely; a stripe is 40 bytes.
-const OPEN_STRIPES: usize = 64;
+pub(crate) const OPEN_STRIPES: usize = 64;
 
 /// The handles of one inode.
 #[derive(Default)]

@@ -31,6 +31,8 @@ fixed! {
     SESSION_INFOS = "sessionInfos",
     /// Sorted set of deleted files.
     DELFILES = "delfiles",
+    /// Sorted set: directories of clones that are not complete and have no name → since when, in unix seconds.
+    DETACHED = "detachedNodes",
     /// Hash of slices whose deletion is delayed.
     DEL_SLICES = "delSlices",
     /// Hash: `k{id}_{size}` → references − 1.
@@ -75,6 +77,8 @@ fixed! {
     LAST_CLEANUP_TRASH = "lastCleanupTrash",
     /// Pando's own: frames of small blocks, by the 8 big-endian bytes of the slice id.
     FRAMES = "_pando:f",
+    /// Pando's own: how often quotas were changed by an operator.
+    QUOTA_CHANGES = "_pando:quotas",
     /// Pando's own: references of slices while a dump is loaded; gone when it is.
     LOADED_REFS = "_pando:load",
 }

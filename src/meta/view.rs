@@ -6,7 +6,7 @@ use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::types::{Errno, Ino, Kind, Name, SliceRecord};
 use bytes::Bytes;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The batch of facts that were not read in this run: remembered from earlier ones, or presumed. They are true only where a guard says so.
 const REMEMBERED: u32 = 0;
@@ -17,7 +17,14 @@ const REMEMBERED: u32 = 0;
 pub struct View {
     facts: HashMap<Query, (Value, u32)>,
     batch: u32,
-    used: RefCell<Vec<Query>>,
+    used: RefCell<Used>,
+}
+
+/// What a step has looked at, in order, each once: an operation on hundreds of names looks at thousands of things.
+#[derive(Default)]
+struct Used {
+    queries: Vec<Query>,
+    known: HashSet<Query>,
 }
 
 /// Why a step did not yield a plan.
@@ -73,7 +80,7 @@ impl View {
 
     /// Forgets what was looked at; called before each step.
     pub fn begin(&self) {
-        self.used.borrow_mut().clear();
+        *self.used.borrow_mut() = Used::default();
     }
 
     /// Stops the step unless all of these are known: asks for several values in one trip.
@@ -101,8 +108,8 @@ impl View {
 
     fn note_used(&self, query: Query) {
         let mut used = self.used.borrow_mut();
-        if !used.contains(&query) {
-            used.push(query);
+        if used.known.insert(query.clone()) {
+            used.queries.push(query);
         }
     }
 
@@ -213,7 +220,7 @@ impl View {
     /// Guards of everything the last step looked at; `None` if it all came from one answer of the store, which is a state that existed.
     pub fn confirmation(&self) -> Option<Vec<Guard>> {
         let used = self.used.borrow();
-        let facts: Vec<_> = used.iter().filter_map(|query| self.known(query).map(|fact| (query, fact))).collect();
+        let facts: Vec<_> = used.queries.iter().filter_map(|query| self.known(query).map(|fact| (query, fact))).collect();
         let mut batches = facts.iter().map(|(_, (_, batch))| *batch);
         let first = batches.next()?;
         if first != REMEMBERED && batches.all(|batch| batch == first) {
@@ -226,8 +233,9 @@ impl View {
     pub fn unguarded(&self, guards: &[Guard]) -> Vec<Query> {
         let used = self.used.borrow();
         let rests_on_memory = |query: &&Query| self.known(query).is_some_and(|(_, batch)| *batch == REMEMBERED);
-        let remembered = used.iter().filter(rests_on_memory).filter(|query| !key::is_counter(query));
-        remembered.filter(|query| !guards.iter().any(|guard| guard.query() == **query)).cloned().collect()
+        let remembered = used.queries.iter().filter(rests_on_memory).filter(|query| !key::is_counter(query));
+        let guarded: HashSet<Query> = guards.iter().map(Guard::query).collect();
+        remembered.filter(|query| !guarded.contains(*query)).cloned().collect()
     }
 }
 

@@ -148,6 +148,27 @@ pub struct Attr {
 }
 
 impl Attr {
+    /// A fresh, empty directory of root's without flags, ACLs or tier. `parent` is its own number for the root of the volume.
+    pub fn new_dir(mode: u16, parent: Ino, now: Time) -> Attr {
+        Attr {
+            flags: Flags::default(),
+            kind: Kind::Dir,
+            mode,
+            uid: 0,
+            gid: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            nlink: 2,
+            length: 4096,
+            rdev: 0,
+            parent,
+            access_acl: 0,
+            default_acl: 0,
+            tier: 0,
+        }
+    }
+
     /// Bytes this inode counts for in `usedSpace`: files rounded up to 4 KiB, everything else 4 KiB (metadata §10.1).
     pub fn space(&self) -> i64 {
         match self.kind {

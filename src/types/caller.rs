@@ -24,6 +24,29 @@ impl Caller {
     }
 }
 
+/// Who asks for something beside the kernel, which has checked nothing then: with all its groups, so that it can be held to permissions.
+#[derive(Clone, Debug, Default)]
+pub struct Asker {
+    /// User.
+    pub uid: u32,
+    /// Groups, the effective one first.
+    pub gids: Vec<u32>,
+    /// Set when nobody waits for the answer any more.
+    pub cancel: Cancel,
+}
+
+impl Asker {
+    /// As the one on whose behalf operations run.
+    pub fn caller(&self) -> Caller {
+        Caller { uid: self.uid, gid: self.gids.first().copied().unwrap_or(self.uid), pid: 0, cancel: self.cancel.clone() }
+    }
+
+    /// Whether nothing is refused to it.
+    pub fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+}
+
 /// A request that may be interrupted. Waiting for locks, uploads and reads looks at it; a mutation is never left half done.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Inner>);

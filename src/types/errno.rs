@@ -31,6 +31,16 @@ errnos! {
     TOOBIG = E2BIG, OWNERDEAD = EOWNERDEAD,
 }
 
+impl Errno {
+    /// As messages of commands have it, the way scripts know: `no such file or directory`.
+    pub fn text(self) -> String {
+        let text = self.to_string();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        let mut letters = text.chars();
+        letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+    }
+}
+
 impl From<std::io::Error> for Errno {
     fn from(error: std::io::Error) -> Self {
         Errno(error.raw_os_error().unwrap_or(libc::EIO))

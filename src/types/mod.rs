@@ -11,7 +11,7 @@ mod slice;
 mod time;
 
 pub use attr::{Attr, Flags, Ino, Kind};
-pub use caller::{Caller, Cancel};
+pub use caller::{Asker, Caller, Cancel};
 pub use duty::Duty;
 pub use errno::Errno;
 pub use frame::FrameSource;

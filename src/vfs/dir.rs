@@ -1,8 +1,9 @@
 //! Open directories: opendir, readdir, readdirplus, releasedir.
 //!
-//! Cookies: 1 is `.`, 2 is `..`, and the entry with ordinal n of the listing is n + 3. A cookie names the entry after which a listing goes on.
+//! Cookies: 1 is `.`, 2 is `..`, 3 the trash where it is shown, and the entry with ordinal n of the listing is n + 4. A cookie names the entry after which a listing goes on.
 
 use crate::meta::ops::DirEntry;
+use crate::meta::ops::trash::TRASH_NAME;
 use crate::types::{Caller, Errno, Ino, Kind, Name};
 use crate::vfs::listing::{Listing, PAGE_ENTRIES, PAGE_ENTRIES_FAR, Step};
 use crate::vfs::{Entry, OpenReply, Vfs};
@@ -12,6 +13,9 @@ use std::time::Duration;
 const DOT: u64 = 1;
 /// Cookie of `..`.
 const DOT_DOT: u64 = 2;
+
+/// Cookie of the trash.
+const TRASH: u64 = 3;
 
 /// Takes the entries of a directory one by one.
 pub trait DirSink {
@@ -70,7 +74,13 @@ impl Vfs {
                 return Ok(());
             }
         }
-        let mut ordinal = offset.saturating_sub(DOT_DOT);
+        if offset < TRASH && self.mount.shows_trash(dir) && self.attr_of(Ino::TRASH).await.is_ok() {
+            let item = DirItem { ino: Ino::TRASH, kind: Kind::Dir, name: TRASH_NAME, cookie: TRASH, entry: None };
+            if !sink.add(&item) {
+                return Ok(());
+            }
+        }
+        let mut ordinal = offset.saturating_sub(TRASH);
         loop {
             let (entries, read_in) = match listing.step(ordinal) {
                 Step::End => return Ok(()),
@@ -86,7 +96,7 @@ impl Vfs {
                     ino: attributes.as_ref().map_or(self.mount.outward(entry.ino), |found| found.ino),
                     kind: attributes.as_ref().map_or(entry.kind, |found| found.attr.kind),
                     name: &entry.name,
-                    cookie: at.saturating_add(DOT_DOT + 1),
+                    cookie: at.saturating_add(TRASH + 1),
                     entry: attributes,
                 };
                 if !sink.add(&item) {

@@ -59,6 +59,8 @@ pub struct VfsConfig {
     pub root: Ino,
     /// Every change is EROFS.
     pub read_only: bool,
+    /// The trash appears in the root. Never in a mount of a subdirectory, whose root has another inode.
+    pub trash: bool,
     /// Extended attributes are offered.
     pub xattr: bool,
     /// How long the kernel may use attributes.
@@ -77,6 +79,7 @@ impl Default for VfsConfig {
         VfsConfig {
             root: Ino::ROOT,
             read_only: false,
+            trash: false,
             xattr: false,
             attr_ttl: second,
             entry_ttl: second,
@@ -182,6 +185,13 @@ impl Vfs {
 
     fn kernel(&self) -> Arc<dyn KernelCache> {
         self.kernel.read().expect("never poisoned: no code under it panics").clone()
+    }
+
+    /// A command has changed what a name of a directory stands for: the kernel knows nothing of that.
+    pub fn changed(&self, dir: Ino, name: &crate::types::Name) {
+        let dir = self.mount.outward(dir);
+        self.kernel().forget_attr(dir);
+        self.kernel().forget_entry(dir, name.as_bytes());
     }
 
     /// Whether kernels are to remember nothing.

@@ -1,6 +1,7 @@
 //! `Mount`: one view of a volume. Maps its root to the kernel's inode 1, refuses changes when read-only, decides how long answers live.
 
-use crate::types::{Attr, Errno, Ino};
+use crate::meta::ops::trash::TRASH_NAME;
+use crate::types::{Attr, Errno, Ino, Name};
 use crate::vfs::{AttrReply, Entry, VfsConfig};
 use std::time::Duration;
 
@@ -35,6 +36,16 @@ impl Mount {
     /// directory's that was moved out from under it to the root of the volume, whose number is the kernel's number of our root.
     pub fn parent(&self, dir: Ino, parent: Ino) -> Ino {
         if dir == self.config.root || parent == Ino::ROOT { self.config.root } else { parent }
+    }
+
+    /// Whether the trash is shown in this directory.
+    pub fn shows_trash(&self, dir: Ino) -> bool {
+        self.config.trash && dir == Ino::ROOT
+    }
+
+    /// Whether a name of a directory is that of the trash.
+    pub fn is_trash(&self, dir: Ino, name: &Name) -> bool {
+        self.shows_trash(dir) && name.as_bytes() == TRASH_NAME
     }
 
     /// Fails on a read-only mount.

@@ -21,6 +21,9 @@ impl Vfs {
             }
             _ => {
                 let name = Name::new(name)?;
+                if self.mount.is_trash(parent, &name) {
+                    return Ok(self.entry(Ino::TRASH, self.attr_of(Ino::TRASH).await.map_err(|_| Errno::NOENT)?));
+                }
                 let found = self.meta.lookup(caller, parent, &name).await;
                 let loads = self.load_names(parent);
                 let (ino, attr) = found?;
@@ -204,9 +207,9 @@ pub(crate) fn permissions(mode: u32) -> u16 {
 
 fn rename_flags(flags: u32) -> Result<RenameFlags, Errno> {
     let flags = match flags {
-        0 => RenameFlags { noreplace: false, exchange: false },
-        libc::RENAME_NOREPLACE => RenameFlags { noreplace: true, exchange: false },
-        libc::RENAME_EXCHANGE => RenameFlags { noreplace: false, exchange: true },
+        0 => RenameFlags::default(),
+        libc::RENAME_NOREPLACE => RenameFlags { noreplace: true, ..RenameFlags::default() },
+        libc::RENAME_EXCHANGE => RenameFlags { exchange: true, ..RenameFlags::default() },
         // For overlay filesystems: an entry that hides one below it. The format has none.
         flags if flags & libc::RENAME_WHITEOUT != 0 && flags & libc::RENAME_EXCHANGE == 0 => return Err(Errno::NOTSUP),
         _ => return Err(Errno::INVAL),

@@ -7,7 +7,7 @@ use crate::meta::setting::{BLOCK_KIB, Setting};
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::object::{ObjectError, ObjectStore};
-use crate::types::{Attr, Flags, Ino, Kind, Time};
+use crate::types::{Attr, Ino, Time};
 use crate::volume::config::replace_setting;
 use crate::volume::objects::{OBJECTS, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
 use crate::volume::stores::{COMMAND_PATIENCE, DATABASE, load_setting, open_store};
@@ -290,23 +290,7 @@ pub(super) fn trash_root() -> (Bytes, Bytes) {
 /// A directory of the top, as it is made with the volume.
 fn directory_record(mode: u16) -> Bytes {
     let now = Time { sec: SystemClock::new().now().sec, nsec: 0 };
-    encode_attr(&Attr {
-        flags: Flags(0),
-        kind: Kind::Dir,
-        mode,
-        uid: 0,
-        gid: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        nlink: 2,
-        length: 4096,
-        rdev: 0,
-        parent: Ino::ROOT,
-        access_acl: 0,
-        default_acl: 0,
-        tier: 0,
-    })
+    encode_attr(&Attr::new_dir(mode, Ino::ROOT, now))
 }
 
 /// Creates a directory and makes its own entry durable, or a power cut could take a new volume with all its synced files.

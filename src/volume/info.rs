@@ -1,11 +1,13 @@
 //! What `info` shows of an inode: its totals, its paths, its slices.
 
-use crate::meta::codec::{Record, decode_decimal, decode_entry, decode_slice};
+use crate::meta::codec::{LockRecord, Record, decode_decimal, decode_entry, decode_locks, decode_slice};
 use crate::meta::key;
+use crate::meta::setting::Setting;
 use crate::meta::store::{Cursor, Query, ScanRange, Store, Value};
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Extent, Ino, Kind, SliceRecord, flatten};
 use crate::volume::VolumeError;
-use crate::volume::stores::Stores;
+use bytes::Bytes;
+use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
 /// Items asked for at once while listing.
@@ -64,14 +66,18 @@ pub struct Description {
     pub paths: Vec<String>,
     /// Extents of a file, in order.
     pub chunks: Vec<ChunkLine>,
+    /// BSD locks on it, as one document each.
+    pub flocks: Vec<Json>,
+    /// POSIX locks on it, one document for each range.
+    pub plocks: Vec<Json>,
 }
 
 /// Describes an inode as far as it is committed. `recursive` counts the whole tree below a directory, otherwise only its direct children.
 /// Paths are relative to `root`.
-pub async fn describe(stores: &Stores, ino: Ino, root: Ino, recursive: bool) -> Result<Description, VolumeError> {
-    let store = &stores.store;
+pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root: Ino, recursive: bool) -> Result<Description, VolumeError> {
     let attr = record(store, ino).await?.ok_or_else(|| VolumeError::Refused(format!("inode {ino} does not exist in this volume")))?;
-    let mut described = Description { ino, files: 0, dirs: 0, length: 0, size: 0, paths: Vec::new(), chunks: Vec::new() };
+    let mut described =
+        Description { ino, files: 0, dirs: 0, length: 0, size: 0, paths: vec![], chunks: vec![], flocks: vec![], plocks: vec![] };
     described.count(&attr);
     if attr.is_dir() {
         let mut pending = vec![ino];
@@ -93,13 +99,29 @@ pub async fn describe(stores: &Stores, ino: Ino, root: Ino, recursive: bool) -> 
             }
         }
     } else if attr.kind == Kind::File {
-        described.chunks = extents(stores, ino, attr.length).await?;
+        described.chunks = extents(store, setting, ino, attr.length).await?;
     }
     described.paths = paths(store, ino, &attr, root).await?;
+    (described.flocks, described.plocks) = locks(store, ino).await?;
     Ok(described)
 }
 
 impl Description {
+    /// As commands get it.
+    pub fn document(&self) -> Json {
+        let object = |object: &ObjectLine| json!({ "Name": object.name, "Size": object.size, "Offset": object.offset, "Length": object.length, "Pos": object.pos });
+        let chunk = |line: &ChunkLine| {
+            json!({
+                "Chunk": line.chunk, "Slice": line.slice, "Size": line.size, "Offset": line.offset, "Length": line.length, "Pos": line.pos,
+                "Objects": line.objects.iter().map(object).collect::<Vec<_>>(),
+            })
+        };
+        json!({
+            "Inode": self.ino.0, "Files": self.files, "Dirs": self.dirs, "Length": self.length, "Size": self.size, "Paths": self.paths,
+            "Chunks": self.chunks.iter().map(chunk).collect::<Vec<_>>(), "Flocks": self.flocks, "Plocks": self.plocks,
+        })
+    }
+
     fn count(&mut self, attr: &Attr) {
         if attr.is_dir() {
             self.dirs += 1;
@@ -120,24 +142,24 @@ async fn record(store: &Arc<dyn Store>, ino: Ino) -> Result<Option<Attr>, Volume
     })
 }
 
-async fn extents(stores: &Stores, ino: Ino, length: u64) -> Result<Vec<ChunkLine>, VolumeError> {
+async fn extents(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, length: u64) -> Result<Vec<ChunkLine>, VolumeError> {
     let mut lines = Vec::new();
     for index in 0..u32::try_from(length.div_ceil(CHUNK_BYTES)).unwrap_or(u32::MAX) {
-        let values = stores.store.read(&[Query::List(key::chunk(ino, index))]).await?;
+        let values = store.read(&[Query::List(key::chunk(ino, index))]).await?;
         let Some(Value::List(elements)) = values.into_iter().next() else { continue };
         let records: Option<Vec<SliceRecord>> = elements.iter().map(|element| decode_slice(element)).collect();
         let Some(records) = records else {
             return Err(VolumeError::Failed(format!("the slice list of chunk {index} of inode {ino} is damaged; run `pando fsck`")));
         };
         for extent in flatten(&records) {
-            lines.push(line(stores, index, &extent));
+            lines.push(line(setting, index, &extent));
         }
     }
     Ok(lines)
 }
 
-fn line(stores: &Stores, chunk: u32, extent: &Extent) -> ChunkLine {
-    let block_bytes = stores.setting.block_bytes();
+fn line(setting: &Setting, chunk: u32, extent: &Extent) -> ChunkLine {
+    let block_bytes = setting.block_bytes();
     let mut objects = Vec::new();
     // Records are checked to lie inside their slice, which is at most a chunk; the sums cannot overflow.
     let mut at = extent.off;
@@ -145,11 +167,37 @@ fn line(stores: &Stores, chunk: u32, extent: &Extent) -> ChunkLine {
         let Some(block) = BlockId::of(extent.id, extent.size, at / block_bytes, block_bytes) else { break };
         let offset = at % block_bytes;
         let length = (block.len - offset).min(extent.off + extent.len - at);
-        let name = format!("{}/{}", stores.setting.name(), block.key(stores.setting.hash_prefix()));
+        let name = format!("{}/{}", setting.name(), block.key(setting.hash_prefix()));
         objects.push(ObjectLine { name, size: block.len, offset, length, pos: extent.pos + (at - extent.off) });
         at += length;
     }
     ChunkLine { chunk, slice: extent.id, size: extent.size, offset: extent.off, length: extent.len, pos: extent.pos, objects }
+}
+
+/// BSD and POSIX locks on an inode.
+async fn locks(store: &Arc<dyn Store>, ino: Ino) -> Result<(Vec<Json>, Vec<Json>), VolumeError> {
+    let values = store.read(&[Query::HGetAll(key::flock(ino)), Query::HGetAll(key::plock(ino))]).await?;
+    let [Value::Pairs(flocks), Value::Pairs(plocks)] = &values[..] else {
+        return Err(VolumeError::Failed("the metadata store gave no answer about locks".into()));
+    };
+    // `{session}_{owner in hexadecimal}`; anything else is none of the format's.
+    let holder = |field: &[u8]| {
+        let (sid, owner) = std::str::from_utf8(field).ok()?.split_once('_')?;
+        Some((sid.parse::<u64>().ok()?, u64::from_str_radix(owner, 16).ok()?))
+    };
+    let flock = |(field, value): &(Bytes, Bytes)| {
+        let (sid, owner) = holder(field)?;
+        Some(json!({ "Sid": sid, "Owner": owner, "Type": String::from_utf8_lossy(value) }))
+    };
+    let plock = |(field, value): &(Bytes, Bytes)| {
+        let (sid, owner) = holder(field)?;
+        let range = move |lock: LockRecord| {
+            let kind = if lock.exclusive { "W" } else { "R" };
+            json!({ "Sid": sid, "Owner": owner, "Type": kind, "Pid": lock.pid, "Start": lock.start, "End": lock.end })
+        };
+        Some(decode_locks(value)?.into_iter().map(range))
+    };
+    Ok((flocks.iter().filter_map(flock).collect(), plocks.iter().filter_map(plock).flatten().collect()))
 }
 
 /// All names of an inode. A file with several links has its parents in a hash of its own.
@@ -180,7 +228,7 @@ async fn paths(store: &Arc<dyn Store>, ino: Ino, attr: &Attr, root: Ino) -> Resu
 }
 
 /// Path of a directory from `root`, empty for `root` itself; `None` if it does not lie below it.
-async fn dir_path(store: &Arc<dyn Store>, dir: Ino, root: Ino) -> Result<Option<String>, VolumeError> {
+pub(super) async fn dir_path(store: &Arc<dyn Store>, dir: Ino, root: Ino) -> Result<Option<String>, VolumeError> {
     let mut parts = Vec::new();
     let mut at = dir;
     while at != root {

@@ -12,6 +12,9 @@ mod fsck;
 mod gate;
 mod info;
 mod objects;
+mod operator;
+mod quota;
+mod restore;
 mod status;
 mod stores;
 mod url;
@@ -22,8 +25,10 @@ pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, creat
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
-pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use objects::{check_bucket, location};
+pub use operator::{Failure, Operator, Progress};
+pub use quota::{Checked, Named, Owner, Quotas};
+pub use restore::restore;
 pub use status::{session, status};
 pub use stores::Stores;
 pub use url::MetaUrl;
@@ -115,6 +120,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Whether extended attributes are offered.
     pub xattr: bool,
+    /// Whether `.trash` appears in the root of a volume; never in that of a subdirectory.
+    pub show_internal: bool,
     /// Kernel timeouts for attributes, names of files, names of directories; on an embedded volume
     /// never above `KERNEL_TTL_MAX`.
     pub attr_ttl: Duration,
@@ -225,6 +232,7 @@ impl Volume {
         let config = VfsConfig {
             root,
             read_only: options.read_only || self.read_only,
+            trash: options.show_internal && options.subdir.is_none(),
             // ACLs are asked for as extended attributes.
             xattr: options.xattr || self.acl(),
             attr_ttl: options.attr_ttl.min(longest),
@@ -233,6 +241,21 @@ impl Volume {
             umask: options.umask,
         };
         Ok((Vfs::new(self.meta.clone(), self.blocks.clone(), self.chunks.clone(), self.writers.clone(), config), root))
+    }
+
+    /// What commands may ask of a mount whose root is `root`.
+    pub fn operator(&self, vfs: Arc<Vfs>, root: Ino, read_only: bool) -> Arc<Operator> {
+        Arc::new(Operator {
+            meta: self.meta.clone(),
+            blocks: self.blocks.clone(),
+            chunks: self.chunks.clone(),
+            writers: self.writers.clone(),
+            vfs,
+            root,
+            read_only: read_only || self.read_only,
+            background: Arc::new(tokio::sync::Semaphore::new(operator::BACKGROUND_MAX)),
+            end: Default::default(),
+        })
     }
 
     /// Walks to a directory and makes what is missing of the way, 0777 and owned by root.

@@ -1,14 +1,16 @@
 //! The stores of a volume, opened: metadata, setting, objects. What commands that only look or check need; a mount builds on it.
 
+use crate::env::SystemClock;
 use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::setting::Setting;
 use crate::meta::store::embedded::EmbeddedStore;
 use crate::meta::store::redis::{Options as RedisOptions, RedisStore};
-use crate::meta::store::{Query, Store, Value};
+use crate::meta::store::{Query, Sharing, Store, Value};
+use crate::meta::{AtimeMode, Meta, MetaConfig};
 use crate::object::ObjectStore;
 use crate::volume::objects::open_objects;
-use crate::volume::{MetaUrl, VolumeError, gate};
+use crate::volume::{KERNEL_TTL_MAX, KERNEL_TTL_SLACK, MetaUrl, VolumeError, failed, gate};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
@@ -53,6 +55,25 @@ impl Stores {
     /// Opens what is there, for a command. A volume this build must not touch is refused.
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
         Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
+    }
+
+    /// The metadata alone, to be changed by a command: without a session, beside whoever uses the volume.
+    pub(super) async fn meta(url: &MetaUrl) -> Result<Meta, VolumeError> {
+        let (store, setting) = Stores::metadata_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: true }).await?;
+        gate::check(&setting).and_then(|()| gate::check_writable(&setting)).map_err(VolumeError::Refused)?;
+        // Nobody does background work here: it is found by the mounts.
+        let (ask, _) = tokio::sync::mpsc::channel(1);
+        let clock = Arc::new(SystemClock::new());
+        let meta = Meta::new(MetaConfig { store, clock, setting, duties: ask, atime: AtimeMode::Never });
+        meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
+        Ok(meta)
+    }
+
+    /// Waits, before a command changes names, until kernels have forgotten what they were told when nobody else was there.
+    pub(super) async fn wait_for_kernels(meta: &Meta) {
+        if meta.store().sharing() == Sharing::Neighbours {
+            tokio::time::sleep(KERNEL_TTL_MAX + KERNEL_TTL_SLACK).await;
+        }
     }
 
     /// The same with a choice of how a server is used.

@@ -7,6 +7,7 @@ mod dump;
 mod faults;
 mod files;
 mod locks;
+mod operator;
 mod posix;
 mod powercut;
 mod programs;

@@ -76,8 +76,16 @@ async fn open(store: Arc<dyn Store>, objects: Arc<dyn ObjectStore>) -> (Volume, 
     };
     let volume = Volume::over(Stores { store, setting: setting(), objects }, options).await.expect("opens");
     let ttl = Duration::ZERO;
-    let view =
-        MountOptions { subdir: None, read_only: false, xattr: false, attr_ttl: ttl, entry_ttl: ttl, dir_entry_ttl: ttl, umask: None };
+    let view = MountOptions {
+        subdir: None,
+        read_only: false,
+        xattr: false,
+        show_internal: false,
+        attr_ttl: ttl,
+        entry_ttl: ttl,
+        dir_entry_ttl: ttl,
+        umask: None,
+    };
     let (vfs, _) = volume.vfs(&view).await.expect("a view");
     (volume, vfs)
 }

@@ -9,7 +9,7 @@ use crate::meta::codec::decode_decimal;
 use crate::meta::store::{Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Attr, Caller, Errno, Flags, Ino};
+use crate::types::{Asker, Attr, Caller, Errno, Flags, Ino};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -64,6 +64,43 @@ pub(crate) fn rule(view: &View, cx: &Cx, id: u32) -> Result<Arc<Rule>, Stop> {
     let rule = Rule::decode(&stored).ok_or(Errno::IO)?;
     cx.known.acls.note(id, rule.clone());
     Ok(Arc::new(rule))
+}
+
+/// Read, write, and enter or execute.
+pub const READ: u16 = 4;
+/// See `READ`.
+pub const WRITE: u16 = 2;
+/// See `READ`.
+pub const ENTER: u16 = 1;
+
+/// EACCES unless `asker` may do all of `want` (the sum of `READ`, `WRITE`, `ENTER`), as the kernel would decide (metadata §11.4).
+pub(crate) fn check(view: &View, cx: &Cx, asker: &Asker, attr: &Attr, want: u16) -> Result<(), Stop> {
+    if asker.is_root() {
+        return Ok(());
+    }
+    let minimal;
+    let stored;
+    let rule = if attr.access_acl != 0 && cx.setting.enable_acl() {
+        stored = rule(view, cx, attr.access_acl)?;
+        &*stored
+    } else {
+        minimal = Rule { owner: Some(attr.mode >> 6 & 7), group: Some(attr.mode >> 3 & 7), other: Some(attr.mode & 7), ..Rule::default() };
+        &minimal
+    };
+    let grants = |perm: u16| perm & want == want;
+    let masked = |perm: u16| perm & rule.mask.unwrap_or(7);
+    let allowed = if asker.uid == attr.uid {
+        grants(rule.owner.unwrap_or(0))
+    } else if let Some((_, perm)) = rule.users.iter().find(|(uid, _)| *uid == asker.uid) {
+        grants(masked(*perm))
+    } else {
+        let own_group = asker.gids.contains(&attr.gid).then_some(rule.group.unwrap_or(0));
+        let named = rule.groups.iter().filter(|(gid, _)| asker.gids.contains(gid)).map(|(_, perm)| *perm);
+        let mut groups = own_group.into_iter().chain(named).peekable();
+        // Any group that grants all of it is enough; others do not matter once a group matches.
+        if groups.peek().is_some() { groups.any(|perm| grants(masked(perm))) } else { grants(rule.other.unwrap_or(0)) }
+    };
+    if allowed { Ok(()) } else { Err(Errno::ACCES.into()) }
 }
 
 /// The id of a rule; 0 for an empty one. A new rule is stored with the commit.
@@ -157,6 +194,11 @@ fn set_step(view: &View, cx: &Cx, ino: Ino, kind: AclKind, rule: &Rule, clears_s
 }
 
 impl Meta {
+    /// EACCES unless `asker` may do all of `want` with what has these attributes.
+    pub async fn check_access(&self, asker: &Asker, attr: &Attr, want: u16) -> Result<(), Errno> {
+        self.answer("check access", &Caller::root(), |view, cx| check(view, cx, asker, attr, want).map(Plan::answer)).await
+    }
+
     /// An ACL of an inode; ENODATA if it has none.
     pub async fn get_acl(&self, ino: Ino, kind: AclKind) -> Result<Arc<Rule>, Errno> {
         self.answer("get ACL", &Caller::root(), |view, cx| get_step(view, cx, ino, kind)).await

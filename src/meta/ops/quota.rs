@@ -40,7 +40,8 @@ pub enum Of {
 }
 
 impl Of {
-    fn keys(self) -> [Key; 3] {
+    /// Limits, used space, used inodes.
+    pub(crate) fn keys(self) -> [Key; 3] {
         match self {
             Of::Dir(_) => [key::DIR_QUOTA, key::DIR_QUOTA_USED_SPACE, key::DIR_QUOTA_USED_INODES],
             Of::User(_) => [key::USER_QUOTA, key::USER_QUOTA_USED_SPACE, key::USER_QUOTA_USED_INODES],
@@ -48,7 +49,8 @@ impl Of {
         }
     }
 
-    fn field(self) -> Bytes {
+    /// Its field in each of them.
+    pub(crate) fn field(self) -> Bytes {
         match self {
             Of::Dir(ino) => key::decimal(ino),
             Of::User(id) | Of::Group(id) => key::decimal(id),
@@ -113,6 +115,8 @@ pub(crate) struct Quotas {
 struct Table {
     quotas: HashMap<Of, Quota>,
     read_at: Option<Duration>,
+    /// How often an operator had changed them then.
+    changes: i64,
 }
 
 impl Quotas {
@@ -129,9 +133,19 @@ impl Quotas {
         self.table().quotas.get(&of).copied()
     }
 
-    fn replace(&self, quotas: HashMap<Of, Quota>, now: Duration) {
+    /// How often an operator had changed quotas when they were read.
+    pub fn changes(&self) -> i64 {
+        self.table().changes
+    }
+
+    /// All that are known, in no order.
+    pub fn all(&self) -> Vec<(Of, Quota)> {
+        self.table().quotas.iter().map(|(of, quota)| (*of, *quota)).collect()
+    }
+
+    fn replace(&self, quotas: HashMap<Of, Quota>, now: Duration, changes: i64) {
         let of_dirs = quotas.keys().any(|of| matches!(of, Of::Dir(_)));
-        *self.table() = Table { quotas, read_at: Some(now) };
+        *self.table() = Table { quotas, read_at: Some(now), changes };
         self.of_dirs.store(of_dirs, Ordering::Release);
     }
 
@@ -267,8 +281,15 @@ pub(crate) fn check_entered(cx: &Cx, dirs: &[Ino], growth: Usage) -> Result<(), 
 }
 
 impl Meta {
+    /// The quotas as they were last read, in no order.
+    pub fn quotas(&self) -> Vec<(Of, Quota)> {
+        self.known.quotas.all()
+    }
+
     /// Reads the quotas of the volume. Called at the start and with every heartbeat.
     pub async fn load_quotas(&self) -> Result<(), Errno> {
+        // First: what is changed from here on is noticed again.
+        let changes = self.quota_changes().await?;
         let mut quotas = HashMap::new();
         if self.setting().dir_stats() {
             self.load(key::DIR_QUOTA_USED_INODES, &mut quotas).await?;
@@ -277,7 +298,7 @@ impl Meta {
             self.load(key::USER_QUOTA_USED_INODES, &mut quotas).await?;
             self.load(key::GROUP_QUOTA_USED_INODES, &mut quotas).await?;
         }
-        self.known.quotas.replace(quotas, self.driver.clock.elapsed());
+        self.known.quotas.replace(quotas, self.driver.clock.elapsed(), changes);
         Ok(())
     }
 
@@ -334,21 +355,9 @@ impl Meta {
             usage.inodes = usage.inodes.saturating_add(inodes.max(0));
             return Ok(usage);
         }
-        let mut dirs = vec![dir];
-        while let Some(at) = dirs.pop() {
-            let mut cursor = Some(Default::default());
-            while let Some(from) = cursor {
-                let page = self.readdir(at, from, PAGE).await?;
-                for entry in page.entries {
-                    if entry.kind == crate::types::Kind::Dir {
-                        dirs.push(entry.ino);
-                    }
-                    usage.space = usage.space.saturating_add(entry.attr.as_ref().map_or(4096, |attr| attr.space()));
-                    usage.inodes += 1;
-                }
-                cursor = page.next;
-            }
-        }
+        let below = self.count_below(dir).await?;
+        usage.space = usage.space.saturating_add(below.space);
+        usage.inodes = usage.inodes.saturating_add(below.inodes);
         Ok(usage)
     }
 

@@ -26,6 +26,8 @@ pub struct RenameFlags {
     pub noreplace: bool,
     /// Source and target change places; both must exist.
     pub exchange: bool,
+    /// The target may be a directory that is in the trash: what was in it comes back into it.
+    pub restore: bool,
 }
 
 /// Directories counted for one rename.
@@ -158,7 +160,12 @@ pub(crate) fn step<'a>(
     if flags.noreplace && flags.exchange {
         return Err(Errno::INVAL.into());
     }
-    parent::check_place(from.0, from.1)?;
+    // What comes out of the trash is restored. Nothing may go there by exchange.
+    if flags.exchange {
+        parent::check_place(from.0, from.1)?
+    } else {
+        parent::check_removal(cx, from.0, from.1)?
+    }
     parent::check_place(to.0, to.1)?;
     view.want([
         Query::Get(key::inode(from.0)),
@@ -168,7 +175,7 @@ pub(crate) fn step<'a>(
     ])?;
     let from = End { dir: from.0, name: from.1, record: parent::directory(view, from.0)? };
     let to = End { dir: to.0, name: to.1, record: parent::directory(view, to.0)? };
-    if to.record.attr.parent.is_trash() {
+    if to.record.attr.parent.is_trash() && !flags.restore {
         return Err(Errno::NOENT.into());
     }
     let src = node(view, from.dir, from.name)?.ok_or(Errno::NOENT)?;
@@ -281,7 +288,13 @@ impl Move<'_> {
         let (src_guard, src_writes) = relocate(cx, src.ino, src_record, from.dir, to.dir);
         guards.push(src_guard);
         if !same_dir {
-            writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
+            if !from.dir.is_trash() {
+                writes.extend(parent::touch(cx, from.dir, &from.record, from_subdirs));
+            } else if src.kind == Kind::Dir && view.hash_is_empty(&key::dir(src.ino))? {
+                // It lost its statistics when it was deleted. Those of one that was filled again in the trash are left to the client that counts them.
+                guards.push(Guard::HashEmpty(key::dir(src.ino)));
+                tally.begin_dir(src.ino, &mut writes);
+            }
             let usage = self.usage_of(src, src_record);
             quota::check_entered(cx, &self.entered, usage)?;
             self.move_usage(&mut tally, (from.dir, to.dir), &src_record.attr, usage);
@@ -314,11 +327,24 @@ impl Move<'_> {
 impl Meta {
     /// Gives an entry another name and place. What has that name is replaced, kept (EEXIST), or takes the old place, as `flags` say.
     pub async fn rename(&self, caller: &Caller, from: Ino, name: &Name, to: Ino, new_name: &Name, flags: RenameFlags) -> Result<(), Errno> {
+        self.rename_if(caller, (from, name), (to, new_name), flags, |_, _| Ok(())).await
+    }
+
+    /// The same on a condition, which is decided on what is read and confirmed with the rest.
+    pub(crate) async fn rename_if(
+        &self,
+        caller: &Caller,
+        from: (Ino, &Name),
+        to: (Ino, &Name),
+        flags: RenameFlags,
+        may: impl Fn(&View, &Cx) -> Result<(), Stop> + Send + Sync,
+    ) -> Result<(), Errno> {
         let mut counted = Counted::new();
         // Each round counts one directory; there are two at most, and others come only if the entries change meanwhile.
         for _ in 0..COUNTS_MAX {
-            let renamed =
-                self.run_trashing("rename", caller, |view, cx| step(view, cx, (from, name), (to, new_name), flags, &counted)).await?;
+            let renamed = self
+                .run_trashing("rename", caller, |view, cx| may(view, cx).and_then(|()| step(view, cx, from, to, flags, &counted)))
+                .await?;
             match renamed {
                 Renamed::Done(deleted) => {
                     if let Some((ino, length)) = deleted {

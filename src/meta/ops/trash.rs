@@ -5,21 +5,23 @@
 
 use crate::meta::Meta;
 use crate::meta::client::Cx;
-use crate::meta::codec::{decode_decimal, encode_attr, encode_entry};
+use crate::meta::codec::{PARENT_AT, decode_decimal, encode_attr, encode_entry};
+use crate::meta::ops::remove::Removal;
 use crate::meta::ops::stats::Tally;
-use crate::meta::ops::{rmdir, unlink};
-use crate::meta::store::{Guard, Query, Write};
+use crate::meta::store::{BytesRange, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{driver::errno_of, key};
-use crate::types::{Attr, BoxFuture, Caller, Civil, Duty, Errno, Flags, Ino, Kind, Name, Time};
+use crate::types::{Asker, Attr, Caller, Civil, Errno, Flags, Ino, Kind, Name, Time};
 use bytes::Bytes;
 
 /// Name under which the trash appears in the root of the volume; never an entry there (metadata §2.9).
 pub(crate) const TRASH_NAME: &[u8] = b".trash";
 /// Names in the trash are cut to this many bytes, wherever that is.
-const ENTRY_BYTES_MAX: usize = 255;
+pub(super) const ENTRY_BYTES_MAX: usize = 255;
 const HOUR_SECONDS: i64 = 3600;
 const DIR_MODE: u16 = 0o555;
+/// What a mount shows of the trash: root alone looks inside. What is deleted has lost the directories that kept others out of it.
+const SHOWN_MODE: u16 = 0o500;
 
 /// Where a deleted thing goes.
 pub(crate) struct Place {
@@ -36,7 +38,7 @@ impl Place {
 }
 
 /// The name in the trash of what was `name` in `parent`.
-fn entry_name(parent: Ino, ino: Ino, name: &Name) -> Bytes {
+pub(super) fn entry_name(parent: Ino, ino: Ino, name: &Name) -> Bytes {
     let mut entry = format!("{parent}-{ino}-").into_bytes();
     entry.extend_from_slice(name.as_bytes());
     entry.truncate(ENTRY_BYTES_MAX);
@@ -55,6 +57,7 @@ pub(crate) fn place(
     guards: &mut Vec<Guard>,
 ) -> Result<Option<Place>, Stop> {
     let Some(dir) = cx.trash.filter(|_| !parent.is_trash() && !attr.flags.any(Flags::SKIP_TRASH)) else { return Ok(None) };
+    guard_hour(view, dir, guards)?;
     let place = Place { dir, name: entry_name(parent, ino, name) };
     if !attr.is_dir() && attr.nlink > 1 {
         // Another link of the same name may have gone to the trash in this hour: one entry stands for one link.
@@ -65,6 +68,18 @@ pub(crate) fn place(
         guards.push(Guard::Field(hash, place.name.clone(), None));
     }
     Ok(Some(place))
+}
+
+/// ESTALE if the directory of the hour is known to be gone; else guards that it is there when something enters it: whoever empties the trash
+/// may remove it at any time. A record that nobody has read is presumed to be there, because the guard brings the truth as a read would.
+fn guard_hour(view: &View, dir: Ino, guards: &mut Vec<Guard>) -> Result<(), Stop> {
+    let record = key::inode(dir);
+    if view.want([Query::Get(record.clone())]).is_ok() && view.record(dir)?.is_none() {
+        return Err(Errno::STALE.into());
+    }
+    let parent = BytesRange { from: PARENT_AT, to: Some(PARENT_AT + 8) };
+    guards.push(Guard::Bytes(record, vec![(parent, Bytes::copy_from_slice(&Ino::TRASH.0.to_be_bytes()))]));
+    Ok(())
 }
 
 /// EPERM for what lies in the trash (metadata §9.6), unless this process has it open: for whoever holds the handle it is an ordinary file
@@ -90,10 +105,10 @@ fn hour_step(view: &View, cx: &Cx, name: &Name, ino: Ino) -> Result<Plan<Ino>, S
     let mut guards = vec![Guard::Field(key::dir(Ino::TRASH), key::name(name), entry), Guard::Value(key::inode(ino), None)];
     let mut writes = Vec::new();
     if trash.is_none() {
-        writes.push(Write::Set(key::inode(Ino::TRASH), encode_attr(&dir_attr(Time { nsec: 0, ..cx.now }, Ino::ROOT))));
+        writes.push(Write::Set(key::inode(Ino::TRASH), encode_attr(&Attr::new_dir(DIR_MODE, Ino::ROOT, Time { nsec: 0, ..cx.now }))));
     }
     guards.push(Guard::Value(key::inode(Ino::TRASH), trash));
-    let attr = dir_attr(cx.now, Ino::TRASH);
+    let attr = Attr::new_dir(DIR_MODE, Ino::TRASH, cx.now);
     writes.push(Write::Set(key::inode(ino), encode_attr(&attr)));
     writes.push(Write::HSet(key::dir(Ino::TRASH), key::name(name), encode_entry(Kind::Dir, ino)));
     let mut tally = Tally::new(view, cx);
@@ -101,27 +116,6 @@ fn hour_step(view: &View, cx: &Cx, name: &Name, ino: Ino) -> Result<Plan<Ino>, S
     tally.volume(attr.space(), 1);
     tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, ino))
-}
-
-/// The record of a directory that belongs to the trash.
-fn dir_attr(now: Time, parent: Ino) -> Attr {
-    Attr {
-        flags: Flags::default(),
-        kind: Kind::Dir,
-        mode: DIR_MODE,
-        uid: 0,
-        gid: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        nlink: 2,
-        length: 4096,
-        rdev: 0,
-        parent,
-        access_acl: 0,
-        default_acl: 0,
-        tier: 0,
-    }
 }
 
 impl Meta {
@@ -141,6 +135,11 @@ impl Meta {
         let ino = self.hour_dir(&hour_name(hour)).await?;
         *known = Some((hour, ino, losses));
         Ok(Some(ino))
+    }
+
+    /// The directory of the hour is gone: the next one who deletes finds or makes another.
+    pub(crate) async fn forget_trash_dir(&self, gone: Ino) {
+        self.known.trash_hour.lock().await.take_if(|(_, ino, _)| *ino == gone);
     }
 
     async fn hour_dir(&self, name: &Name) -> Result<Ino, Errno> {
@@ -169,6 +168,9 @@ impl Meta {
     /// Attributes as an application must see them: names in the trash are no links, but for what is only there and not open. Only hard-linked inodes of a volume with a trash cost
     /// a look at the metadata.
     pub async fn shown(&self, ino: Ino, attr: Attr) -> Result<Attr, Errno> {
+        if ino == Ino::TRASH {
+            return Ok(Attr { mode: SHOWN_MODE, ..attr });
+        }
         if attr.is_dir() || attr.nlink == 0 {
             return Ok(attr);
         }
@@ -207,10 +209,12 @@ impl Meta {
             }
         }
         hours.sort_unstable_by_key(|(ino, ..)| *ino);
-        let mut gone = 0;
+        let (root, mut gone) = (Asker::default(), 0);
         for (ino, _, name) in hours.iter().take_while(|(_, hour, _)| *hour < edge) {
-            if !self.empty(*ino, go_on, DEPTH_MAX).await? {
-                break;
+            let attr = self.getattr(*ino).await?;
+            match self.empty_dir(*ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), DEPTH_MAX).await {
+                Err(Errno::INTR) => break,
+                outcome => outcome?,
             }
             self.run("expire the trash", &Caller::root(), |view, cx| remove_hour_step(view, cx, *ino, name)).await?;
             gone += 1;
@@ -218,7 +222,7 @@ impl Meta {
         Ok(gone)
     }
 
-    async fn names_in(&self, dir: Ino) -> Result<Vec<(Name, Ino, Kind)>, Errno> {
+    pub(super) async fn names_in(&self, dir: Ino) -> Result<Vec<(Name, Ino, Kind)>, Errno> {
         let mut names = Vec::new();
         let mut cursor = Some(Default::default());
         while let Some(at) = cursor {
@@ -228,43 +232,10 @@ impl Meta {
         }
         Ok(names)
     }
-
-    /// Deletes what is in a directory; false if it was called off.
-    fn empty<'a>(&'a self, dir: Ino, go_on: &'a (dyn Fn() -> bool + Sync), depth: usize) -> BoxFuture<'a, Result<bool, Errno>> {
-        Box::pin(async move {
-            let root = Caller::root();
-            for (name, ino, kind) in self.names_in(dir).await? {
-                if !go_on() {
-                    return Ok(false);
-                }
-                let removed = if kind == Kind::Dir {
-                    if depth == 0 {
-                        return Err(Errno::LOOP);
-                    }
-                    if !self.empty(ino, go_on, depth - 1).await? {
-                        return Ok(false);
-                    }
-                    self.run("expire the trash", &root, |view, cx| rmdir::step(view, cx, dir, &name)).await
-                } else {
-                    self.run("expire the trash", &root, |view, cx| unlink::step(view, cx, dir, &name)).await.map(|deleted| {
-                        if let Some((ino, length)) = deleted {
-                            self.ask(Duty::DeleteFile { ino, length });
-                        }
-                    })
-                };
-                match removed {
-                    // Restored or removed by somebody else.
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-            Ok(true)
-        })
-    }
 }
 
 /// The seconds at which the hour of a directory begins; `None` if it is no such directory.
-fn hour_of(name: &Name) -> Option<i64> {
+pub(super) fn hour_of(name: &Name) -> Option<i64> {
     let text = std::str::from_utf8(name.as_bytes()).ok()?;
     let parts: Vec<i64> = text.split('-').map(|part| part.parse().ok()).collect::<Option<_>>()?;
     let &[year, month, day, hour] = &parts[..] else { return None };

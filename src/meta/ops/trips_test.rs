@@ -9,7 +9,7 @@ use crate::meta::store::counting::CountingStore;
 use crate::meta::store::embedded::EmbeddedStore;
 use crate::meta::store::{Query, Store, Value, Write};
 use crate::meta::{AtimeMode, Meta, MetaConfig, codec, key};
-use crate::types::{Attr, Caller, Errno, Flags, Ino, Kind, Name, Time};
+use crate::types::{Attr, Caller, Errno, Ino, Kind, Name, Time};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,23 +43,7 @@ impl Host {
         let mut setting = Setting::new("vol", "uuid", "file", "/", 4096);
         change(&mut setting);
         let volume = Arc::new(EmbeddedStore::open_in_memory().expect("memory"));
-        let root = Attr {
-            flags: Flags(0),
-            kind: Kind::Dir,
-            mode: 0o777,
-            uid: 0,
-            gid: 0,
-            atime: Time::default(),
-            mtime: Time::default(),
-            ctime: Time::default(),
-            nlink: 2,
-            length: 4096,
-            rdev: 0,
-            parent: ROOT,
-            access_acl: 0,
-            default_acl: 0,
-            tier: 0,
-        };
+        let root = Attr::new_dir(0o777, ROOT, Time::default());
         let mut writes = vec![Write::Set(key::inode(ROOT), codec::encode_attr(&root))];
         for hash in [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES] {
             writes.push(Write::HSet(hash, key::decimal(1), Bytes::from_static(b"0")));

@@ -14,6 +14,7 @@ pub async fn run(store: &dyn Store) {
     suite.writes().await;
     suite.failing_writes_undo_everything().await;
     suite.conflicts_tell_everything_and_change_nothing().await;
+    suite.many_of_a_kind().await;
     suite.reads_see_one_commit().await;
     suite.entries().await;
     suite.scans().await;
@@ -26,6 +27,54 @@ pub async fn run(store: &dyn Store) {
 
 struct Suite<'a> {
     store: &'a dyn Store,
+}
+
+impl Suite<'_> {
+    /// Neighbours of one kind, which a store may carry out together: every reply and every value of a conflict as if they stood alone.
+    async fn many_of_a_kind(&self) {
+        let field = |n: usize| Bytes::from(format!("f{n}"));
+        let name = |n: usize| Bytes::from(format!("many{n}"));
+        let fields = |range: std::ops::Range<usize>, value: Option<&'static str>| -> Vec<Guard> {
+            range.map(|n| Guard::Field(k(), field(n), value.map(b))).collect()
+        };
+        let strings = |range: std::ops::Range<usize>, value: Option<&'static str>| -> Vec<Guard> {
+            range.map(|n| Guard::Value(name(n), value.map(b))).collect()
+        };
+        let mut guards = [strings(0..9, None), fields(0..9, None), vec![Guard::HashEmpty(b("other"))]].concat();
+        let mut writes: Vec<Write> = (0..9).map(|n| Write::Set(name(n), b("v"))).collect();
+        writes.extend((0..9).map(|n| Write::HSet(k(), field(n), b("w"))));
+        writes.extend((0..9).map(|n| Write::HSet(b("other"), field(n), b("x"))));
+        writes.extend((0..4).map(|n| Write::ZAdd(b("sorted"), n, field(n as usize))));
+        let commit = self.store.commit(&guards, &writes, &[Query::HGet(b("other"), field(8)), Query::ZScore(b("sorted"), field(3))]).await;
+        let Ok(Commit::Done { replies, values }) = commit else { panic!("{commit:?}") };
+        assert_eq!((replies.len(), values), (31, vec![Value::Bytes(Some(b("x"))), Value::Score(Some(3))]));
+        // One of many does not hold: every value comes back, in order.
+        guards = [fields(0..5, Some("w")), strings(3..6, Some("v")), fields(5..8, Some("no")), strings(6..12, Some("v"))].concat();
+        let commit = self.store.commit(&guards, &[Write::Del(k())], &[]).await;
+        let Ok(Commit::Conflict(found)) = commit else { panic!("{commit:?}") };
+        assert_eq!(found.iter().map(|(query, _)| query.clone()).collect::<Vec<_>>(), guards.iter().map(Guard::query).collect::<Vec<_>>());
+        for (query, value) in found {
+            let want = match &query {
+                Query::HGet(..) => Some(b("w")),
+                Query::Get(key) if (9..12).any(|n| *key == name(n)) => None,
+                _ => Some(b("v")),
+            };
+            assert_eq!(value, Value::Bytes(want), "{query:?}");
+        }
+        // What is there and what is not, told one by one; several kinds in turn.
+        let mut writes: Vec<Write> = (6..12).map(|n| Write::HDel(k(), field(n))).collect();
+        writes.push(Write::IncrBy(b("count"), 5));
+        writes.extend((0..6).map(|n| Write::HDel(k(), field(n))));
+        writes.extend((0..12).map(|n| Write::Del(name(n))));
+        writes.extend([Write::Set(name(1), b("again")), Write::Set(name(1), b("last"))]);
+        let commit = self.store.commit(&[], &writes, &[Query::Get(name(0)), Query::Get(name(1)), Query::HLen { key: k(), limit: 9 }]).await;
+        let Ok(Commit::Done { replies, values }) = commit else { panic!("{commit:?}") };
+        let told: Vec<i64> = replies.iter().filter_map(|reply| if let Value::Int(n) = reply { Some(*n) } else { None }).collect();
+        assert_eq!(told, [1, 1, 1, 0, 0, 0, 5, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(values, [Value::Bytes(None), Value::Bytes(Some(b("last"))), Value::Int(0)]);
+        let rest = [Write::Del(name(1)), Write::Del(b("other")), Write::Del(b("sorted")), Write::Del(b("count"))];
+        self.store.commit(&[], &rest, &[]).await.expect("commit");
+    }
 }
 
 fn b(text: &'static str) -> Bytes {

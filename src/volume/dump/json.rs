@@ -54,23 +54,7 @@ pub async fn write(
 
 /// What stands for the trash of a volume that never had one.
 pub(super) fn no_trash() -> Node {
-    let attr = Attr {
-        flags: Default::default(),
-        kind: Kind::Dir,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        atime: Default::default(),
-        mtime: Default::default(),
-        ctime: Default::default(),
-        nlink: 2,
-        length: 0,
-        rdev: 0,
-        parent: Ino(0),
-        access_acl: 0,
-        default_acl: 0,
-        tier: 0,
-    };
+    let attr = Attr { length: 0, ..Attr::new_dir(0, Ino(0), Default::default()) };
     Node { ino: Ino::TRASH, attr, target: Default::default(), xattrs: Vec::new(), access_acl: None, default_acl: None, chunks: Vec::new() }
 }
 

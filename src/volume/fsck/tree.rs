@@ -35,7 +35,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Inodes that rightly have no entry: unlinked but open, or deleted with their data still waiting.
+    /// Inodes that rightly have no entry: unlinked but open, clones that are not complete, or deleted with their data still waiting.
     async fn expected_orphans(&mut self) -> Result<(), VolumeError> {
         let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"session")));
         while let Some(items) = pages.next(self.store).await? {
@@ -45,6 +45,10 @@ impl Check<'_> {
                     self.sustained.extend(members.iter().filter_map(|member| inode_of(member, "")));
                 }
             }
+        }
+        let mut pages = Pages::new(ScanRange::Sorted(key::DETACHED));
+        while let Some(items) = pages.next(self.store).await? {
+            self.sustained.extend(items.iter().filter_map(|item| inode_of(&item.name, "")));
         }
         let mut pages = Pages::new(ScanRange::Sorted(key::DELFILES));
         while let Some(items) = pages.next(self.store).await? {

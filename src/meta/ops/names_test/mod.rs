@@ -52,23 +52,7 @@ impl World {
         let mut setting = Setting::new("vol", "uuid", "file", "/", 4096);
         change(&mut setting);
         let store = Arc::new(EmbeddedStore::open_in_memory().expect("memory"));
-        let root = Attr {
-            flags: Flags(0),
-            kind: Kind::Dir,
-            mode: 0o777,
-            uid: 0,
-            gid: 0,
-            atime: Time::default(),
-            mtime: Time::default(),
-            ctime: Time::default(),
-            nlink: 2,
-            length: 4096,
-            rdev: 0,
-            parent: Ino::ROOT,
-            access_acl: 0,
-            default_acl: 0,
-            tier: 0,
-        };
+        let root = Attr::new_dir(0o777, Ino::ROOT, Time::default());
         let mut writes = vec![Write::Set(key::inode(Ino::ROOT), encode_attr(&root))];
         for hash in [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES] {
             writes.push(Write::HSet(hash, key::decimal(1), Bytes::from_static(b"0")));

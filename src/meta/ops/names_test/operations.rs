@@ -386,7 +386,7 @@ async fn exchange() {
     let dir = w.make(b, "d", Kind::Dir).await;
     w.make(dir, "inside", Kind::File).await;
     w.meta.link(&Caller::root(), file, ROOT, &name("link")).await.expect("links");
-    let flags = RenameFlags { exchange: true, noreplace: false };
+    let flags = RenameFlags { exchange: true, ..RenameFlags::default() };
     let swap =
         async |from: (Ino, &str), to: (Ino, &str)| w.meta.rename(&Caller::root(), from.0, &name(from.1), to.0, &name(to.1), flags).await;
     swap((a, "f"), (b, "d")).await.expect("exchanges");
@@ -419,8 +419,8 @@ async fn rename_fails() {
     w.edit(sticky, |attr| (attr.mode, attr.uid) = (0o1777, 3)).await;
     w.make(sticky, "f", Kind::File).await;
     w.make(sticky, "d", Kind::Dir).await;
-    let keep = RenameFlags { noreplace: true, exchange: false };
-    let both = RenameFlags { noreplace: true, exchange: true };
+    let keep = RenameFlags { noreplace: true, ..RenameFlags::default() };
+    let both = RenameFlags { noreplace: true, exchange: true, restore: false };
     let plain = RenameFlags::default();
     for (uid, from, to, flags, errno) in [
         (0, (ROOT, "none"), (ROOT, "x"), plain, Errno::NOENT),

@@ -122,7 +122,7 @@ async fn a_directory_takes_what_is_below_it_along() {
     // Back, in exchange for a file, with a quota of its own that says how much it is.
     set(&w, tree, 0, 0, Usage { space: 12_288, inodes: 2 }).await;
     w.make(a, "x", Kind::File).await;
-    let flags = RenameFlags { exchange: true, noreplace: false };
+    let flags = RenameFlags { exchange: true, ..RenameFlags::default() };
     w.meta.rename(&root, a, &name("x"), b, &name("tree"), flags).await.unwrap();
     assert_eq!((used(&w, a).await, used(&w, b).await, used(&w, tree).await), ((16_384, 3), (4096, 1), (12_288, 2)));
     // What happens in it now counts for its new place, also where the old one is remembered.

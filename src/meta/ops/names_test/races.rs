@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
 const ROOT: Ino = Ino::ROOT;
-const PLAIN: RenameFlags = RenameFlags { noreplace: false, exchange: false };
+const PLAIN: RenameFlags = RenameFlags { noreplace: false, exchange: false, restore: false };
 
 #[tokio::test]
 async fn creators_in_one_directory_do_not_conflict() {
@@ -133,7 +133,7 @@ async fn two_moves_make_no_cycle() {
     let y = w.make(x, "y", Kind::Dir).await;
     let z = w.make(y, "z", Kind::Dir).await;
     let plan = w.plan(&root, |view, cx| rename::step(view, cx, (ROOT, &name("a")), (z, &name("a")), PLAIN, &Default::default())).await;
-    let swap = RenameFlags { exchange: true, noreplace: false };
+    let swap = RenameFlags { exchange: true, ..RenameFlags::default() };
     let exchange = w.plan(&root, |view, cx| rename::step(view, cx, (a, &name("b")), (x, &name("y")), swap, &Default::default())).await;
     w.rename((ROOT, "x"), (c, "x")).await.expect("moves");
     assert!(!w.commits(plan).await);

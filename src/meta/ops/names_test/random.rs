@@ -71,7 +71,7 @@ async fn run(ops: Vec<Op>, trash_days: u64) {
             Op::Unlink(d, n) => drop(w.meta.unlink(&root, dir(d), &text(n)).await),
             Op::Rmdir(d, n) => drop(w.meta.rmdir(&root, dir(d), &text(n)).await),
             Op::Rename(d, n, to, m, exchange) => {
-                let flags = RenameFlags { exchange, noreplace: false };
+                let flags = RenameFlags { exchange, ..RenameFlags::default() };
                 let _ = w.meta.rename(&root, dir(d), &text(n), dir(to), &text(m), flags).await;
             }
             Op::Open(d, n) => {

@@ -163,6 +163,113 @@ async fn root_alone_empties_the_trash() {
 }
 
 #[tokio::test]
+async fn the_hour_that_was_emptied_away_is_made_again() {
+    let w = world().await;
+    let first = w.make(Ino::ROOT, "first", Kind::File).await;
+    w.unlink(Ino::ROOT, "first").await.unwrap();
+    let (second, dir) = (w.make(Ino::ROOT, "second", Kind::File).await, w.make(Ino::ROOT, "dir", Kind::Dir).await);
+    // Another client empties it and takes it away.
+    w.unlink(T, &format!("1-{first}-first")).await.unwrap();
+    let mut writes = vec![Write::HDel(key::dir(Ino::TRASH), "1970-01-01-00".into()), Write::Del(key::inode(T))];
+    writes.extend([key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES].map(|hash| Write::HDel(hash, key::decimal(T))));
+    writes.extend([Write::IncrBy(key::USED_SPACE, -4096), Write::IncrBy(key::TOTAL_INODES, -1)]);
+    w.write(&writes).await;
+    w.unlink(Ino::ROOT, "second").await.unwrap();
+    let again = Ino(T.0 + 1);
+    assert_eq!(w.in_trash(again).await, [(format!("1-{second}-second").into(), codec::encode_entry(Kind::File, second))]);
+    w.rmdir(Ino::ROOT, "dir").await.unwrap();
+    assert_eq!(w.meta.getattr(dir).await.unwrap().parent, again);
+    w.check().await;
+    // Just before the commit.
+    let third = w.make(Ino::ROOT, "third", Kind::File).await;
+    let plan = w.plan(&Caller::root(), |view, cx| super::super::unlink::step(view, cx, Ino::ROOT, &name("third"))).await;
+    w.write(&[Write::Del(key::inode(again))]).await;
+    assert!(!w.commits(plan).await, "nothing enters a directory that is gone");
+    assert!(w.meta.getattr(third).await.is_ok());
+}
+
+#[tokio::test]
+async fn root_renames_out_of_the_trash() {
+    let w = world().await;
+    let dir = w.make(Ino::ROOT, "dir", Kind::Dir).await;
+    let file = w.make(dir, "f", Kind::File).await;
+    let link = w.make(Ino::ROOT, "l", Kind::File).await;
+    w.meta.link(&Caller::root(), link, dir, &name("l2")).await.unwrap();
+    let before = w.meta.getattr(file).await.unwrap();
+    for text in ["f", "l2"] {
+        w.unlink(dir, text).await.unwrap();
+    }
+    w.rmdir(Ino::ROOT, "dir").await.unwrap();
+    let entry = |parent: Ino, ino: Ino, text: &str| format!("{parent}-{ino}-{text}");
+    let own = user(5);
+    let out = entry(dir, file, "f");
+    let refused = w.meta.rename(&own, T, &name(&out), Ino::ROOT, &name("x"), RenameFlags::default()).await;
+    assert_eq!(refused, Err(Errno::PERM));
+    let exchange = RenameFlags { exchange: true, ..RenameFlags::default() };
+    assert_eq!(w.meta.rename(&Caller::root(), T, &name(&out), Ino::ROOT, &name("l"), exchange).await, Err(Errno::PERM));
+    assert_eq!(w.rename((Ino::ROOT, "l"), (T, "x")).await, Err(Errno::PERM));
+    assert_eq!(w.rename((T, &out), (dir, "f")).await, Err(Errno::NOENT), "its directory is in the trash");
+    w.rename((T, &entry(Ino::ROOT, dir, "dir")), (Ino::ROOT, "dir")).await.unwrap();
+    w.check().await;
+    w.rename((T, &out), (dir, "f")).await.unwrap();
+    w.rename((T, &entry(dir, link, "l2")), (dir, "l2")).await.unwrap();
+    w.check().await;
+    let after = w.meta.getattr(file).await.unwrap();
+    assert_eq!(after, Attr { ctime: after.ctime, ..before });
+    assert_eq!((w.shown(link).await, w.in_trash(T).await.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn an_owner_takes_back_what_is_its_own() {
+    let w = world().await;
+    let asker = |uid| crate::types::Asker { uid, gids: vec![uid], ..Default::default() };
+    let shared = w.make(Ino::ROOT, "shared", Kind::Dir).await;
+    let closed = w.make(Ino::ROOT, "closed", Kind::Dir).await;
+    w.edit(shared, |attr| attr.mode = 0o777).await;
+    w.edit(closed, |attr| attr.mode = 0o755).await;
+    for dir in [shared, closed] {
+        let made = w.meta.create(&user(5), dir, &name("f"), node(Kind::File)).await.unwrap().0;
+        w.meta.unlink(&Caller::root(), dir, &name("f")).await.unwrap();
+        let found = w.meta.trash_page(T, Default::default()).await.unwrap().0.into_iter().find(|found| found.ino == made).unwrap();
+        assert_eq!((found.parent, found.name.clone()), (dir, name("f")));
+        assert_eq!(w.meta.take_back(&asker(6), &found, dir, &name("f")).await, Err(Errno::PERM));
+        let expected = if dir == shared { Ok(()) } else { Err(Errno::ACCES) };
+        assert_eq!(w.meta.take_back(&asker(5), &found, dir, &name("f")).await, expected);
+        w.check().await;
+    }
+    let found = w.meta.trash_page(T, Default::default()).await.unwrap().0.remove(0);
+    w.make(closed, "f", Kind::Fifo).await;
+    assert_eq!(w.meta.take_back(&asker(0), &found, closed, &name("f")).await, Err(Errno::EXIST));
+    assert_eq!(w.meta.take_back(&asker(0), &found, closed, &name("g")).await, Ok(()));
+    assert_eq!(w.meta.take_back(&asker(0), &found, closed, &name("h")).await, Err(Errno::NOENT));
+    w.check().await;
+}
+
+#[tokio::test]
+async fn an_hour_is_put_back_or_rebuilt_inside() {
+    for put_back in [false, true] {
+        let w = world().await;
+        let (a, kept) = (w.make(Ino::ROOT, "a", Kind::Dir).await, w.make(Ino::ROOT, "kept", Kind::Dir).await);
+        let b = w.make(a, "b", Kind::Dir).await;
+        let (f, g) = (w.make(b, "f", Kind::File).await, w.make(kept, "g", Kind::File).await);
+        for (dir, text) in [(b, "f"), (kept, "g")] {
+            w.unlink(dir, text).await.unwrap();
+        }
+        w.rmdir(a, "b").await.unwrap();
+        w.rmdir(Ino::ROOT, "a").await.unwrap();
+        assert_eq!(w.meta.restore_hour(T, put_back, 4, &|| false).await, Err(Errno::INTR));
+        let restored = w.meta.restore_hour(T, put_back, 4, &|| true).await.unwrap();
+        let moved = if put_back { 4 } else { 2 };
+        assert_eq!((restored.moved, restored.left, restored.failed), (moved, 4 - moved, 0));
+        assert_eq!(w.meta.getattr(f).await.unwrap().parent, b);
+        assert_eq!(w.meta.getattr(a).await.unwrap().parent, if put_back { Ino::ROOT } else { T });
+        assert_eq!(w.meta.getattr(g).await.unwrap().parent, if put_back { kept } else { T });
+        w.check().await;
+        assert_eq!(w.meta.restore_hour(T, put_back, 4, &|| true).await.unwrap().moved, 0);
+    }
+}
+
+#[tokio::test]
 async fn what_is_old_enough_expires() {
     let w = world().await;
     let dir = w.make(Ino::ROOT, "dir", Kind::Dir).await;

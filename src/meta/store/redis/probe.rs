@@ -64,6 +64,7 @@ async fn rights(link: &Link, probe: &Key, writes: bool) -> Result<(), StoreError
     let commands: &[(&str, &[&str])] = &[
         ("DEL", &[]),
         ("SET", &["v"]),
+        ("MSET", &["v"]),
         ("SETRANGE", &["0", "v"]),
         ("GET", &[]),
         ("MGET", &[]),
@@ -74,6 +75,7 @@ async fn rights(link: &Link, probe: &Key, writes: bool) -> Result<(), StoreError
         ("HSET", &["f", "1"]),
         ("HSETNX", &["f", "1"]),
         ("HGET", &["f"]),
+        ("HMGET", &["f"]),
         ("HGETALL", &[]),
         ("HLEN", &[]),
         ("HSCAN", &["0"]),
@@ -100,7 +102,7 @@ async fn rights(link: &Link, probe: &Key, writes: bool) -> Result<(), StoreError
         ("DEL", &[]),
     ];
     const LOOKS: &[&str] =
-        &["GET", "MGET", "TYPE", "HGET", "HGETALL", "HLEN", "HSCAN", "LRANGE", "SMEMBERS", "ZSCORE", "ZRANGEBYSCORE", "ZSCAN"];
+        &["GET", "MGET", "TYPE", "HGET", "HMGET", "HGETALL", "HLEN", "HSCAN", "LRANGE", "SMEMBERS", "ZSCORE", "ZRANGEBYSCORE", "ZSCAN"];
     for (name, args) in commands.iter().filter(|(name, _)| writes || LOOKS.contains(name)) {
         link.request(redis::cmd(name).arg(&probe[..]).arg(*args)).await.map_err(|error| missing(name, error))?;
     }

@@ -1,0 +1,36 @@
+//! `pando rmr PATH…`
+
+use crate::cli::ask::{self, Line, threads};
+use crate::cli::values::count_shown;
+use crate::daemon::{AskError, Last};
+use anyhow::bail;
+use clap::ArgAction;
+use serde_json::json;
+use tracing::{error, info};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Files and directories inside a mount, which are removed with all that is below them.
+    #[arg(required = true)]
+    path: Vec<String>,
+    /// Delete for good, past the trash; for root only.
+    #[arg(long, action = ArgAction::SetTrue)]
+    skip_trash: bool,
+    /// Directories worked on at once [default: 50; at most 255].
+    #[arg(long, short = 'p', value_name = "N")]
+    threads: Option<String>,
+}
+
+/// Runs the command. A path outside of any mount is reported and passed over, as scripts know it.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let threads = threads(args.threads.as_ref(), 50)?;
+    for path in &args.path {
+        let request = json!({ "Command": "rmr", "SkipTrash": args.skip_trash, "Threads": threads });
+        match ask::about(path, Last::Itself, request, &mut Line::new("rmr")) {
+            Ok(answer) => info!("{path}: removed {}", count_shown(answer["Removed"].as_u64().unwrap_or(0))),
+            Err(AskError::Outside(outside)) => error!("Open control file for {path:?}: {outside} is not inside a Pando mount"),
+            Err(error) => bail!("RMR {path:?}: {error}"),
+        }
+    }
+    Ok(())
+}

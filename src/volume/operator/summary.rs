@@ -1,0 +1,133 @@
+//! `summary`: how much is below a directory, by directory.
+
+use crate::meta::ops::acl::{ENTER, READ};
+use crate::meta::store::Cursor;
+use crate::types::{Asker, Attr, BoxFuture, Errno, Ino, Kind};
+use crate::volume::operator::{Failure, Operator, PAGE, Progress, text};
+use serde_json::{Value, json};
+
+/// Deepest level that is shown, and most entries of a directory.
+const DEPTH_MAX: u64 = 10;
+const ENTRIES_MAX: u64 = 100;
+/// Directories in each other; deeper means damage.
+const LEVELS_MAX: usize = 4096;
+
+/// What is below a name, and what is shown of it.
+#[derive(Default)]
+struct Node {
+    name: String,
+    is_dir: bool,
+    size: u64,
+    files: u64,
+    dirs: u64,
+    children: Vec<Node>,
+}
+
+impl Node {
+    fn of(name: String, attr: &Attr) -> Node {
+        let is_dir = attr.is_dir();
+        let size = u64::try_from(attr.space()).unwrap_or(0);
+        Node { name, is_dir, size, files: u64::from(!is_dir), dirs: u64::from(is_dir), children: Vec::new() }
+    }
+
+    fn add(&mut self, other: &Node) {
+        self.size = self.size.saturating_add(other.size);
+        self.files += other.files;
+        self.dirs += other.dirs;
+    }
+
+    /// The largest `entries`, and one for the rest.
+    fn fold(&mut self, entries: usize) {
+        let rest = |node: &Node| node.name == "..." && node.children.is_empty();
+        let folded = self.children.iter().position(rest).map(|at| self.children.remove(at));
+        self.children.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.name.cmp(&b.name)));
+        let mut others = folded.unwrap_or_else(|| Node { name: "...".into(), ..Node::default() });
+        for node in self.children.split_off(self.children.len().min(entries)) {
+            others.add(&node);
+        }
+        if others.files + others.dirs > 0 {
+            self.children.push(others);
+        }
+    }
+
+    fn document(&self) -> Value {
+        let children: Vec<Value> = self.children.iter().map(Node::document).collect();
+        json!({
+            "Name": self.name, "IsDir": self.is_dir, "Size": self.size, "Files": self.files, "Dirs": self.dirs, "Children": children,
+        })
+    }
+}
+
+impl Operator {
+    /// Sums of a tree, counted exactly.
+    pub(super) async fn summary(&self, asker: &Asker, request: &Value, progress: &Progress) -> Result<Value, Failure> {
+        let path = text(request, "Path")?;
+        let found = self.walk(asker, path).await?;
+        let number = |field: &str, default: u64, max: u64| request[field].as_u64().unwrap_or(default).min(max) as usize;
+        let (depth, entries) = (number("Depth", 2, DEPTH_MAX), number("Entries", 10, ENTRIES_MAX));
+        if self.writers.any_dirty() {
+            self.writers.flush_all().await?;
+        }
+        let mut top = Node::of("/".into(), &found.attr);
+        if found.attr.is_dir() {
+            let at = |errno| Failure::at(format!("/{path}"), errno);
+            self.sum(asker, (found.ino, &found.attr), &mut top, (depth, entries, LEVELS_MAX), progress).await.map_err(at)?;
+        }
+        Ok(top.document())
+    }
+
+    fn sum<'a>(
+        &'a self,
+        asker: &'a Asker,
+        (dir, attr): (Ino, &'a Attr),
+        node: &'a mut Node,
+        (depth, entries, levels): (usize, usize, usize),
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<(), Errno>> {
+        Box::pin(async move {
+            if levels == 0 {
+                return Err(Errno::LOOP);
+            }
+            self.meta.check_access(asker, attr, READ | ENTER).await?;
+            let mut cursor = Some(Cursor::new());
+            while let Some(at) = cursor {
+                if asker.cancel.is_cancelled() {
+                    return Err(Errno::INTR);
+                }
+                let page = self.meta.readdir(dir, at, PAGE).await?;
+                progress.add(page.entries.len() as u64, 0);
+                for entry in page.entries {
+                    let Some(attr) = entry.attr else { continue };
+                    let mut child = Node::of(String::from_utf8_lossy(&entry.name).into_owned(), &attr);
+                    if entry.kind == Kind::Dir {
+                        self.sum(asker, (entry.ino, &attr), &mut child, (depth.saturating_sub(1), entries, levels - 1), progress).await?;
+                    }
+                    node.add(&child);
+                    if depth > 0 {
+                        node.children.push(child);
+                    }
+                }
+                node.fold(entries);
+                cursor = page.next;
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_are_shown_and_the_rest_is_one_line() {
+        let node = |name: &str, size| Node { name: name.into(), size, files: 1, ..Node::default() };
+        let mut dir = Node::default();
+        for page in [[("a", 1), ("b", 5), ("c", 3)], [("d", 4), ("e", 9), ("f", 1)]] {
+            dir.children.extend(page.map(|(name, size)| node(name, size)));
+            dir.fold(2);
+        }
+        let shown: Vec<_> = dir.children.iter().map(|node| (node.name.as_str(), node.size, node.files)).collect();
+        assert_eq!(shown, [("e", 9, 1), ("b", 5, 1), ("...", 9, 4)]);
+    }
+}
