@@ -12,6 +12,7 @@ mod info;
 mod load;
 mod mount;
 mod program;
+mod restore_meta;
 mod status;
 mod title;
 mod umount;
@@ -83,6 +84,8 @@ enum Command {
     Dump(dump::Args),
     /// Make the metadata of a new volume from such a file.
     Load(load::Args),
+    /// Restore lost metadata from the newest backup in the bucket.
+    RestoreMeta(Box<restore_meta::Args>),
     /// Show the version.
     Version,
 }
@@ -158,6 +161,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Load(args) => {
             logging();
             load::run(&args)
+        }
+        Command::RestoreMeta(args) => {
+            logging();
+            restore_meta::run(&args)
         }
         Command::Version => {
             say(&version_line());

@@ -3,6 +3,7 @@
 //! A volume is opened once per process; mounts are views of it. Opening is also the moment when this process becomes visible to others:
 //! the order in `Volume::open` matters.
 
+mod backup;
 mod cache;
 mod codec;
 mod config;
@@ -12,11 +13,13 @@ mod fsck;
 mod gate;
 mod info;
 mod objects;
+mod restore;
 mod status;
 mod stores;
 mod url;
 mod wanted;
 
+pub use backup::{Backup, BackupOptions};
 pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
@@ -24,6 +27,7 @@ pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use objects::{check_bucket, location};
+pub use restore::{Restored, Source, list_backups, restore_meta};
 pub use status::{session, status};
 pub use stores::Stores;
 pub use url::MetaUrl;
@@ -39,6 +43,7 @@ use crate::meta::{AtimeMode, Meta, MetaConfig};
 use crate::types::{Caller, Duty, Errno, FrameSource, Ino, Kind, Name};
 use crate::vfs::writer::{Writers, WritersConfig};
 use crate::vfs::{Vfs, VfsConfig};
+use backup::Backups;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,6 +109,8 @@ pub struct VolumeOptions {
     pub heartbeat: Duration,
     /// Blocks cached on this host.
     pub cache: CacheOptions,
+    /// Backups of the metadata; `None`: this process takes none.
+    pub backup: Option<BackupOptions>,
 }
 
 /// One view of a volume.
@@ -170,7 +177,7 @@ impl Volume {
         let frames: Arc<dyn FrameSource> = meta.clone();
         let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
         let blocks = BlockStore::new(BlockConfig {
-            objects,
+            objects: objects.clone(),
             prefix: setting.name().into(),
             hash_prefix: setting.hash_prefix(),
             block_bytes: setting.block_bytes(),
@@ -193,7 +200,13 @@ impl Volume {
                 Err(error) => warn!("cannot clean up after stale sessions: {error}"),
             }
             info!(sid, "volume {} is open", setting.name());
-            let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            let backup = match options.backup {
+                Some(BackupOptions { period, skip_trash }) => {
+                    Some(Backups::new(meta.clone(), chunks.clone(), objects, &setting, skip_trash)?.every(period))
+                }
+                None => None,
+            };
+            let config = JobsConfig { heartbeat: options.heartbeat, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
         Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only })

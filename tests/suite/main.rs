@@ -1,5 +1,6 @@
 //! Behaviour on real mounts. Every test starts what it needs and leaves nothing behind.
 
+mod backup;
 mod commands;
 mod crash;
 mod differential;
