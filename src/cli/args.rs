@@ -9,8 +9,6 @@ use clap::{Arg, ArgAction, Command};
 /// Commands of the reference that this build does not have. They are told apart from misspelt ones.
 const UNSUPPORTED: &[&str] = &[
     "quota",
-    "destroy",
-    "gc",
     "restore",
     "tier",
     "changelog",
@@ -273,7 +271,7 @@ mod tests {
             ("--version", Stop::Version),
             ("status vol --nosuch", wrong("unknown option: \"--nosuch\"")),
             ("umount -rf mnt", wrong("unknown option: \"-rf\"")),
-            ("gc vol", wrong("`gc` is not supported by this build")),
+            ("summary vol", wrong("`summary` is not supported by this build")),
             ("mount vol mnt -log", Stop::NoValue { option: "-log".into(), command: "mount".into() }),
             ("format vol", Stop::Count { message: "This command requires at least 2 arguments".into(), command: "format".into() }),
         ];

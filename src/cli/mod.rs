@@ -4,9 +4,11 @@ mod accepted;
 mod args;
 mod cache;
 mod config;
+mod destroy;
 mod dump;
 mod format;
 mod fsck;
+mod gc;
 mod helper;
 mod info;
 mod load;
@@ -80,6 +82,10 @@ enum Command {
     Info(info::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
+    /// Find, or delete, objects that nothing names and what waits for deletion; compact chunks.
+    Gc(gc::Args),
+    /// Destroy a volume with all its data.
+    Destroy(destroy::Args),
     /// Write the metadata of a volume into a file.
     Dump(dump::Args),
     /// Make the metadata of a new volume from such a file.
@@ -153,6 +159,14 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Fsck(args) => {
             logging();
             fsck::run(&args)
+        }
+        Command::Gc(args) => {
+            logging();
+            gc::run(&args)
+        }
+        Command::Destroy(args) => {
+            logging();
+            destroy::run(&args)
         }
         Command::Dump(args) => {
             logging();

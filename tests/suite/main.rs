@@ -7,6 +7,7 @@ mod differential;
 mod dump;
 mod faults;
 mod files;
+mod gc;
 mod locks;
 mod posix;
 mod powercut;
