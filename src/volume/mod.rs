@@ -63,6 +63,8 @@ pub const KERNEL_TTL_MAX: Duration = Duration::from_secs(1);
 const KERNEL_TTL_SLACK: Duration = Duration::from_millis(100);
 /// Background work waiting. More is found again by the periodic scans; one entry is 24 bytes.
 const DUTIES_QUEUED_MAX: usize = 16 * 1024;
+/// How often it is looked whether the metadata are still those of the volume. Whoever notices it stops writing at once.
+const DISOWNED_LOOK: Duration = Duration::from_secs(1);
 /// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
 const CACHE_FLUSH: Duration = Duration::from_secs(1);
 
@@ -233,6 +235,13 @@ impl Volume {
         self.meta.store()
     }
 
+    /// Returns when the metadata are found to be those of another volume, or gone: the mount must end.
+    pub async fn disowned(&self) {
+        while !self.meta.is_disowned() {
+            tokio::time::sleep(DISOWNED_LOOK).await;
+        }
+    }
+
     /// A view of the volume, and the inode that is its root.
     pub async fn vfs(&self, options: &MountOptions) -> Result<(Arc<Vfs>, Ino), VolumeError> {
         let root = match &options.subdir {
@@ -284,6 +293,15 @@ impl Volume {
     /// Writes what is buffered, ends the background work and the session, makes all of it durable. Goes on after a failure, so that
     /// as much as possible is saved; reports the first.
     pub async fn close(mut self) -> Result<(), VolumeError> {
+        if self.meta.is_disowned() {
+            if let Some(jobs) = self.jobs.take() {
+                jobs.stop().await;
+            }
+            return Err(VolumeError::Failed(format!(
+                "the metadata of volume {} are gone or were replaced; what was not stored is lost",
+                self.name
+            )));
+        }
         let mut first = None;
         if let Err(error) = self.writers.flush_all().await {
             first = first.or(Some(failed("some written data could not be stored", error)));
