@@ -52,7 +52,6 @@ pub fn flags(command: &str) -> &'static [Flag] {
         "mount" => MOUNT,
         "format" => FORMAT,
         "config" => CONFIG,
-        "fsck" => FSCK,
         "dump" => DUMP,
         "load" => LOAD,
         _ => &[],
@@ -143,15 +142,6 @@ const CONFIG: &[Flag] = &[
     value("changelog-max-age", Refuse(NOT_YET)),
     value("changelog-max-lines", Refuse(NOT_YET)),
     switch("user-group-quota", Refuse(NOT_YET)),
-];
-
-const FSCK: &[Flag] = &[
-    value("path", Refuse("is not supported by this build; the whole volume is checked")),
-    switch("repair", Refuse("is not supported by this build: it checks and changes nothing")),
-    switch("r", Silent),
-    switch("recursive", Silent),
-    switch("sync-dir-stat", Refuse("is not supported by this build: it checks and changes nothing")),
-    value("repair-dir-mode", Silent),
 ];
 
 const DUMP: &[Flag] = &[

@@ -26,14 +26,14 @@ pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
 pub use destroy::{Destroyed, Doomed};
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
-pub use fsck::{Finding, FsckSummary, fsck};
+pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use gc::{Amount, GcOptions, GcSummary, gc};
 pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use objects::{check_bucket, location};
 pub use restore::{Restored, Source, list_backups, restore_meta};
 pub use status::{session, status};
-pub use stores::Stores;
+pub use stores::{COMMAND_PATIENCE, Stores};
 pub use url::MetaUrl;
 
 pub use crate::meta::ops::session::SessionEntry;

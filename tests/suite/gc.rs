@@ -132,3 +132,28 @@ fn a_volume_is_destroyed_only_if_nobody_uses_it() {
         }
     }
 }
+
+#[test]
+fn a_lost_object_is_found_with_all_files_that_need_it() {
+    let (server, volume) = (RedisServer::start(), Volume::new());
+    let (url, bucket) = format(&server, &volume, "0");
+    let one = mount(&volume, &url);
+    sh(&one.path, "mkdir d && head -c 300000 /dev/urandom > d/a && cp d/a 'd/a copy' && echo whole > whole");
+    one.unmount();
+    ok(&pando(&["fsck", &url]));
+    let object = sh(&bucket, "find vol/chunks -type f -size +100k");
+    assert_eq!(object.lines().count(), 1, "the copy shares it: {object}");
+    fs::remove_file(bucket.join(object.trim())).expect("removed");
+    for args in [&["fsck", &url][..], &["fsck", &url, "--path", "/d", "-r"]] {
+        let lost = pando(args);
+        let lines = text(&lost);
+        assert_eq!(lost.status.code(), Some(1), "{lines}");
+        assert!(lines.contains("can't find block vol/chunks/0/0/") && lines.contains("1 objects are lost (300000 bytes)"), "{lines}");
+        assert!(lines.contains("        INODE: PATH") && lines.contains(": /d/a\n"), "{lines}");
+    }
+    let all = text(&pando(&["fsck", &url]));
+    assert!(all.contains("2 broken files") && all.contains(": /d/a copy\n"), "{all}");
+    ok(&pando(&["fsck", &url, "--path", "/whole"]));
+    let refused = pando(&["fsck", &url, "--repair"]);
+    assert!(!refused.status.success() && text(&refused).contains("--path"), "{}", text(&refused));
+}
