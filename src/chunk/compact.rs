@@ -20,14 +20,14 @@ struct Small {
 }
 
 impl Chunks {
-    /// Compacts a chunk if there is something to gain. Does nothing while this process already compacts it.
-    pub async fn compact(&self, ino: Ino, chunk: u32) -> Result<(), Errno> {
-        let Some(_turn) = Turn::take(&self.compacting, (ino, chunk)) else { return Ok(()) };
+    /// Compacts a chunk if there is something to gain; true if its list is shorter now. Does nothing while this process already compacts it.
+    pub async fn compact(&self, ino: Ino, chunk: u32) -> Result<bool, Errno> {
+        let Some(_turn) = Turn::take(&self.compacting, (ino, chunk)) else { return Ok(false) };
         let view = self.meta.chunk(ino, chunk, 0).await?;
         if view.attr.is_none() {
-            return Ok(());
+            return Ok(false);
         }
-        let Some(plan) = plan_compaction(&view.records) else { return Ok(()) };
+        let Some(plan) = plan_compaction(&view.records) else { return Ok(false) };
         let taken = &view.records[..plan.taken];
         let id = self.meta.next_slice().await?;
         let small = match self.store_merged(id, &taken[plan.skipped..], &plan).await {
@@ -37,7 +37,7 @@ impl Chunks {
                 if let BlockError::Missing { key } = &error {
                     // Overwritten or deleted, and reclaimed, since the list was read.
                     debug!(%ino, chunk, key, "not compacted: a source is gone");
-                    return Ok(());
+                    return Ok(false);
                 }
                 return Err(error.errno());
             }
@@ -53,13 +53,13 @@ impl Chunks {
                 if self.meta.is_far() {
                     // They have to wait, and the next chunk has not.
                     dead.into_iter().for_each(|(id, size)| self.meta.ask(Duty::DeleteSlice { id, size }));
-                    return Ok(());
+                    return Ok(true);
                 }
-                self.delete_slices(&dead).await
+                self.delete_slices(&dead).await.map(|()| true)
             }
             None => {
                 self.discard(id, plan.len).await;
-                Ok(())
+                Ok(false)
             }
         }
     }
@@ -185,9 +185,9 @@ mod tests {
         assert_eq!(bench.chunks.compact(ino, 0).await, Err(Errno::NOSPC));
         assert_eq!((bench.world.list(ino, 0), bench.memory.objects()), (list.clone(), objects));
         bench.faults.inject(Request::Get, 1, 1, Fault::Fail(ObjectError::Missing));
-        assert_eq!(bench.chunks.compact(ino, 0).await, Ok(()), "a source that is gone is no failure");
+        assert_eq!(bench.chunks.compact(ino, 0).await, Ok(false), "a source that is gone is no failure");
         assert_eq!(bench.world.list(ino, 0), list);
-        assert_eq!(bench.chunks.compact(ino, 0).await, Ok(()));
+        assert_eq!(bench.chunks.compact(ino, 0).await, Ok(true));
         assert_eq!(bench.world.list(ino, 0).len(), 1);
     }
 

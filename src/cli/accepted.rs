@@ -3,7 +3,6 @@
 //! Ignored is what changes nothing that a user could rely on. Refused is what would leave a promise unkept: rights, limits, data.
 
 use crate::cli::values;
-use std::time::Duration;
 
 /// An option that has no field in a command's arguments.
 #[derive(Debug)]
@@ -53,7 +52,6 @@ pub fn flags(command: &str) -> &'static [Flag] {
         "mount" => MOUNT,
         "format" => FORMAT,
         "config" => CONFIG,
-        "fsck" => FSCK,
         "dump" => DUMP,
         "load" => LOAD,
         _ => &[],
@@ -73,8 +71,6 @@ const MOUNT: &[Flag] = &[
     switch("enable-ioctl", Refuse(NOT_YET)),
     value("root-squash", Refuse(NOT_YET)),
     value("all-squash", Refuse(NOT_YET)),
-    value("backup-meta", Check(backup_period)),
-    switch("backup-skip-trash", Silent),
     switch("no-bgjob", Refuse("is not supported by this build: the background work of a mount cannot be switched off")),
     value("skip-dir-nlink", Silent),
     // Parents are always touched: stricter than asked.
@@ -113,23 +109,6 @@ const MOUNT: &[Flag] = &[
 const NO_TUNING: &str = "has no effect: this build does not read ahead by it";
 const NO_METRICS: &str = "has no effect: this build serves no metrics";
 
-/// Shortest period of backups that does not burden the metadata store.
-const BACKUP_PERIOD_MIN: Duration = Duration::from_secs(300);
-
-fn backup_period(text: &str) -> Result<Option<&'static str>, String> {
-    let period = values::duration(text).map_err(|why| format!("Invalid value {text:?} for \"backup-meta\": {why}"))?;
-    let unchecked = std::env::var_os("SKIP_BACKUP_META_CHECK").is_some_and(|value| value == "true");
-    if period.is_zero() {
-        return Ok(None);
-    }
-    if period < BACKUP_PERIOD_MIN && !unchecked {
-        let seconds = period.as_secs();
-        let minutes = if seconds >= 60 { format!("{}m", seconds / 60) } else { String::new() };
-        return Err(format!("backup-meta should not be less than 5 minutes: {minutes}{}s", seconds % 60));
-    }
-    Ok(Some("has no effect yet: this build does not back up the metadata, another client of the volume has to"))
-}
-
 /// Ignoring it only means asking the store more often than allowed.
 fn open_cache(text: &str) -> Result<Option<&'static str>, String> {
     let time = values::duration(text).map_err(|why| format!("Invalid value {text:?} for \"open-cache\": {why}"))?;
@@ -163,26 +142,10 @@ const CONFIG: &[Flag] = &[
     switch("user-group-quota", Refuse(NOT_YET)),
 ];
 
-const FSCK: &[Flag] = &[
-    value("path", Refuse("is not supported by this build; the whole volume is checked")),
-    switch("repair", Refuse("is not supported by this build: it checks and changes nothing")),
-    switch("r", Silent),
-    switch("recursive", Silent),
-    switch("sync-dir-stat", Refuse("is not supported by this build: it checks and changes nothing")),
-    value("repair-dir-mode", Silent),
-];
-
 const DUMP: &[Flag] = &[
     // The order of the result does not depend on them.
     value("threads", Warn(ONE_READER)),
     switch("fast", Silent),
 ];
 
-const LOAD: &[Flag] = &[
-    switch("stat", Refuse(NOT_YET)),
-    value("offset", Refuse(NOT_YET)),
-    value("threads", Warn(ONE_READER)),
-    value("encrypt-rsa-key", Refuse("is not supported by this build; decrypt the backup first")),
-    value("encrypt-algo", Silent),
-    value("encrypt-alg", Silent),
-];
+const LOAD: &[Flag] = &[switch("stat", Refuse(NOT_YET)), value("offset", Refuse(NOT_YET)), value("threads", Warn(ONE_READER))];

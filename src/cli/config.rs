@@ -175,7 +175,7 @@ fn lines(old: &Setting, new: &Setting, change: &Change) -> Vec<String> {
 }
 
 /// Asks until the answer is one. No answer is no.
-fn proceed(input: &mut impl BufRead) -> bool {
+pub fn proceed(input: &mut impl BufRead) -> bool {
     print_now("Proceed anyway? [y/N]: ");
     loop {
         let mut line = String::new();

@@ -1,9 +1,12 @@
 //! `pando fsck DIR`
 
-use crate::cli::{say, small_runtime, volume_of};
+use crate::cli::{invalid, say, small_runtime, value, values, volume_of};
 use crate::meta::store::Sharing;
-use crate::volume::{self, Stores};
+use crate::meta::store::redis::Options as RedisOptions;
+use crate::volume::{self, COMMAND_PATIENCE, Finding, FsckSummary, PathCheck, Stores};
 use anyhow::bail;
+use clap::ArgAction;
+use std::fmt::Write;
 use tracing::{error, info, warn};
 
 #[derive(Debug, clap::Args)]
@@ -11,13 +14,42 @@ pub struct Args {
     /// Directory of the volume.
     #[arg(value_name = "DIR|META-URL")]
     volume: String,
+    /// Check only this file or directory, by its path in the volume.
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// Check everything below the path, too.
+    #[arg(long, short = 'r', action = ArgAction::SetTrue)]
+    recursive: bool,
+    /// Mend attributes and link counts of directories; needs --path.
+    #[arg(long, action = ArgAction::SetTrue)]
+    repair: bool,
+    /// Mend statistics of directories, too; of the root those of the volume.
+    #[arg(long, action = ArgAction::SetTrue)]
+    sync_dir_stat: bool,
+    /// Mode of directories whose record is lost [default: 0755].
+    #[arg(long, value_name = "OCTAL")]
+    repair_dir_mode: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
+    let dir_mode = value("repair-dir-mode", args.repair_dir_mode.as_ref(), 0o755, values::octal)?;
+    let path = match &args.path {
+        None if args.repair => bail!("Please provide the path to repair with `--path` option"),
+        None if args.sync_dir_stat || args.recursive => bail!("--recursive and --sync-dir-stat need --path"),
+        Some(path) if !path.starts_with('/') => {
+            return Err(invalid(path, "path", "the path from the root of the volume begins with a slash"));
+        }
+        path => path.clone(),
+    };
     let (findings, summary) = small_runtime()?.block_on(async {
-        let stores = Stores::open(&url).await?;
+        let options = RedisOptions { patience: Some(COMMAND_PATIENCE), writes: args.repair };
+        let stores = Stores::open_for(&url, options).await?;
+        if let Some(path) = path {
+            let (recursive, repair, sync_dir_stat) = (args.recursive, args.repair, args.sync_dir_stat);
+            return volume::check_path(&stores, &PathCheck { path, recursive, repair, sync_dir_stat, dir_mode }).await;
+        }
         match stores.store.sharing() {
             Sharing::Alone => {}
             Sharing::Neighbours => {
@@ -31,15 +63,30 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         volume::fsck(&stores).await
     })?;
-    for finding in &findings {
+    let place = args.path.as_ref().map_or_else(|| url.to_string(), |path| format!("{url} {path}"));
+    conclude(&place, &findings, &summary)
+}
+
+fn conclude(place: &str, findings: &[Finding], summary: &FsckSummary) -> anyhow::Result<()> {
+    for finding in findings {
         error!("{}: {}; {}", finding.subject, finding.what, finding.advice);
     }
     info!("Found {} blocks ({} bytes)", summary.blocks, summary.block_bytes);
     info!("Checked {} inodes, {} entries, {} slices", summary.inodes, summary.entries, summary.slices);
     if findings.is_empty() {
-        say(&format!("{url}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks));
+        say(&format!("{place}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks));
         return Ok(());
     }
     let more = if summary.unlisted > 0 { format!(" and {} more", summary.unlisted) } else { String::new() };
-    bail!("{} problems found{more}, {} objects are lost or damaged; see the lines above for what to do", findings.len(), summary.lost)
+    let problems = format!("{} problems found{more}; see the lines above for what to do", findings.len());
+    if summary.lost == 0 {
+        bail!("{problems}");
+    }
+    error!("{problems}");
+    let mut table = format!("{:>13}: PATH", "INODE");
+    for (ino, path) in &summary.broken {
+        // Writing into a string does not fail.
+        let _ = write!(table, "\n{:>13}: {path}", ino.0);
+    }
+    bail!("{} objects are lost ({} bytes), {} broken files:\n{table}", summary.lost, summary.lost_bytes, summary.broken.len())
 }

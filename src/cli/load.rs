@@ -1,6 +1,6 @@
 //! `pando load DIR FILE`
 
-use crate::cli::{small_runtime, volume_of};
+use crate::cli::{restore_meta, small_runtime, volume_of};
 use crate::volume::{self, DumpInput};
 use clap::ArgAction;
 use std::path::PathBuf;
@@ -13,6 +13,12 @@ pub struct Args {
     volume: String,
     /// Dump to load; decompressed if its name ends with .gz or .zstd [default: the standard input].
     file: Option<PathBuf>,
+    /// File with the RSA private key (PEM) of an encrypted backup; its passphrase is taken from JFS_RSA_PASSPHRASE.
+    #[arg(long, value_name = "FILE")]
+    encrypt_rsa_key: Option<PathBuf>,
+    /// Algorithm of that: aes256gcm-rsa or chacha20-rsa [default: aes256gcm-rsa].
+    #[arg(long, value_name = "ALGORITHM", alias = "encrypt-alg")]
+    encrypt_algo: Option<String>,
     /// The dump is of the binary form.
     #[arg(long, action = ArgAction::SetTrue)]
     binary: bool,
@@ -22,8 +28,14 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
     let mut input = DumpInput::open(args.file.as_deref())?;
+    if let Some(pem) = restore_meta::key_text(args.encrypt_rsa_key.as_ref())? {
+        input = input.decrypted(&pem, args.encrypt_algo.as_deref())?;
+    }
     let loaded = small_runtime()?.block_on(volume::load(&url, &mut input, args.binary))?;
     info!("Loaded {} inodes, {} bytes; the objects are where the setting says and were not touched", loaded.inodes, loaded.space);
+    if let Some(first) = loaded.first_slice {
+        warn!("the bucket has slices that the dump does not know; new ones begin with {first}, so that none is replaced");
+    }
     if loaded.secrets_removed {
         warn!("secret key was removed; please correct it with `config` command");
     }

@@ -7,9 +7,11 @@ mod cache;
 mod clone;
 mod compact;
 mod config;
+mod destroy;
 mod dump;
 mod format;
 mod fsck;
+mod gc;
 mod helper;
 mod info;
 mod load;
@@ -17,6 +19,7 @@ mod mount;
 mod program;
 mod quota;
 mod restore;
+mod restore_meta;
 mod rmr;
 mod status;
 mod summary;
@@ -104,10 +107,16 @@ enum Command {
     Restore(restore::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
+    /// Find, or delete, objects that nothing names and what waits for deletion; compact chunks.
+    Gc(gc::Args),
+    /// Destroy a volume with all its data.
+    Destroy(destroy::Args),
     /// Write the metadata of a volume into a file.
     Dump(dump::Args),
     /// Make the metadata of a new volume from such a file.
     Load(load::Args),
+    /// Restore lost metadata from the newest backup in the bucket.
+    RestoreMeta(Box<restore_meta::Args>),
     /// Show the version.
     Version,
 }
@@ -208,6 +217,14 @@ fn execute(normal: Normal) -> ExitCode {
             logging();
             fsck::run(&args)
         }
+        Command::Gc(args) => {
+            logging();
+            gc::run(&args)
+        }
+        Command::Destroy(args) => {
+            logging();
+            destroy::run(&args)
+        }
         Command::Dump(args) => {
             logging();
             dump::run(&args)
@@ -215,6 +232,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Load(args) => {
             logging();
             load::run(&args)
+        }
+        Command::RestoreMeta(args) => {
+            logging();
+            restore_meta::run(&args)
         }
         Command::Version => {
             say(&version_line());

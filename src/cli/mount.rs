@@ -6,7 +6,7 @@ use crate::cli::{cache, invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
-use crate::volume::{self, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, VolumeOptions, place};
+use crate::volume::{self, BackupOptions, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, VolumeOptions, place};
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use std::path::PathBuf;
@@ -19,6 +19,12 @@ const BUFFER_BYTES_MIN: u64 = 32 << 20;
 const REQUEST_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 20;
 /// How often a session may be renewed.
 const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+/// How often the metadata is backed up if nothing else is said.
+const BACKUP_PERIOD: Duration = Duration::from_secs(3600);
+/// Shortest period of backups that does not burden the metadata store.
+const BACKUP_PERIOD_MIN: Duration = Duration::from_secs(300);
+/// Variable whose value `true` allows shorter ones.
+const BACKUP_PERIOD_UNCHECKED: &str = "SKIP_BACKUP_META_CHECK";
 /// Most transfers at once that can be asked for; each may hold a block of 16 MiB.
 const TRANSFERS_MAX: usize = 10_000;
 
@@ -90,6 +96,12 @@ pub struct Args {
     /// How often the session is renewed, in seconds [default: 12].
     #[arg(long, value_name = "SECONDS")]
     heartbeat: Option<String>,
+    /// How often the metadata is backed up into the bucket, by one of all clients, in seconds; 0 = never [default: 3600; at least 300].
+    #[arg(long, value_name = "SECONDS")]
+    backup_meta: Option<String>,
+    /// Back up without the trash.
+    #[arg(long, action = ArgAction::SetTrue)]
+    backup_skip_trash: bool,
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
@@ -175,6 +187,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             downloads_max,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
+            backup: backup_period(args.backup_meta.as_ref())?.map(|period| BackupOptions { period, skip_trash: args.backup_skip_trash }),
         },
         view: MountOptions {
             subdir: args.subdir.clone(),
@@ -197,6 +210,18 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
         ready_time_max: program.ready_time_max(),
     };
     Ok((plan, warnings))
+}
+
+/// `None`: no backups.
+fn backup_period(text: Option<&String>) -> anyhow::Result<Option<Duration>> {
+    let period = value("backup-meta", text, BACKUP_PERIOD, values::duration)?;
+    let unchecked = std::env::var_os(BACKUP_PERIOD_UNCHECKED).is_some_and(|value| value == "true");
+    if !period.is_zero() && period < BACKUP_PERIOD_MIN && !unchecked {
+        let seconds = period.as_secs();
+        let minutes = if seconds >= 60 { format!("{}m", seconds / 60) } else { String::new() };
+        bail!("backup-meta should not be less than 5 minutes: {minutes}{}s", seconds % 60);
+    }
+    Ok(Some(period).filter(|period| !period.is_zero()))
 }
 
 fn transfers(option: &str, text: Option<&String>, default: usize) -> anyhow::Result<usize> {
@@ -312,6 +337,21 @@ mod tests {
         let (plan, warnings) = plan_as(Program::Pando, dir.path(), &line.split_whitespace().collect::<Vec<_>>()).expect("a plan");
         assert_eq!((plan.volume.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert_eq!(plan.volume.backup, Some(BackupOptions { period: Duration::from_secs(3600), skip_trash: false }));
+    }
+
+    #[test]
+    fn backups_come_every_hour_or_as_often_as_asked() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let backup = |options: &[&str]| plan_of(dir.path(), options).map(|(plan, _)| plan.volume.backup);
+        let every = |seconds, skip_trash| Some(BackupOptions { period: Duration::from_secs(seconds), skip_trash });
+        assert_eq!(backup(&[]).expect("a plan"), every(3600, false));
+        assert_eq!(backup(&["--backup-meta", "5m", "--backup-skip-trash"]).expect("a plan"), every(300, true));
+        assert_eq!(backup(&["--backup-meta", "0"]).expect("a plan"), None);
+        for (text, what) in [("60", "backup-meta should not be less than 5 minutes: 1m0s"), ("x", "backup-meta")] {
+            let error = backup(&["--backup-meta", text]).expect_err("refused").to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     #[test]

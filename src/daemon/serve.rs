@@ -2,7 +2,7 @@
 
 use crate::daemon::control::Control;
 use crate::daemon::{MountError, MountPlan, Record, entries, system};
-use crate::fuse::{FuseConfig, FuseSession};
+use crate::fuse::{FuseConfig, FuseSession, Unmounter};
 use crate::volume::{self, Created, Operator, Volume, VolumeError};
 use std::io;
 use std::sync::Arc;
@@ -91,18 +91,11 @@ fn mount_and_serve(
             outcome = &mut ended => outcome.unwrap_or(Ok(())),
             name = signals.next() => {
                 info!("{name}: unmounting {place}");
-                // It may start a helper program and wait for it.
-                if let Err(error) = tokio::task::spawn_blocking(move || unmounter.unmount()).await {
-                    error!("unmounting failed: {error}");
-                }
-                tokio::select! {
-                    outcome = &mut ended => outcome.unwrap_or(Ok(())),
-                    () = tokio::time::sleep(GRACE_TIME) => {
-                        warn!("programs still use the mount {} s after it was taken away; ending without them", GRACE_TIME.as_secs());
-                        Ok(())
-                    }
-                    _ = signals.next() => Ok(()),
-                }
+                end(unmounter, &mut ended, signals, &place).await
+            }
+            () = volume.disowned() => {
+                error!("the metadata are not those of volume {} any more; unmounting {place}", volume.name());
+                end(unmounter, &mut ended, signals, &place).await.and(Err(io::Error::other("the volume was replaced or destroyed")))
             }
         }
     });
@@ -110,6 +103,27 @@ fn mount_and_serve(
         runtime.block_on(control.stop());
     }
     outcome.map_err(system(format!("the mount at {place} ended")))
+}
+
+/// Takes the mount away, and gives those who use it some time.
+async fn end(
+    unmounter: Unmounter,
+    ended: &mut oneshot::Receiver<io::Result<()>>,
+    signals: &mut Signals,
+    place: &std::path::Display<'_>,
+) -> io::Result<()> {
+    // It may start a helper program and wait for it.
+    if let Err(error) = tokio::task::spawn_blocking(move || unmounter.unmount()).await {
+        error!("unmounting {place} failed: {error}");
+    }
+    tokio::select! {
+        outcome = ended => outcome.unwrap_or(Ok(())),
+        () = tokio::time::sleep(GRACE_TIME) => {
+            warn!("programs still use the mount {} s after it was taken away; ending without them", GRACE_TIME.as_secs());
+            Ok(())
+        }
+        _ = signals.next() => Ok(()),
+    }
 }
 
 /// What to look at after the system refused a mount. What `fusermount3` or the options have to say speaks for itself.

@@ -4,6 +4,7 @@
 //! Every duty works in small pieces with pauses between them: the foreground comes first. Each piece may be cut off anywhere, because what
 //! it leaves is found by the next scan.
 
+mod backup;
 mod compact;
 mod dispatch;
 mod heartbeat;
@@ -13,6 +14,8 @@ mod sessions;
 mod slices;
 mod timer;
 mod trash;
+
+pub use backup::BackupPlan;
 
 use crate::chunk::Chunks;
 use crate::meta::Meta;
@@ -42,12 +45,14 @@ pub struct JobsConfig {
     pub heartbeat: Duration,
     /// Whether anything but the heartbeat runs.
     pub background: bool,
+    /// Backups of the metadata, if there are to be any.
+    pub backup: Option<BackupPlan>,
 }
 
 impl JobsConfig {
     /// All jobs, with the usual heartbeat.
     pub fn new(meta: Arc<Meta>, chunks: Arc<Chunks>, duties: mpsc::Receiver<Duty>) -> JobsConfig {
-        JobsConfig { meta, chunks, duties, heartbeat: HEARTBEAT, background: true }
+        JobsConfig { meta, chunks, duties, heartbeat: HEARTBEAT, background: true, backup: None }
     }
 }
 
@@ -61,12 +66,15 @@ pub struct JobsHandle {
 pub fn start(config: JobsConfig) -> JobsHandle {
     let (stop, stopped) = watch::channel(false);
     let stop_of_job = || Stop(stopped.clone());
-    let JobsConfig { meta, chunks, duties, heartbeat, background } = config;
+    let JobsConfig { meta, chunks, duties, heartbeat, background, backup } = config;
     let mut tasks = vec![
         tokio::spawn(heartbeat::run(Arc::clone(&meta), heartbeat, stop_of_job())),
         tokio::spawn(quotas::run(Arc::clone(&meta), stop_of_job())),
     ];
     if background {
+        if let Some(plan) = backup {
+            tasks.push(tokio::spawn(backup::run(Arc::clone(&meta), plan, stop_of_job())));
+        }
         let (queues, ends) = dispatch::queues();
         tasks.push(tokio::spawn(sessions::run(Arc::clone(&meta), heartbeat, stop_of_job())));
         tasks.push(tokio::spawn(reclaim::run(Arc::clone(&meta), Arc::clone(&chunks), ends.reclaim, stop_of_job())));

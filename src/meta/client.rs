@@ -167,6 +167,12 @@ impl Meta {
         self.driver.facts.is_some()
     }
 
+    /// Whether the store holds another volume by now, or none: nothing of this process may be written any more, neither there nor into the
+    /// bucket.
+    pub fn is_disowned(&self) -> bool {
+        self.disowned.load(std::sync::atomic::Ordering::Relaxed) || self.driver.store.replaced()
+    }
+
     /// Asks for background work.
     pub fn ask(&self, duty: Duty) {
         // Full or closed: the periodic scan finds it again.
@@ -305,7 +311,7 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
-        if basis == Basis::Memory && self.disowned.load(std::sync::atomic::Ordering::Relaxed) {
+        if basis == Basis::Memory && self.is_disowned() {
             return Err(Errno::IO);
         }
         self.known.outlive(self.driver.store.losses());
@@ -342,6 +348,9 @@ impl Meta {
 
     /// A fresh slice id, for exactly one upload of data.
     pub async fn next_slice(&self) -> Result<SliceId, Errno> {
+        if self.is_disowned() {
+            return Err(Errno::IO);
+        }
         self.slices.next().await
     }
 

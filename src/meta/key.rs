@@ -189,6 +189,9 @@ pub fn name(name: &Name) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
 }
 
+/// Extended attribute of the root that holds the time of the last backup (metadata §17).
+pub const LAST_BACKUP: Bytes = Bytes::from_static(b"lastBackup");
+
 /// How the keys of the outcomes of commits begin.
 pub const OUTCOMES: &[u8] = b"_pando:op:";
 

@@ -182,6 +182,11 @@ impl Setting {
         document
     }
 
+    /// Whether a text field is there and not empty.
+    pub fn has(&self, field: &str) -> bool {
+        !self.text(field).is_empty()
+    }
+
     fn text(&self, field: &str) -> &str {
         self.document.get(field).and_then(Value::as_str).unwrap_or_default()
     }

@@ -100,7 +100,7 @@ async fn change(meta: &Meta, dirs: &[Ino], dice: &mut Dice) -> Option<Ino> {
         4 => drop(meta.unlink(&root, dir, &a).await),
         5 => drop(meta.rmdir(&root, dir, &a).await),
         6 => {
-            let flags = RenameFlags { noreplace: false, exchange: dice.roll().is_multiple_of(4) };
+            let flags = RenameFlags { exchange: dice.roll().is_multiple_of(4), ..RenameFlags::default() };
             let _ = meta.rename(&root, dir, &a, other, &b, flags).await;
         }
         7 => {

@@ -2,12 +2,29 @@
 
 use crate::object::{ObjectError, ObjectStore};
 use bytes::Bytes;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Runs the suite on an empty store. Panics with what is wrong.
 pub async fn run(store: &dyn ObjectStore) {
     objects_are_replaced_and_removed(store).await;
     ranges(store).await;
     listing_is_in_key_order(store).await;
+    files_become_objects(store).await;
+}
+
+async fn files_become_objects(store: &dyn ObjectStore) {
+    // The second is more than any store takes in one piece.
+    for len in [5, (16 << 20) + 7] {
+        let body: Vec<u8> = (0..len).map(|n: u32| (n % 251) as u8).collect();
+        let temp = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(std::env::temp_dir());
+        let mut file = temp.expect("a file");
+        file.write_all(&body).expect("written");
+        assert_eq!(store.put_file("v/file.gz", &file).await, Ok(()));
+        assert!(store.get("v/file.gz", None).await.as_deref() == Ok(&body[..]), "{len}");
+    }
+    assert_eq!(store.delete("v/file.gz").await, Ok(()));
 }
 
 async fn objects_are_replaced_and_removed(store: &dyn ObjectStore) {

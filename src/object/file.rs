@@ -12,7 +12,7 @@ use crate::types::BoxFuture;
 use bytes::Bytes;
 use lru::LruCache;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -93,7 +93,15 @@ impl ObjectStore for FileStore {
     fn put<'a>(&'a self, key: &'a str, body: Bytes) -> BoxFuture<'a, Result<(), ObjectError>> {
         Box::pin(async move {
             let path = self.files.path(key)?;
-            self.blocking(&self.puts, move |files| files.put(&path, &body)).await
+            self.blocking(&self.puts, move |files| files.put(&path, &Content::Bytes(body))).await
+        })
+    }
+
+    fn put_file<'a>(&'a self, key: &'a str, file: &'a File) -> BoxFuture<'a, Result<(), ObjectError>> {
+        Box::pin(async move {
+            let path = self.files.path(key)?;
+            let file = file.try_clone().map_err(|e| classify(&e))?;
+            self.blocking(&self.puts, move |files| files.put(&path, &Content::File(file))).await
         })
     }
 
@@ -137,6 +145,26 @@ impl ObjectStore for FileStore {
     }
 }
 
+/// What an object is to hold.
+enum Content {
+    Bytes(Bytes),
+    /// What this file holds, from its beginning.
+    File(File),
+}
+
+impl Content {
+    fn write_to(&self, target: &mut File) -> io::Result<()> {
+        match self {
+            Content::Bytes(bytes) => target.write_all(bytes),
+            Content::File(file) => {
+                let mut source = file;
+                source.seek(SeekFrom::Start(0))?;
+                io::copy(&mut source, target).map(|_| ())
+            }
+        }
+    }
+}
+
 impl Files {
     /// The file of a key. Refuses whatever could lead out of the root or to an unfinished object.
     fn path(&self, key: &str) -> Result<PathBuf, ObjectError> {
@@ -167,7 +195,7 @@ impl Files {
         Ok(())
     }
 
-    fn put(&self, path: &Path, body: &[u8]) -> Result<(), ObjectError> {
+    fn put(&self, path: &Path, body: &Content) -> Result<(), ObjectError> {
         match self.try_put(path, body) {
             // Somebody removed directories by hand: what we knew of them is void.
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -183,7 +211,7 @@ impl Files {
         })
     }
 
-    fn try_put(&self, path: &Path, body: &[u8]) -> io::Result<()> {
+    fn try_put(&self, path: &Path, body: &Content) -> io::Result<()> {
         let dir = path.parent().expect("a key has a component, so its path lies below the root");
         self.make_dirs(dir)?;
         let temporary = self.write_temporary(body)?;
@@ -209,7 +237,7 @@ impl Files {
     }
 
     /// A durable file with this content, under a name nobody else uses.
-    fn write_temporary(&self, body: &[u8]) -> io::Result<PathBuf> {
+    fn write_temporary(&self, body: &Content) -> io::Result<PathBuf> {
         loop {
             let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
             let path = self.root.join(TEMPORARY_DIR).join(format!("{}-{number}", std::process::id()));
@@ -223,7 +251,7 @@ impl Files {
                 }
                 Err(e) => return Err(e),
             };
-            let written = file.write_all(body).and_then(|()| file.sync_data());
+            let written = body.write_to(&mut file).and_then(|()| file.sync_data());
             return match written {
                 Ok(()) => Ok(path),
                 Err(e) => {

@@ -6,11 +6,13 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-/// A bucket that lives as long as the value. Nothing in it carries a time: `modified` is 0.
+/// A bucket that lives as long as the value. Everything in it has the same time, 0 unless it is set.
 #[derive(Default)]
 pub struct MemoryStore {
     objects: Mutex<BTreeMap<String, Bytes>>,
+    modified: AtomicI64,
 }
 
 impl MemoryStore {
@@ -21,7 +23,12 @@ impl MemoryStore {
 
     /// A bucket of these objects.
     pub fn from_objects(objects: BTreeMap<String, Bytes>) -> MemoryStore {
-        MemoryStore { objects: Mutex::new(objects) }
+        MemoryStore { objects: Mutex::new(objects), ..MemoryStore::default() }
+    }
+
+    /// Sets when everything in it was changed, now and later, in seconds since 1970.
+    pub fn set_modified(&self, sec: i64) {
+        self.modified.store(sec, Ordering::Relaxed);
     }
 
     /// A copy of everything in it.
@@ -70,7 +77,7 @@ impl ObjectStore for MemoryStore {
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<ObjectMeta, ObjectError>> {
         Box::pin(async move {
             let size = self.lock().get(key).map(|object| object.len() as u64).ok_or(ObjectError::Missing)?;
-            Ok(ObjectMeta { key: key.into(), size, modified: 0 })
+            Ok(ObjectMeta { key: key.into(), size, modified: self.modified.load(Ordering::Relaxed) })
         })
     }
 
@@ -85,9 +92,10 @@ impl ObjectStore for MemoryStore {
         Box::pin(async move {
             // The first key wanted is above `after` and not below `prefix`.
             let from = if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
+            let modified = self.modified.load(Ordering::Relaxed);
             let objects = self.lock();
             let found = objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix)).take(limit);
-            Ok(found.map(|(key, object)| ObjectMeta { key: key.clone(), size: object.len() as u64, modified: 0 }).collect())
+            Ok(found.map(|(key, object)| ObjectMeta { key: key.clone(), size: object.len() as u64, modified }).collect())
         })
     }
 }

@@ -15,7 +15,9 @@ pub mod sharded;
 use crate::types::BoxFuture;
 use bytes::Bytes;
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 /// Why an object request failed; each variant is something a caller can act on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,18 @@ pub struct ObjectMeta {
     pub modified: i64,
 }
 
+/// A part of a file that is there for as long as it is open.
+async fn read_part(file: &File, range: Range<u64>) -> Result<Bytes, ObjectError> {
+    let failed = |e: &dyn fmt::Display| ObjectError::Invalid(format!("a part of the file cannot be read: {e}"));
+    let file = file.try_clone().map_err(|e| failed(&e))?;
+    let read = move || {
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(std::io::Error::other)?];
+        file.read_exact_at(&mut bytes, range.start)?;
+        Ok::<_, std::io::Error>(bytes.into())
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
+}
+
 /// A bucket. Keys are relative to it and use `/`; an object is there whole or not at all.
 pub trait ObjectStore: Send + Sync {
     /// Stores the object; durable when it returns. Replaces an object of the same key.
@@ -76,6 +90,14 @@ pub trait ObjectStore: Send + Sync {
 
     /// Objects whose key begins with `prefix` and sorts after `after`, in key order, at most `limit`.
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<ObjectMeta>, ObjectError>>;
+
+    /// Stores what a file holds, from its beginning. Stores that can do so read it piece by piece, so that it need not fit into memory.
+    fn put_file<'a>(&'a self, key: &'a str, file: &'a File) -> BoxFuture<'a, Result<(), ObjectError>> {
+        Box::pin(async move {
+            let bytes = file.metadata().map_err(|e| ObjectError::Invalid(format!("the file of {key} cannot be read: {e}")))?.len();
+            self.put(key, read_part(file, 0..bytes).await?).await
+        })
+    }
 
     /// Makes the bucket if it is not there. Where there is nothing to make, it is.
     fn create(&self) -> BoxFuture<'_, Result<(), ObjectError>> {

@@ -3,6 +3,7 @@
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
 use crate::types::BoxFuture;
 use bytes::Bytes;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -34,6 +35,10 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 impl ObjectStore for ShardedStore {
     fn put<'a>(&'a self, key: &'a str, body: Bytes) -> BoxFuture<'a, Result<(), ObjectError>> {
         self.shard(key).put(key, body)
+    }
+
+    fn put_file<'a>(&'a self, key: &'a str, file: &'a File) -> BoxFuture<'a, Result<(), ObjectError>> {
+        self.shard(key).put_file(key, file)
     }
 
     fn get<'a>(&'a self, key: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Bytes, ObjectError>> {

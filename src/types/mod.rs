@@ -18,7 +18,7 @@ pub use frame::FrameSource;
 pub use name::Name;
 pub use overlay::{Extent, flatten};
 pub use slice::{BlockId, CHUNK_BYTES, ChunkPart, SliceId, SliceRecord, block_count, chunk_parts};
-pub use time::{Civil, Time};
+pub use time::{Civil, Time, parse_rfc3339};
 
 /// A boxed future, as the narrow traits of the lower layers return it.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -55,6 +55,14 @@ impl BlockId {
         Some(BlockId { slice, index, len: rest.min(u64::from(block_bytes)) as u32 })
     }
 
+    /// The block an object's name stands for, the last part of its key; `None` if it is no name of a block.
+    pub fn parse(name: &str) -> Option<BlockId> {
+        let mut parts = name.split('_');
+        let mut number = || parts.next().filter(|part| part.bytes().all(|c| c.is_ascii_digit()));
+        let block = BlockId { slice: number()?.parse().ok()?, index: number()?.parse().ok()?, len: number()?.parse().ok()? };
+        parts.next().is_none().then_some(block)
+    }
+
     /// The object's key below the volume's prefix (data §1.3).
     pub fn key(&self, hash_prefix: bool) -> String {
         let BlockId { slice, index, len } = self;
@@ -113,6 +121,14 @@ mod tests {
         assert_eq!(block.key(true), "chunks/87/1/1234567_3_4194304");
         let sizes: Vec<u32> = (0..4).filter_map(|i| BlockId::of(1, 10 << 20, i, 4 << 20)).map(|b| b.len).collect();
         assert_eq!(sizes, [4_194_304, 4_194_304, 2_097_152]);
+    }
+
+    #[test]
+    fn names_of_blocks_and_others() {
+        assert_eq!(BlockId::parse("1234567_3_4194304"), Some(BlockId { slice: 1_234_567, index: 3, len: 4_194_304 }));
+        for other in ["", "1_2", "1_2_3_4", "1_2_x", "+1_2_3", "1__3", "1_0_5.tmp/a", "99999999999999999999_0_1"] {
+            assert_eq!(BlockId::parse(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -65,6 +65,50 @@ impl Civil {
         let days = era * ERA_DAYS + year * 365 + year / 4 - year / 100 + day_of_year - EPOCH_DAYS;
         days * 86_400 + self.hour * 3600 + self.minute * 60 + self.second
     }
+
+    /// As a timestamp of whole seconds: `2026-11-21T05:15:57Z`.
+    pub fn rfc3339(&self) -> String {
+        let Civil { year, month, day, hour, minute, second } = self;
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    }
+}
+
+/// Seconds since 1970 of a timestamp such as `2026-11-21T05:15:57Z` or `2026-11-21T13:15:57.5+08:00`; `None` if it is none.
+pub fn parse_rfc3339(text: &str) -> Option<i64> {
+    let (date, rest) = text.split_at_checked(19)?;
+    let zone = match rest.strip_prefix('.') {
+        Some(rest) => {
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|digits| *digits > 0)?;
+            &rest[digits..]
+        }
+        None => rest,
+    };
+    let offset = match zone.as_bytes() {
+        b"Z" => 0,
+        [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
+            let two = |a: &u8, b: &u8| (a.is_ascii_digit() && b.is_ascii_digit()).then(|| i64::from(a - b'0') * 10 + i64::from(b - b'0'));
+            let seconds = two(h1, h2)? * 3600 + two(m1, m2)? * 60;
+            if *sign == b'+' { seconds } else { -seconds }
+        }
+        _ => return None,
+    };
+    let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+    if marks.iter().any(|(at, mark)| date.as_bytes()[*at] != *mark) {
+        return None;
+    }
+    let number = |range: std::ops::Range<usize>| {
+        let digits = &date[range];
+        digits.bytes().all(|c| c.is_ascii_digit()).then(|| digits.parse::<i64>().ok())?
+    };
+    let civil = Civil {
+        year: number(0..4)?,
+        month: number(5..7).filter(|month| (1..=12).contains(month))?,
+        day: number(8..10).filter(|day| (1..=31).contains(day))?,
+        hour: number(11..13).filter(|hour| *hour < 24)?,
+        minute: number(14..16).filter(|minute| *minute < 60)?,
+        second: number(17..19).filter(|second| *second <= 60)?,
+    };
+    Some(civil.seconds() - offset)
 }
 
 #[cfg(test)]
@@ -84,6 +128,28 @@ mod tests {
             let civil = Civil::of(sec);
             assert_eq!((civil.year, civil.month, civil.day), (year, month, day));
             assert_eq!(civil.seconds(), sec);
+            assert_eq!(parse_rfc3339(&civil.rfc3339()), Some(sec));
+        }
+    }
+
+    #[test]
+    fn timestamps() {
+        for (text, sec) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2026-11-21T05:15:57Z", Some(1_795_238_157)),
+            ("2026-11-21T13:15:57.123456789+08:00", Some(1_795_238_157)),
+            ("2026-11-21T00:45:57-04:30", Some(1_795_238_157)),
+            ("", None),
+            ("2026-11-21", None),
+            ("2026-11-21T05:15:57", None),
+            ("2026-11-21T05:15:57.Z", None),
+            ("2026-13-21T05:15:57Z", None),
+            ("2026-11-21 05:15:57Z", None),
+            ("2026-11-+1T05:15:57Z", None),
+            ("2026-11-21T05:15:57+0800", None),
+            ("ééééééééééZ", None),
+        ] {
+            assert_eq!(parse_rfc3339(text), sec, "{text}");
         }
     }
 }

@@ -41,10 +41,11 @@ impl Vfs {
     /// A new handle of a directory.
     pub async fn opendir(&self, _caller: &Caller, ino: Ino) -> Result<OpenReply, Errno> {
         let ino = self.mount.inward(ino);
+        let losses = self.losses();
         if !self.attr_of(ino).await?.is_dir() {
             return Err(Errno::NOTDIR);
         }
-        Ok(OpenReply { fh: self.handles.open_dir(ino), direct_io: false, keep_cache: false })
+        Ok(OpenReply { fh: self.handles.open_dir(ino, losses), direct_io: false, keep_cache: false })
     }
 
     /// Entries after cookie `offset` until the sink is full; 0 begins afresh. `plus` adds what a lookup of each name would answer.
@@ -149,8 +150,10 @@ impl Vfs {
     }
 
     /// Makes the directory's entries as durable as the store's tier says.
-    pub async fn fsyncdir(&self, _caller: &Caller, _ino: Ino, _fh: u64) -> Result<(), Errno> {
-        self.meta.sync().await
+    pub async fn fsyncdir(&self, _caller: &Caller, ino: Ino, fh: u64) -> Result<(), Errno> {
+        let handle = self.handles.dir(self.mount.inward(ino), fh)?;
+        self.meta.sync().await?;
+        handle.losses.tell(self.losses())
     }
 }
 

@@ -61,6 +61,7 @@ impl Vfs {
         if flags.write || flags.truncate {
             self.mount.writable()?;
         }
+        let losses = self.losses();
         let attr = self.meta.open(caller, ino, flags.mode()).await.map_err(inode_errno)?;
         let attr = match self.overlaid(ino, attr).await {
             Ok(attr) => attr,
@@ -69,7 +70,7 @@ impl Vfs {
                 return Err(errno);
             }
         };
-        let (_, reply) = self.opened(caller, ino, attr, flags).await?;
+        let (_, reply) = self.opened(caller, ino, attr, flags, losses).await?;
         Ok(reply)
     }
 
@@ -87,6 +88,7 @@ impl Vfs {
         let flags = Flags::of(flags);
         let (parent, name) = (self.mount.inward(parent), Name::new(name)?);
         let file = self.plain_file(mode, umask);
+        let losses = self.losses();
         let found = self.meta.open_or_create(caller, parent, &name, file, flags.exclusive).await?;
         let attr = if found.created { Ok(found.attr) } else { self.may_open_found(caller, found.ino, flags).await };
         let attr = match attr {
@@ -98,7 +100,7 @@ impl Vfs {
         };
         // A file that was just created is empty and needs no truncation.
         let flags = Flags { truncate: flags.truncate && !found.created, ..flags };
-        let (attr, reply) = self.opened(caller, found.ino, attr, flags).await?;
+        let (attr, reply) = self.opened(caller, found.ino, attr, flags, losses).await?;
         Ok((self.named(parent, name.as_bytes(), found.ino, attr), reply))
     }
 
@@ -117,9 +119,10 @@ impl Vfs {
     pub async fn tmpfile(&self, caller: &Caller, parent: Ino, mode: u32, umask: u32, flags: u32) -> Result<(Entry, OpenReply), Errno> {
         self.mount.writable()?;
         let file = self.plain_file(mode, umask);
+        let losses = self.losses();
         let created = self.meta.create_unnamed(caller, self.mount.inward(parent), file).await?;
         let flags = Flags { truncate: false, ..Flags::of(flags) };
-        let (attr, reply) = self.opened(caller, created.ino, created.attr, flags).await?;
+        let (attr, reply) = self.opened(caller, created.ino, created.attr, flags, losses).await?;
         Ok((self.entry(created.ino, attr), reply))
     }
 
@@ -128,7 +131,8 @@ impl Vfs {
     }
 
     /// From the counted handle of the metadata to a number for the kernel. If it fails the handle is not counted any more.
-    async fn opened(&self, caller: &Caller, ino: Ino, attr: Attr, flags: Flags) -> Result<(Attr, OpenReply), Errno> {
+    /// `losses` are those of the store before it was opened.
+    async fn opened(&self, caller: &Caller, ino: Ino, attr: Attr, flags: Flags, losses: u64) -> Result<(Attr, OpenReply), Errno> {
         let attr = if flags.truncate {
             match self.truncate_to_nothing(caller, ino).await {
                 Ok(attr) => attr,
@@ -145,7 +149,7 @@ impl Vfs {
         if flags.write {
             self.writers.opened(ino);
         }
-        let fh = self.handles.open_file(ino, &attr, flags.write, append);
+        let fh = self.handles.open_file(ino, &attr, flags.write, append, losses);
         // An append lands where the file ends when it is committed, which the kernel cannot know when it fills its pages.
         Ok((attr, OpenReply { fh, direct_io: append, keep_cache: as_before && !self.shared() }))
     }
@@ -238,9 +242,10 @@ impl Vfs {
     /// Everything written to the file is as durable as the store's tier says.
     pub async fn fsync(&self, _caller: &Caller, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         let ino = self.mount.inward(ino);
-        self.handles.file(ino, fh)?;
+        let handle = self.handles.file(ino, fh)?;
         self.flush_data(ino).await?;
-        self.meta.sync().await
+        self.meta.sync().await?;
+        handle.tell_losses(self.losses())
     }
 
     /// The last descriptor of a handle is gone. `flock_owner` is set if it may hold the lock of the open file.

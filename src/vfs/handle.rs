@@ -3,6 +3,7 @@
 use crate::types::{Attr, Errno, Ino};
 use crate::vfs::listing::Listing;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// An inode that is open as a file in this mount, however many handles it has.
@@ -11,6 +12,23 @@ pub(crate) struct OpenInode {
     pub ino: Ino,
     /// Attributes as last answered. A file that another process unlinked has no record any more; while its data last it is answered from these.
     attr: Mutex<Attr>,
+    losses: LossesTold,
+}
+
+/// Up to which loss of the store (`Store::losses`) somebody was told that what it wrote may be gone. Each handle is told once, and one that is
+/// opened later only if nobody was before it.
+#[derive(Default)]
+pub(crate) struct LossesTold(AtomicU64);
+
+impl LossesTold {
+    fn new(losses: u64) -> LossesTold {
+        LossesTold(AtomicU64::new(losses))
+    }
+
+    /// Fails once for what the store has lost since the last call.
+    pub fn tell(&self, losses: u64) -> Result<(), Errno> {
+        if self.0.swap(losses, Relaxed) < losses { Err(Errno::IO) } else { Ok(()) }
+    }
 }
 
 impl OpenInode {
@@ -38,11 +56,19 @@ pub(crate) struct FileHandle {
     lock_owners: Mutex<BTreeSet<u64>>,
     /// Something was written through this handle since its last flush.
     wrote: std::sync::atomic::AtomicBool,
+    losses: LossesTold,
 }
 
 impl FileHandle {
     pub fn ino(&self) -> Ino {
         self.inode.ino
+    }
+
+    /// A sync through this handle succeeds only if nothing of what it wrote may be lost; see `LossesTold`.
+    pub fn tell_losses(&self, losses: u64) -> Result<(), Errno> {
+        // The inode has been told with the handle.
+        let _ = self.inode.losses.tell(losses);
+        self.losses.tell(losses)
     }
 
     pub fn add_lock_owner(&self, owner: u64) {
@@ -77,6 +103,7 @@ pub(crate) struct DirHandle {
     pub ino: Ino,
     /// Held across reads of the store: two calls on one handle continue the same listing, so the second waits for the first.
     pub listing: tokio::sync::Mutex<Listing>,
+    pub losses: LossesTold,
 }
 
 #[derive(Clone)]
@@ -96,22 +123,31 @@ struct Table {
 
 /// All handles of one mount. Numbers that are not in it were never given out, or are released: EBADF.
 #[derive(Default)]
-pub(crate) struct Handles(RwLock<Table>);
+pub(crate) struct Handles {
+    table: RwLock<Table>,
+    /// Of the whole mount.
+    pub losses: LossesTold,
+}
 
 impl Handles {
-    /// A new handle of a file with the attributes it was opened with.
-    pub fn open_file(&self, ino: Ino, attr: &Attr, writable: bool, append: bool) -> u64 {
+    /// A new handle of a file with the attributes it was opened with. `losses` are those of the store before it was opened.
+    pub fn open_file(&self, ino: Ino, attr: &Attr, writable: bool, append: bool, losses: u64) -> u64 {
         let mut table = self.write();
-        let (inode, count) = table.inodes.entry(ino).or_insert_with(|| (Arc::new(OpenInode { ino, attr: Mutex::new(attr.clone()) }), 0));
+        let (inode, count) = table
+            .inodes
+            .entry(ino)
+            .or_insert_with(|| (Arc::new(OpenInode { ino, attr: Mutex::new(attr.clone()), losses: LossesTold::new(losses) }), 0));
         *count += 1;
         inode.note(attr);
-        let handle = FileHandle { inode: inode.clone(), writable, append, lock_owners: Mutex::default(), wrote: Default::default() };
+        let losses = LossesTold::new(inode.losses.0.load(Relaxed));
+        let handle =
+            FileHandle { inode: inode.clone(), writable, append, lock_owners: Mutex::default(), wrote: Default::default(), losses };
         table.add(Handle::File(Arc::new(handle)))
     }
 
-    /// A new handle of a directory.
-    pub fn open_dir(&self, ino: Ino) -> u64 {
-        self.write().add(Handle::Dir(Arc::new(DirHandle { ino, listing: Default::default() })))
+    /// A new handle of a directory; likewise.
+    pub fn open_dir(&self, ino: Ino, losses: u64) -> u64 {
+        self.write().add(Handle::Dir(Arc::new(DirHandle { ino, listing: Default::default(), losses: LossesTold::new(losses) })))
     }
 
     /// The open file `fh`, which must be a handle of `ino`.
@@ -177,11 +213,11 @@ impl Handles {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {
-        self.0.read().expect("never poisoned: no code under it panics")
+        self.table.read().expect("never poisoned: no code under it panics")
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
-        self.0.write().expect("never poisoned: no code under it panics")
+        self.table.write().expect("never poisoned: no code under it panics")
     }
 }
 
@@ -201,8 +237,8 @@ mod tests {
     fn an_inode_is_open_as_long_as_one_handle_is() {
         let handles = Handles::default();
         let attr = crate::vfs::tests::attr();
-        let a = handles.open_file(Ino(5), &attr, false, false);
-        let b = handles.open_file(Ino(5), &Attr { length: 9, ..attr }, true, false);
+        let a = handles.open_file(Ino(5), &attr, false, false, 0);
+        let b = handles.open_file(Ino(5), &Attr { length: 9, ..attr }, true, false, 0);
         assert_ne!(a, b);
         assert_eq!(handles.inode(Ino(5)).map(|inode| inode.attr().length), Some(9));
         assert!(handles.close_file(Ino(5), a).is_some());
@@ -217,8 +253,8 @@ mod tests {
     #[test]
     fn a_number_is_good_only_for_its_inode_and_kind() {
         let handles = Handles::default();
-        let file = handles.open_file(Ino(5), &crate::vfs::tests::attr(), false, false);
-        let dir = handles.open_dir(Ino(6));
+        let file = handles.open_file(Ino(5), &crate::vfs::tests::attr(), false, false, 0);
+        let dir = handles.open_dir(Ino(6), 0);
         assert!(handles.file(Ino(5), file).is_ok());
         assert!(handles.file(Ino(6), file).is_err());
         assert!(handles.dir(Ino(5), file).is_err());
@@ -232,9 +268,25 @@ mod tests {
     }
 
     #[test]
+    fn each_handle_is_told_once_what_is_lost() {
+        let handles = Handles::default();
+        let attr = crate::vfs::tests::attr();
+        let open = |losses| {
+            let fh = handles.open_file(Ino(5), &attr, true, false, losses);
+            handles.file(Ino(5), fh).unwrap()
+        };
+        let (first, second) = (open(3), open(3));
+        assert_eq!(first.tell_losses(3), Ok(()));
+        // Nobody was told of the fourth loss when this one was opened: what the others wrote may be gone.
+        let third = open(4);
+        assert_eq!([&third, &third, &first, &first].map(|handle| handle.tell_losses(4)), [Err(Errno::IO), Ok(()), Err(Errno::IO), Ok(())]);
+        assert_eq!([&open(4), &second].map(|handle| handle.tell_losses(4)), [Ok(()), Err(Errno::IO)]);
+    }
+
+    #[test]
     fn owners_that_closed_the_handle_do_not_remain() {
         let handles = Handles::default();
-        let fh = handles.open_file(Ino(5), &crate::vfs::tests::attr(), false, false);
+        let fh = handles.open_file(Ino(5), &crate::vfs::tests::attr(), false, false, 0);
         let file = handles.file(Ino(5), fh).unwrap();
         file.add_lock_owner(1);
         file.add_lock_owner(2);

@@ -169,7 +169,13 @@ impl Vfs {
     /// Everything written to any file, and every name, is as durable as the store's tier says.
     pub async fn syncfs(&self, _caller: &Caller) -> Result<(), Errno> {
         self.writers.flush_all().await.map_err(write_errno)?;
-        self.meta.sync().await
+        self.meta.sync().await?;
+        self.handles.losses.tell(self.losses())
+    }
+
+    /// How often the store was found to have lost something.
+    fn losses(&self) -> u64 {
+        self.meta.store().losses()
     }
 
     /// The mount ends: what is buffered is committed, and handles the kernel still had are closed.

@@ -3,35 +3,46 @@
 //! A volume is opened once per process; mounts are views of it. Opening is also the moment when this process becomes visible to others:
 //! the order in `Volume::open` matters.
 
+mod backup;
 mod cache;
 mod codec;
 mod config;
 mod create;
+mod destroy;
 mod dump;
 mod fsck;
 mod gate;
+mod gc;
 mod info;
 mod objects;
 mod operator;
 mod quota;
 mod restore;
+mod restore_meta;
 mod status;
 mod stores;
 mod url;
 mod wanted;
 
+pub use backup::{Backup, BackupOptions};
 pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
+pub use destroy::{Destroyed, Doomed};
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
-pub use fsck::{Finding, FsckSummary, fsck};
+pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck};
 pub use gate::CLIENT_LEVEL;
+pub use gc::{Amount, GcOptions, GcSummary, gc};
+pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use objects::{check_bucket, location};
 pub use operator::{Failure, Operator, Progress};
 pub use quota::{Checked, Named, Owner, Quotas};
 pub use restore::restore;
+pub use restore_meta::{Restored, Source, list_backups, restore_meta};
 pub use status::{session, status};
-pub use stores::Stores;
+pub use stores::{COMMAND_PATIENCE, Stores};
 pub use url::MetaUrl;
+
+pub use crate::meta::ops::session::SessionEntry;
 
 use crate::block::{BlockConfig, BlockStore};
 use crate::cache::{CacheOptions, DiskCache};
@@ -44,6 +55,7 @@ use crate::meta::{AtimeMode, Meta, MetaConfig};
 use crate::types::{Caller, Duty, Errno, FrameSource, Ino, Kind, Name};
 use crate::vfs::writer::{Writers, WritersConfig};
 use crate::vfs::{Vfs, VfsConfig};
+use backup::Backups;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +69,8 @@ pub const KERNEL_TTL_MAX: Duration = Duration::from_secs(1);
 const KERNEL_TTL_SLACK: Duration = Duration::from_millis(100);
 /// Background work waiting. More is found again by the periodic scans; one entry is 24 bytes.
 const DUTIES_QUEUED_MAX: usize = 16 * 1024;
+/// How often it is looked whether the metadata are still those of the volume. Whoever notices it stops writing at once.
+const DISOWNED_LOOK: Duration = Duration::from_secs(1);
 /// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
 const CACHE_FLUSH: Duration = Duration::from_secs(1);
 
@@ -109,6 +123,8 @@ pub struct VolumeOptions {
     pub heartbeat: Duration,
     /// Blocks cached on this host.
     pub cache: CacheOptions,
+    /// Backups of the metadata; `None`: this process takes none.
+    pub backup: Option<BackupOptions>,
 }
 
 /// One view of a volume.
@@ -178,7 +194,7 @@ impl Volume {
         let frames: Arc<dyn FrameSource> = meta.clone();
         let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
         let blocks = BlockStore::new(BlockConfig {
-            objects,
+            objects: objects.clone(),
             prefix: setting.name().into(),
             hash_prefix: setting.hash_prefix(),
             block_bytes: setting.block_bytes(),
@@ -201,7 +217,13 @@ impl Volume {
                 Err(error) => warn!("cannot clean up after stale sessions: {error}"),
             }
             info!(sid, "volume {} is open", setting.name());
-            let config = JobsConfig { heartbeat: options.heartbeat, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            let backup = match options.backup {
+                Some(BackupOptions { period, skip_trash }) => {
+                    Some(Backups::new(meta.clone(), chunks.clone(), objects, &setting, skip_trash)?.every(period))
+                }
+                None => None,
+            };
+            let config = JobsConfig { heartbeat: options.heartbeat, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
         Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only })
@@ -220,6 +242,13 @@ impl Volume {
     /// The store, for those who look at it.
     pub fn store(&self) -> &Arc<dyn Store> {
         self.meta.store()
+    }
+
+    /// Returns when the metadata are found to be those of another volume, or gone: the mount must end.
+    pub async fn disowned(&self) {
+        while !self.meta.is_disowned() {
+            tokio::time::sleep(DISOWNED_LOOK).await;
+        }
     }
 
     /// A view of the volume, and the inode that is its root.
@@ -289,6 +318,15 @@ impl Volume {
     /// Writes what is buffered, ends the background work and the session, makes all of it durable. Goes on after a failure, so that
     /// as much as possible is saved; reports the first.
     pub async fn close(mut self) -> Result<(), VolumeError> {
+        if self.meta.is_disowned() {
+            if let Some(jobs) = self.jobs.take() {
+                jobs.stop().await;
+            }
+            return Err(VolumeError::Failed(format!(
+                "the metadata of volume {} are gone or were replaced; what was not stored is lost",
+                self.name
+            )));
+        }
         let mut first = None;
         if let Err(error) = self.writers.flush_all().await {
             first = first.or(Some(failed("some written data could not be stored", error)));

@@ -1,11 +1,13 @@
 //! Behaviour on real mounts. Every test starts what it needs and leaves nothing behind.
 
+mod backup;
 mod commands;
 mod crash;
 mod differential;
 mod dump;
 mod faults;
 mod files;
+mod gc;
 mod locks;
 mod operator;
 mod posix;

@@ -2,7 +2,8 @@
 
 use crate::proxy::Proxy;
 use crate::servers::RedisServer;
-use crate::support::{Mount, PANDO, Volume, eventually, run, sh, text};
+use crate::support::{Mount, PANDO, Volume, eventually, is_mounted, run, sh, text};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -76,7 +77,7 @@ fn a_server_that_is_away_is_a_pause_for_applications() {
     std::thread::sleep(Duration::from_secs(3));
     server.restart();
     assert_eq!(work.join().expect("no error").trim(), "300");
-    assert_eq!(sh(&mount.path, "cat l*| sort -n | md5sum; seq 150 | md5sum").lines().collect::<std::collections::BTreeSet<_>>().len(), 1);
+    assert_eq!(sh(&mount.path, "cat l*| sort -n | md5sum; seq 150 | md5sum").lines().collect::<BTreeSet<_>>().len(), 1);
     mount.unmount();
     let fsck = run(Command::new(PANDO).args(["fsck", &url]));
     assert!(fsck.status.success(), "{}", text(&fsck));
@@ -116,4 +117,47 @@ fn changes_of_another_host_reach_the_kernel_before_its_timeouts_end() {
     drop(log);
     one.unmount();
     two.unmount();
+}
+
+#[test]
+fn a_sync_fails_once_after_the_server_has_lost_something() {
+    let (mut server, volume) = (RedisServer::with(&["--appendonly", "no"]), Volume::new());
+    let url = format(&server, &volume);
+    let mount = mount(&volume, &url, "mnt");
+    server.cli(&["save"]);
+    let file = fs::File::create(mount.join("f")).expect("created");
+    file.sync_all().expect("synced");
+    fs::write(mount.join("g"), "x").expect("written");
+    // Back to the moment of the save.
+    server.restart();
+    fs::write(mount.join("h"), "noticed by this").expect("written");
+    let error = file.sync_all().expect_err("it may be lost");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    file.sync_all().expect("it was told");
+    let fresh = fs::File::create(mount.join("i")).expect("created");
+    fresh.sync_all().expect("nothing of it is lost");
+    drop((file, fresh));
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_ends_when_its_volume_is_replaced() {
+    let (server, volume) = (RedisServer::start(), Volume::new());
+    let url = format(&server, &volume);
+    let one = Mount::start(Path::new(&url), &volume.temp.path().join("mnt"), &["--heartbeat", "1", "--backup-meta", "0"]);
+    fs::write(one.join("f"), vec![1; 200_000]).expect("written");
+    let held = fs::File::create(one.join("held")).expect("created");
+    let objects = || sh(volume.temp.path(), "find objects -type f -path '*/chunks/*' | sort");
+    let before = objects();
+    server.cli(&["-n", "1", "flushdb"]);
+    let bucket = volume.temp.path().join("objects");
+    let output = run(Command::new(PANDO).args(["format", "--force", "--storage", "file", "--bucket"]).arg(bucket).args([&url, "vol"]));
+    assert!(output.status.success(), "{}", text(&output));
+    eventually("the mount is gone", || !is_mounted(&one.path));
+    drop(held);
+    assert_eq!(objects(), before);
+    let keys = server.cli(&["-n", "1", "keys", "*"]);
+    // What `format` leaves of its own commits goes by itself.
+    let keys: BTreeSet<_> = keys.split_whitespace().filter(|key| !key.starts_with("_pando:op:r")).collect();
+    assert_eq!(keys, ["i1", "i9223372032828243968", "setting"].into());
 }

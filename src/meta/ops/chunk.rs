@@ -89,14 +89,10 @@ impl Meta {
             return Ok(lists);
         }
         let scan = ScanRange::Keys(Bytes::from_static(b"c"));
-        let list_of = |name: &[u8]| -> Option<(Ino, u32)> {
-            let (ino, chunk) = std::str::from_utf8(name.strip_prefix(b"c")?).ok()?.split_once('_')?;
-            Some((Ino(ino.parse().ok()?), chunk.parse().ok()?))
-        };
         let mut cursor = Some(Default::default());
         while let Some(from) = cursor {
             let page = self.driver.store.scan(&scan, from, SCAN_KEYS).await.map_err(|e| errno_of("list chunks", &e))?;
-            for (ino, chunk) in page.items.iter().filter_map(|item| list_of(&item.name)).filter(|(ino, _)| files.contains(ino)) {
+            for (ino, chunk) in page.items.iter().filter_map(|item| parse_chunk(&item.name)).filter(|(ino, _)| files.contains(ino)) {
                 lists.entry(ino).or_default().insert(chunk);
             }
             cursor = page.next;
@@ -141,6 +137,12 @@ pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent>
         extents.push(Extent { pos: at, id: 0, size: 0, off: 0, len: range.end - at });
     }
     extents
+}
+
+/// The inode and index of a slice list's key; `None` for other keys that begin alike.
+pub(crate) fn parse_chunk(name: &[u8]) -> Option<(Ino, u32)> {
+    let (ino, chunk) = std::str::from_utf8(name.strip_prefix(b"c")?).ok()?.split_once('_')?;
+    Some((Ino(ino.parse().ok()?), chunk.parse().ok()?))
 }
 
 #[cfg(test)]

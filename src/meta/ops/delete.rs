@@ -166,7 +166,7 @@ pub(crate) fn parse_delfile(member: &[u8]) -> Option<(Ino, u64)> {
     Some((Ino(ino.parse().ok()?), length.parse().ok()?))
 }
 
-fn parse_slice_ref(field: &[u8]) -> Option<(SliceId, u32)> {
+pub(crate) fn parse_slice_ref(field: &[u8]) -> Option<(SliceId, u32)> {
     let (id, size) = std::str::from_utf8(field).ok()?.strip_prefix('k')?.split_once('_')?;
     Some((id.parse().ok()?, size.parse().ok()?))
 }

@@ -148,7 +148,7 @@ impl Meta {
         if sid == 0 {
             return Ok(());
         }
-        self.clean_session(sid).await?;
+        self.clean_session(sid, None).await?;
         self.sid.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -177,8 +177,10 @@ impl Meta {
                 continue;
             }
             info!(sid, "cleaning up after a session that ended");
-            match self.clean_session(sid).await {
+            match self.clean_session(sid, Some(expiry)).await {
                 Ok(()) => cleaned += 1,
+                // It was slow and not dead, or somebody else was faster.
+                Err(Errno::BUSY) => info!(sid, "the session has been prolonged, or is cleaned already"),
                 // The others shall not wait for this one; it is tried again next time.
                 Err(errno) => warn!(sid, %errno, "a stale session could not be cleaned"),
             }
@@ -209,22 +211,26 @@ impl Meta {
     }
 
     /// Locks first, then kept files, the session itself last: whoever finds it again after a crash repeats all of it. Two cleaners do no harm.
-    async fn clean_session(&self, sid: u64) -> Result<(), Errno> {
+    /// A session of which it is not known that it is dead has the expiry `seen`; once that is another, nothing more is taken from it: EBUSY.
+    async fn clean_session(&self, sid: u64, seen: Option<i64>) -> Result<(), Errno> {
         for hash in self.members(&key::locked(sid)).await? {
-            self.run("clean locks", &Caller::root(), |view, cx| drop_locks_step(view, cx, sid, &hash)).await?;
+            let step = |view: &View, cx: &Cx| while_stale(view, sid, seen, drop_locks_step(view, cx, sid, &hash));
+            self.run("clean locks", &Caller::root(), step).await?;
         }
         for member in self.members(&key::sustained(sid)).await? {
             let Some(ino) = number(&member).map(Ino) else {
                 warn!(sid, "a session keeps something that is no inode number: {:?}", member);
                 continue;
             };
-            let deleted = self.run("clean kept file", &Caller::root(), |view, cx| drop_sustained_step(view, cx, sid, ino)).await?;
+            let step = |view: &View, cx: &Cx| while_stale(view, sid, seen, drop_sustained_step(view, cx, sid, ino));
+            let deleted = self.run("clean kept file", &Caller::root(), step).await?;
             if let Some(length) = deleted {
                 self.ask(Duty::DeleteFile { ino, length });
             }
         }
-        self.apply("end session", &[Write::HDel(key::SESSION_INFOS, key::decimal(sid)), Write::ZRem(key::ALL_SESSIONS, key::decimal(sid))])
-            .await?;
+        let end = [Write::HDel(key::SESSION_INFOS, key::decimal(sid)), Write::ZRem(key::ALL_SESSIONS, key::decimal(sid))];
+        let step = |view: &View, _: &Cx| while_stale(view, sid, seen, Ok(Plan::new(Vec::new(), end.to_vec(), ())));
+        self.run("end session", &Caller::root(), step).await?;
         self.driver.store.forget_session(sid).await.map_err(|e| errno_of("end session", &e))
     }
 
@@ -288,6 +294,17 @@ fn heartbeat_step(view: &View, cx: &Cx, document: &Bytes) -> Result<Plan<Beaten>
     };
     let guards = vec![Guard::Field(key::SESSION_INFOS, sid, stored)];
     Ok(Plan { guards, writes, reads: vec![Query::HGetAll(key::SESSION_INFOS)], while_closed: None, finish: Box::new(finish) })
+}
+
+/// A plan that takes something from a session, for as long as the session has not been prolonged.
+fn while_stale<T>(view: &View, sid: u64, seen: Option<i64>, plan: Result<Plan<T>, Stop>) -> Result<Plan<T>, Stop> {
+    let Some(expiry) = seen else { return plan };
+    if view.score(&key::ALL_SESSIONS, key::decimal(sid))? != Some(expiry) {
+        return Err(Errno::BUSY.into());
+    }
+    let mut plan = plan?;
+    plan.guards.push(Guard::Score(key::ALL_SESSIONS, key::decimal(sid), Some(expiry)));
+    Ok(plan)
 }
 
 /// Removes what a session holds in one lock hash.
@@ -466,6 +483,26 @@ mod tests {
         for set in [key::sustained(sid), key::locked(sid)] {
             assert_eq!(world.store.get(Query::SMembers(set)), Value::List(vec![]));
         }
+    }
+
+    #[test]
+    fn a_session_that_beats_while_it_is_cleaned_keeps_what_it_holds() {
+        let world = World::new();
+        let slow = world.neighbour();
+        let sid = ready(slow.new_session("/slow")).unwrap();
+        ready(world.meta.new_session("/alive")).unwrap();
+        ready(slow.set_lock(Ino(6), 1, 1, 0, 9, LockKind::Exclusive)).unwrap();
+        let kept = world.inode(|attr| attr.nlink = 0);
+        world.store.put(Write::SAdd(key::sustained(sid), key::decimal(kept)));
+        world.clock.advance(Duration::from_secs(61));
+        ready(world.meta.heartbeat()).unwrap();
+        // Between the list of sessions and the first commit that takes something.
+        let beats = slow.clone();
+        world.store.before_commit(move || ready(beats.heartbeat()).unwrap());
+        assert_eq!(ready(world.meta.clean_stale_sessions()), Ok(0));
+        assert_eq!(ready(world.meta.sessions()).unwrap().len(), 2);
+        assert_eq!(ready(world.meta.set_lock(Ino(6), 1, 1, 0, 9, LockKind::Exclusive)), Err(Errno::AGAIN));
+        assert!(world.find(kept).is_some());
     }
 
     #[test]

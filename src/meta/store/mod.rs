@@ -334,6 +334,12 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(false))
     }
 
+    /// Whether the store was found to hold another volume than it did, or none: nothing of this process belongs there any more, and no commit
+    /// will happen.
+    fn replaced(&self) -> bool {
+        false
+    }
+
     /// Takes the lock that says session `sid` lives; held until the store is dropped. False if another process holds it.
     fn claim_session(&self, sid: u64) -> Result<bool, StoreError>;
 

@@ -44,8 +44,14 @@ impl Backend for Live {
     }
 
     fn upload(&self, block: BlockId, data: Bytes) -> BoxFuture<'static, Result<(), Errno>> {
-        let blocks = self.blocks.clone();
-        Box::pin(async move { blocks.upload(block, data).await.map_err(|e| e.errno()) })
+        let (meta, blocks) = (self.meta.clone(), self.blocks.clone());
+        Box::pin(async move {
+            // The slice may have its number from another volume than the one that has the bucket now.
+            if meta.is_disowned() {
+                return Err(Errno::IO);
+            }
+            blocks.upload(block, data).await.map_err(|e| e.errno())
+        })
     }
 
     fn commit(&self, ino: Ino, chunk: u32, slices: Vec<Ready>, mtime: Time) -> BoxFuture<'static, Result<Attr, Errno>> {

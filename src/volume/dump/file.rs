@@ -1,6 +1,9 @@
 //! Dumps as files: compressed by their names, complete or not there at all, read twice.
 
+use crate::block::Encryption;
+use crate::env::{Random, SystemRandom};
 use crate::volume::VolumeError;
+use crate::volume::restore_meta::decrypted;
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -120,6 +123,48 @@ impl Write for DumpOutput {
     }
 }
 
+/// A file that has no name and goes with its descriptor, in the directory of temporary files.
+pub fn nameless() -> Result<File, VolumeError> {
+    let temp = std::env::temp_dir();
+    let open = |options: &mut OpenOptions| options.read(true).write(true).mode(0o600).clone();
+    match open(&mut OpenOptions::new()).custom_flags(libc::O_TMPFILE).open(&temp) {
+        Ok(file) => return Ok(file),
+        // Some filesystems cannot make one without a name.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
+        Err(error) => return Err(failed("make a temporary file in", &temp, &error)),
+    }
+    let path = temp.join(format!(".pando-{}-{:016x}", std::process::id(), SystemRandom.u64()));
+    let file = open(&mut OpenOptions::new()).create_new(true).open(&path).map_err(|e| failed("create", &path, &e))?;
+    fs::remove_file(&path).map_err(|e| failed("remove", &path, &e))?;
+    Ok(file)
+}
+
+/// A dump that is written into a nameless file, compressed.
+pub struct Spool(GzEncoder<BufWriter<File>>);
+
+impl Spool {
+    /// An empty one.
+    pub fn create() -> Result<Spool, VolumeError> {
+        Ok(Spool(GzEncoder::new(BufWriter::with_capacity(BUFFER, nameless()?), Compression::new(LEVEL))))
+    }
+
+    /// Ends the dump. The file is read from its beginning.
+    pub fn finish(self) -> Result<File, VolumeError> {
+        let file = self.0.finish().and_then(|file| file.into_inner().map_err(io::IntoInnerError::into_error));
+        file.map_err(|e| failed("write a temporary file in", &std::env::temp_dir(), &e))
+    }
+}
+
+impl Write for Spool {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// A dump to be read more than once.
 pub struct DumpInput {
     file: File,
@@ -141,11 +186,23 @@ impl DumpInput {
                 Box::new(file)
             }
         };
-        let temp = std::env::temp_dir();
-        let copy = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&temp);
-        let mut copy = copy.map_err(|e| failed("keep a copy of the dump in", &temp, &e))?;
+        let mut copy = nameless()?;
         io::copy(&mut input, &mut copy).map_err(|e| failed("copy", shown, &e))?;
         Ok(DumpInput { file: copy, path: shown.into(), form: form(shown) })
+    }
+
+    /// A file that holds a dump compressed with gzip; `name` is for messages.
+    pub fn gzip(file: File, name: &str) -> DumpInput {
+        DumpInput { file, path: name.into(), form: Form::Gzip }
+    }
+
+    /// The same, decrypted if it is encrypted.
+    pub fn decrypted(self, pem: &str, algorithm: Option<&str>) -> Result<DumpInput, VolumeError> {
+        let passphrase = std::env::var("JFS_RSA_PASSPHRASE").ok();
+        let encryption = Encryption::new(algorithm.unwrap_or_default(), pem, passphrase.as_deref());
+        let encryption = encryption.map_err(|why| VolumeError::Refused(format!("cannot use the key: {why}")))?;
+        let file = decrypted(self.file, Some(&encryption), &self.path.display().to_string())?;
+        Ok(DumpInput { file, ..self })
     }
 
     /// From the beginning.

@@ -28,7 +28,7 @@ pub async fn write(
     setting: &Setting,
     options: &DumpOptions,
     slices: &mut Slices<'_>,
-    out: &mut dyn Write,
+    out: &mut (dyn Write + Send),
 ) -> Result<(), VolumeError> {
     let root = match &options.subdir {
         Some(path) => super::walk_to(store, path).await?,
@@ -65,7 +65,6 @@ async fn header(store: &dyn Store, setting: &Setting, options: &DumpOptions, roo
         for field in ["SecretKey", "SessionToken"] {
             if let Some(value) = document.get_mut(field).filter(|value| value.as_str() != Some("")) {
                 *value = json!("removed");
-                warn!("Secret key is removed for the sake of safety: {field}");
             }
         }
     }
@@ -195,7 +194,13 @@ struct Level {
 }
 
 /// Writes a directory and all below it as the member `name` of the document.
-async fn tree(nodes: &mut Nodes<'_>, name: &[u8], top: Node, slices: &mut Slices<'_>, out: &mut dyn Write) -> Result<(), VolumeError> {
+async fn tree(
+    nodes: &mut Nodes<'_>,
+    name: &[u8],
+    top: Node,
+    slices: &mut Slices<'_>,
+    out: &mut (dyn Write + Send),
+) -> Result<(), VolumeError> {
     let mut levels: Vec<Level> = Vec::new();
     enter(nodes, &mut levels, name, top, out).await?;
     while let Some(level) = levels.last_mut() {
@@ -244,7 +249,13 @@ async fn tree(nodes: &mut Nodes<'_>, name: &[u8], top: Node, slices: &mut Slices
 }
 
 /// Writes the head of a directory and makes it the current one.
-async fn enter(nodes: &Nodes<'_>, levels: &mut Vec<Level>, name: &[u8], dir: Node, out: &mut dyn Write) -> Result<(), VolumeError> {
+async fn enter(
+    nodes: &Nodes<'_>,
+    levels: &mut Vec<Level>,
+    name: &[u8],
+    dir: Node,
+    out: &mut (dyn Write + Send),
+) -> Result<(), VolumeError> {
     let indent = "  ".repeat(levels.len() * 2 + 1);
     put(out, &members(name, &dir, &indent)?)?;
     put(out, &format!(",\n{indent}  \"entries\": {{"))?;
@@ -372,6 +383,6 @@ pub(super) fn acl_json(rule: &[u8]) -> Option<Json> {
         .then(|| json!({"owner": half(0), "group": half(2), "other": half(6), "mask": half(4), "users": users, "groups": groups}))
 }
 
-fn put(out: &mut dyn Write, text: &str) -> Result<(), VolumeError> {
+fn put(out: &mut (dyn Write + Send), text: &str) -> Result<(), VolumeError> {
     out.write_all(text.as_bytes()).map_err(|e: io::Error| VolumeError::Failed(format!("cannot write the dump: {e}")))
 }

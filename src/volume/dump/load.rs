@@ -146,6 +146,8 @@ pub struct Loaded {
     pub space: i64,
     /// Secrets that the dump does not have.
     pub secrets_removed: bool,
+    /// The id of the first new slice, if it was raised above those of slices that the dump does not know.
+    pub first_slice: Option<u64>,
 }
 
 /// Loads the pieces of one dump into a store.
@@ -373,8 +375,8 @@ impl<'a> Loader<'a> {
         write(self.store, std::mem::take(&mut self.writes)).await
     }
 
-    /// Writes what only the whole dump tells, the setting last of all, and makes everything durable.
-    pub async fn finish(mut self) -> Result<Loaded, VolumeError> {
+    /// Writes what only the whole dump tells. Answers the setting, which is still to be written.
+    pub async fn finish(mut self) -> Result<(Loaded, Setting), VolumeError> {
         self.flush().await?;
         self.references().await?;
         let setting = self.setting.take().ok_or_else(|| VolumeError::Refused("the dump has no Setting".into()))?;
@@ -415,8 +417,7 @@ impl<'a> Loader<'a> {
         ];
         self.writes.extend(counters.into_iter().map(|(key, value)| Write::Set(key, key::decimal(value))));
         self.commit().await?;
-        complete(self.store, &setting).await?;
-        Ok(Loaded { inodes: self.used.inodes, space: self.used.space, secrets_removed: secrets_removed(&setting) })
+        Ok((Loaded { inodes: self.used.inodes, space: self.used.space, ..Loaded::default() }, setting))
     }
 
     /// References beyond the first, from the counts. Setting a field twice changes nothing, so a listing may show it twice.

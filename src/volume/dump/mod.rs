@@ -18,23 +18,29 @@ mod parse;
 mod text;
 mod wire;
 
-pub use file::{DumpInput, DumpOutput};
+pub use file::{DumpInput, DumpOutput, Spool, nameless};
 pub use load::Loaded;
 
 use crate::block::FRAME_BYTES_MAX;
+use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
 use crate::meta::AtimeMode;
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
+use crate::meta::setting::Setting;
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Query, Store, Value, Write};
 use crate::types::{Ino, Kind, SliceRecord};
+use crate::volume::objects::OBJECTS;
+use crate::volume::restore_meta::ids;
 use crate::volume::stores::{COMMAND_PATIENCE, load_setting, open_store, usage};
 use crate::volume::{CacheOptions, MetaUrl, Place, Stores, Volume, VolumeError, VolumeOptions, place};
 use binary_read::{BinaryReader, Part};
 use json_read::JsonReader;
 use load::{Check, Loader};
+use std::fs;
 use std::io::{self, BufRead};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
@@ -53,10 +59,13 @@ pub struct DumpOptions {
 }
 
 /// Writes the metadata of a volume.
-pub async fn dump(url: &MetaUrl, options: &DumpOptions, out: &mut dyn io::Write) -> Result<(), VolumeError> {
+pub async fn dump(url: &MetaUrl, options: &DumpOptions, out: &mut (dyn io::Write + Send)) -> Result<(), VolumeError> {
     // Without its objects: a dump may hold what this build could not use.
     let (store, setting) = Stores::metadata(url).await?;
-    let mut slices = Slices { store: store.as_ref(), url: store.keeps_frames().then_some(url), volume: None, drained: 0 };
+    if !options.binary && !options.keep_secrets && ["SecretKey", "SessionToken"].iter().any(|field| setting.has(field)) {
+        warn!("Secret key is removed for the sake of safety");
+    }
+    let mut slices = Slices::of(store.as_ref(), Frames::Of(url));
     if options.binary {
         if store.shared() {
             // Its records are raw and found one after another: what is created between two of them may have an entry and no inode.
@@ -69,8 +78,31 @@ pub async fn dump(url: &MetaUrl, options: &DumpOptions, out: &mut dyn io::Write)
     slices.close().await
 }
 
+/// Writes the metadata of a volume that is open as JSON, secrets removed. `chunks` are its own.
+pub async fn dump_open(
+    store: &dyn Store,
+    setting: &Setting,
+    chunks: &Chunks,
+    skip_trash: bool,
+    out: &mut (dyn io::Write + Send),
+) -> Result<(), VolumeError> {
+    let options = DumpOptions { skip_trash, ..DumpOptions::default() };
+    let mut slices = Slices::of(store, Frames::Open(chunks));
+    json::write(store, setting, &options, &mut slices, out).await?;
+    slices.close().await
+}
+
 /// Makes the metadata of a new volume from a dump in the JSON or the binary form.
 pub async fn load(url: &MetaUrl, input: &mut DumpInput, binary: bool) -> Result<Loaded, VolumeError> {
+    load_as(url, input, binary, None).await
+}
+
+/// What becomes of the setting of a dump before it is written.
+pub type Change<'a> = &'a (dyn Fn(&mut Setting) -> Result<(), VolumeError> + Sync);
+
+/// The same with a setting that is changed. Such a volume takes the place of one that was in use after the dump was made: numbers given out
+/// since are not given out again, or the load fails. Otherwise that is so if the bucket answers.
+pub(super) async fn load_as(url: &MetaUrl, input: &mut DumpInput, binary: bool, change: Option<Change<'_>>) -> Result<Loaded, VolumeError> {
     if binary {
         check_binary(input.reader()?)?;
     } else {
@@ -78,7 +110,20 @@ pub async fn load(url: &MetaUrl, input: &mut DumpInput, binary: bool) -> Result<
     }
     let store = open_target(url).await?;
     load::claim(store.as_ref()).await?;
-    let loaded = if binary { load_binary(store.as_ref(), input.reader()?).await } else { load_json(store.as_ref(), input.reader()?).await };
+    let loading = async {
+        let store = store.as_ref();
+        let loaded = if binary { load_binary(store, input.reader()?).await } else { load_json(store, input.reader()?).await };
+        let (mut loaded, mut setting) = loaded?;
+        if let Some(change) = change {
+            change(&mut setting)?;
+        }
+        let firmness = if change.is_some() { ids::Firmness::Always } else { ids::Firmness::IfBehind };
+        loaded.first_slice = ids::pass_by(store, &setting, url.dir(), firmness).await?;
+        loaded.secrets_removed = load::secrets_removed(&setting);
+        load::complete(store, &setting).await?;
+        Ok(loaded)
+    };
+    let loaded: Result<Loaded, VolumeError> = loading.await;
     loaded.map_err(|error| VolumeError::Failed(format!("{error}; what was loaded is no volume: empty the target before another try")))
 }
 
@@ -106,7 +151,7 @@ fn check_binary(input: impl BufRead) -> Result<(), VolumeError> {
 }
 
 /// Into a store that was claimed.
-async fn load_json(store: &dyn Store, input: impl BufRead) -> Result<Loaded, VolumeError> {
+async fn load_json(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Setting), VolumeError> {
     let mut loader = Loader::new(store, SystemClock::new().now());
     let mut reader = JsonReader::new(input);
     while let Some(event) = reader.next().map_err(refused)? {
@@ -116,7 +161,7 @@ async fn load_json(store: &dyn Store, input: impl BufRead) -> Result<Loaded, Vol
 }
 
 /// Into a store that was claimed.
-async fn load_binary(store: &dyn Store, input: impl BufRead) -> Result<Loaded, VolumeError> {
+async fn load_binary(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Setting), VolumeError> {
     let mut reader = BinaryReader::new(input);
     let (mut setting, mut acls) = (None, 0);
     while let Some(part) = reader.next().map_err(refused)? {
@@ -132,15 +177,16 @@ async fn load_binary(store: &dyn Store, input: impl BufRead) -> Result<Loaded, V
         load::write(store, vec![Write::Set(key::ACL_MAX_ID, key::decimal(acls))]).await?;
     }
     let setting = setting.ok_or_else(|| refused("it has no setting of a volume".into()))?;
-    load::complete(store, &setting).await?;
     let usage = usage(store).await?;
-    Ok(Loaded { inodes: usage.inodes, space: usage.space, secrets_removed: load::secrets_removed(&setting) })
+    Ok((Loaded { inodes: usage.inodes, space: usage.space, ..Loaded::default() }, setting))
 }
 
 /// The metadata store that is to become a volume.
 async fn open_target(url: &MetaUrl) -> Result<Arc<dyn Store>, VolumeError> {
     if let Some(dir) = url.dir() {
         match place(dir).map_err(|e| VolumeError::Failed(format!("cannot look into {}: {e}", dir.display())))? {
+            // What is left of a volume whose metadata is lost.
+            Place::Foreign if only_objects(dir) => {}
             Place::Foreign => {
                 return Err(VolumeError::Refused(format!(
                     "{} holds other files and no volume; name a directory that is empty or does not exist yet",
@@ -155,6 +201,12 @@ async fn open_target(url: &MetaUrl) -> Result<Arc<dyn Store>, VolumeError> {
         return Err(VolumeError::Refused(format!("database {url} is used by volume {}", setting.name())));
     }
     Ok(store)
+}
+
+/// Whether a directory holds the objects of a volume and nothing else.
+fn only_objects(dir: &Path) -> bool {
+    let known = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| [OBJECTS, "lock"].iter().any(|name| entry.file_name() == *name));
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.all(known))
 }
 
 /// The directory at a path from the root.
@@ -173,28 +225,42 @@ async fn walk_to(store: &dyn Store, path: &str) -> Result<Ino, VolumeError> {
     Ok(at)
 }
 
+/// Through what the frames of a volume become objects.
+enum Frames<'a> {
+    /// The volume at this address, opened when the first is found.
+    Of(&'a MetaUrl),
+    /// The same, open.
+    Opened(Box<Volume>),
+    /// The chunks of a volume that somebody else has open.
+    Open(&'a Chunks),
+    /// There are none.
+    #[cfg(test)]
+    None,
+}
+
 /// The slices a dump names. Those whose data is a frame beside the metadata are stored as objects.
 pub struct Slices<'a> {
     store: &'a dyn Store,
-    /// Of the volume; `None` if it is known to have no frames.
-    url: Option<&'a MetaUrl>,
-    /// Opened when the first frame is found.
-    volume: Option<Volume>,
+    frames: Frames<'a>,
     drained: u64,
 }
 
-impl Slices<'_> {
+impl<'a> Slices<'a> {
+    fn of(store: &'a dyn Store, frames: Frames<'a>) -> Slices<'a> {
+        Slices { store, frames, drained: 0 }
+    }
+
     /// Looks at a slice.
     async fn note(&mut self, record: &SliceRecord) -> Result<(), VolumeError> {
-        if record.id > 0 && record.size <= FRAME_BYTES_MAX { self.drain(record.id, record.size).await } else { Ok(()) }
+        let may_be_frame = record.id > 0 && record.size <= FRAME_BYTES_MAX && self.store.keeps_frames();
+        if may_be_frame { self.drain(record.id, record.size).await } else { Ok(()) }
     }
 
     async fn drain(&mut self, id: u64, size: u32) -> Result<(), VolumeError> {
-        let Some(url) = self.url else { return Ok(()) };
         if self.store.frame(id).await?.is_none() {
             return Ok(());
         }
-        if self.volume.is_none() {
+        if let Frames::Of(url) = self.frames {
             let options = VolumeOptions {
                 read_only: true,
                 mountpoint: String::new(),
@@ -204,13 +270,17 @@ impl Slices<'_> {
                 uploads_max: 4,
                 downloads_max: 4,
                 heartbeat: Duration::from_secs(12),
+                backup: None,
             };
-            self.volume = Some(Volume::open(url, options).await?);
+            self.frames = Frames::Opened(Box::new(Volume::open(url, options).await?));
         }
-        if let Some(volume) = &self.volume {
-            let drained = volume.chunks.drain_frame(id, size).await;
-            self.drained += u64::from(drained.map_err(|e| VolumeError::Failed(format!("cannot store slice {id} as an object: {e}")))?);
-        }
+        let chunks: &Chunks = match &self.frames {
+            Frames::Opened(volume) => &volume.chunks,
+            Frames::Open(chunks) => chunks,
+            _ => return Ok(()),
+        };
+        let drained = chunks.drain_frame(id, size).await;
+        self.drained += u64::from(drained.map_err(|e| VolumeError::Failed(format!("cannot store slice {id} as an object: {e}")))?);
         Ok(())
     }
 
@@ -218,14 +288,14 @@ impl Slices<'_> {
         if self.drained > 0 {
             info!("{} small blocks that were kept beside the metadata are objects now", self.drained);
         }
-        match self.volume {
-            Some(volume) => volume.close().await,
-            None => Ok(()),
+        match self.frames {
+            Frames::Opened(volume) => volume.close().await,
+            _ => Ok(()),
         }
     }
 }
 
 #[cfg(test)]
-mod fixture;
+pub(in crate::volume) mod fixture;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use super::binary_read::{BinaryReader, Part};
 use super::fixture::{FIXTURES, file, store};
-use super::{DumpOptions, Loaded, Slices, binary, json, load};
+use super::{DumpOptions, Frames, Loaded, Slices, binary, json, load};
 use crate::meta::store::Store;
 use crate::meta::store::embedded::EmbeddedStore;
 use crate::volume::VolumeError;
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 async fn dump_json(store: &dyn Store, options: &DumpOptions) -> String {
     let setting = load_setting(store).await.expect("reads").expect("a volume");
-    let mut slices = Slices { store, url: None, volume: None, drained: 0 };
+    let mut slices = Slices::of(store, Frames::None);
     let mut out = Vec::new();
     json::write(store, &setting, options, &mut slices, &mut out).await.expect("dumps");
     String::from_utf8(out).expect("text")
@@ -21,7 +21,9 @@ async fn dump_json(store: &dyn Store, options: &DumpOptions) -> String {
 async fn load_json(store: &dyn Store, text: &[u8]) -> Result<Loaded, VolumeError> {
     super::check_json(text)?;
     load::claim(store).await?;
-    super::load_json(store, text).await
+    let (loaded, setting) = super::load_json(store, text).await?;
+    load::complete(store, &setting).await?;
+    Ok(loaded)
 }
 
 /// The reference's dump, with the one name it damages put right.
@@ -93,7 +95,7 @@ fn is_of_session(change: &str) -> bool {
 
 async fn dump_binary(store: &dyn Store) -> Vec<u8> {
     let setting = load_setting(store).await.expect("reads").expect("a volume");
-    let mut slices = Slices { store, url: None, volume: None, drained: 0 };
+    let mut slices = Slices::of(store, Frames::None);
     let mut out = Vec::new();
     binary::write(store, &setting, &DumpOptions::default(), &mut slices, &mut out).await.expect("dumps");
     out
@@ -139,7 +141,8 @@ async fn a_loaded_binary_dump_is_the_volume() {
         let loaded = EmbeddedStore::open_in_memory().expect("a store");
         super::check_binary(&dump[..]).expect("sound");
         load::claim(&loaded).await.expect("empty");
-        super::load_binary(&loaded, &dump[..]).await.expect("loads");
+        let (_, setting) = super::load_binary(&loaded, &dump[..]).await.expect("loads");
+        load::complete(&loaded, &setting).await.expect("completes");
         let mut expected = changes(&dump);
         // A session that has ended is not listed.
         expected.retain(|change| !change.contains("b\"session1\""));

@@ -1,4 +1,4 @@
-//! `fsck`: does the volume keep its own promises? Reads everything, changes nothing.
+//! `fsck`: does the volume keep its own promises? Reads everything, changes nothing; `path.rs` looks at one directory and may mend it.
 //!
 //! Three passes over the store, page by page: `tree` (records, entries, links, usage), `slices` (chunk lists, references, blocks), and
 //! the counters at the end. What stays in memory is one `Node` per inode and one `SliceUse` per slice, about 100 bytes each with their
@@ -7,8 +7,11 @@
 //! While another process uses the volume the passes see different moments. A second run then tells damage from change: only what both
 //! found at the same place is reported.
 
+mod path;
 mod slices;
 mod tree;
+
+pub use path::{PathCheck, check_path};
 
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
@@ -48,12 +51,16 @@ pub struct FsckSummary {
     pub entries: u64,
     /// Slices.
     pub slices: u64,
-    /// Blocks, in objects or frames.
+    /// Blocks, in objects or frames; also those that nothing names.
     pub blocks: u64,
-    /// Their bytes.
+    /// Their bytes as they are stored.
     pub block_bytes: u64,
     /// Blocks that are lost or have the wrong size.
     pub lost: u64,
+    /// Bytes of the files that were in them.
+    pub lost_bytes: u64,
+    /// Files that have something in them, with their paths.
+    pub broken: BTreeMap<Ino, String>,
     /// Damage beyond the most that is listed.
     pub unlisted: u64,
     /// Another process used the volume during the check.
@@ -65,8 +72,9 @@ pub async fn fsck(stores: &Stores) -> Result<(Vec<Finding>, FsckSummary), Volume
     let (mut findings, mut summary) = Check::run(stores).await?;
     summary.shared = stores.store.shared();
     if summary.shared && !findings.is_empty() {
-        let (again, _) = Check::run(stores).await?;
+        let (again, later) = Check::run(stores).await?;
         let keys: HashSet<_> = again.into_iter().map(|finding| finding.key).collect();
+        summary = FsckSummary { shared: true, ..later };
         findings.retain(|finding| keys.contains(&finding.key));
     }
     Ok((findings, summary))
@@ -99,8 +107,8 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    async fn run(stores: &'a Stores) -> Result<(Vec<Finding>, FsckSummary), VolumeError> {
-        let mut check = Check {
+    fn new(stores: &'a Stores) -> Check<'a> {
+        Check {
             stores,
             store: &stores.store,
             nodes: HashMap::new(),
@@ -109,7 +117,11 @@ impl<'a> Check<'a> {
             deleted: HashSet::new(),
             findings: Vec::new(),
             summary: FsckSummary::default(),
-        };
+        }
+    }
+
+    async fn run(stores: &'a Stores) -> Result<(Vec<Finding>, FsckSummary), VolumeError> {
+        let mut check = Check::new(stores);
         check.tree().await?;
         check.slices().await?;
         check.counters().await?;

@@ -63,7 +63,9 @@ impl Operator {
             for (ino, attr) in some {
                 let chunks = u32::try_from(attr.length.div_ceil(CHUNK_BYTES)).map_err(|_| at(Errno::FBIG))?;
                 let present = self.meta.chunks_present(ino, 0..chunks).await.map_err(at)?;
-                let jobs = present.iter().map(|chunk| -> BoxFuture<'_, Result<(), Errno>> { Box::pin(self.chunks.compact(ino, *chunk)) });
+                let jobs = present.iter().map(|chunk| -> BoxFuture<'_, Result<(), Errno>> {
+                    Box::pin(async move { self.chunks.compact(ino, *chunk).await.map(drop) })
+                });
                 join(jobs.collect(), at_once).await.map_err(at)?;
                 progress.add(1, 0);
             }

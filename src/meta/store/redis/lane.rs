@@ -8,8 +8,9 @@ use super::error::Fault;
 use super::link::{Link, Live};
 use super::rollback::{Acknowledged, Counters};
 use super::script::{bytes, pairs, record};
-use crate::env::{Random, SystemRandom};
+use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::key;
+use crate::meta::ops::session::SESSION_TTL;
 use crate::meta::store::StoreError;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -40,8 +41,6 @@ pub(super) struct Pass {
     pub token: Bytes,
     /// What earlier connections left: numbers and replies.
     pub outcomes: HashMap<u64, Bytes>,
-    /// The life of the server.
-    run_id: String,
 }
 
 /// The hash and its slots.
@@ -111,7 +110,11 @@ impl Lane {
         if let Some(pass) = self.valid(live)? {
             return Ok(pass);
         }
-        let before = unpoisoned(&self.pass).clone();
+        let again = unpoisoned(&self.pass).is_some();
+        if let Owner::Session(_) = self.owner {
+            // Before anything is written: what is there may not be ours.
+            counters.check_volume(link, live).await?;
+        }
         let hash = self.hash(link, live).await?;
         let token = Bytes::from(format!("{:016x}", SystemRandom.u64()));
         // In this order over one connection: what the slots do not hold when they are read will never be there.
@@ -119,13 +122,17 @@ impl Lane {
         let fields = pairs(link.attempt(live, redis::cmd("HGETALL").arg(&hash[..])).await?).map_err(Fault::Store)?;
         let slots: HashMap<usize, (u64, Bytes)> =
             fields.iter().filter_map(|(field, value)| Some((std::str::from_utf8(field).ok()?.parse().ok()?, record(value)?))).collect();
-        // Only a server that started anew, or another one, can have lost something; a hash may also have ended by itself.
-        let is_other = before.as_ref().is_some_and(|pass| live.run_id.is_empty() || pass.run_id != live.run_id);
-        if is_other && matches!(self.owner, Owner::Session(_)) {
+        if let (Owner::Session(sid), true) = (self.owner, again) {
+            // A server that never stopped may have been emptied, or loaded from a file. Others remove a hash only a day after they took its
+            // session for dead.
             counters.examine(link, live, &self.acknowledged, &slots).await?;
+            // What waited for the server was planned while the session lived. It must not end while that is carried out.
+            let sessions = super::script::prefixed(&link.prefix, &key::ALL_SESSIONS);
+            let expiry = SystemClock::new().now().sec + SESSION_TTL.as_secs() as i64;
+            link.attempt(live, redis::cmd("ZADD").arg(&sessions[..]).arg("XX").arg(expiry).arg(sid)).await?;
         }
         let outcomes = slots.into_values().collect();
-        let pass = Arc::new(Pass { generation: live.generation, hash, token, outcomes, run_id: live.run_id.clone() });
+        let pass = Arc::new(Pass { generation: live.generation, hash, token, outcomes });
         *unpoisoned(&self.pass) = Some(pass.clone());
         Ok(pass)
     }
@@ -168,13 +175,7 @@ impl Lane {
             && Arc::ptr_eq(now, pass)
         {
             // Kept, so that the next fence knows that there was one.
-            *current = Some(Arc::new(Pass {
-                generation: 0,
-                hash: now.hash.clone(),
-                token: Bytes::new(),
-                outcomes: HashMap::new(),
-                run_id: now.run_id.clone(),
-            }));
+            *current = Some(Arc::new(Pass { generation: 0, hash: now.hash.clone(), token: Bytes::new(), outcomes: HashMap::new() }));
         }
     }
 }

@@ -34,6 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::warn;
 use url::RedisUrl;
 
 /// How long opening waits for the server: a person, or a service that starts with the machine, is waiting for an answer.
@@ -44,6 +45,9 @@ const REPLICAS_TIME: Duration = Duration::from_secs(30);
 const REPLICAS_WAIT_MS: u64 = 1000;
 /// How long the outcomes of a session that was taken for dead are kept: its process may come back and ask.
 const LAPSED_TTL_S: u64 = 86_400;
+
+/// How long what a commit that happened was to read is asked for, where a command would give up earlier.
+const LATE_READS_TIME: Duration = Duration::from_secs(60);
 
 /// How a store is used.
 #[derive(Clone, Copy, Debug)]
@@ -137,8 +141,7 @@ impl RedisStore {
                     let replies = program.replies(told)?;
                     self.counters.note(writes, &replies);
                     lane.acknowledged.note(slot.index, number);
-                    // What was to be read after the writes is read later: no older than it would have been.
-                    let values = self.read(reads).await?;
+                    let values = self.read_late(reads).await?;
                     return Ok(Commit::Done { replies, values });
                 }
                 unknown = false;
@@ -171,8 +174,28 @@ impl RedisStore {
         }
     }
 
-    async fn wait_for_replicas(&self) -> Result<(), StoreError> {
+    /// What was to be read after the writes of a commit that was found to have happened: no older than it would have been. As it has
+    /// happened, the caller must not be told otherwise for as long as there is hope for an answer.
+    async fn read_late(&self, reads: &[Query]) -> Result<Vec<Value>, StoreError> {
         let begin = Instant::now();
+        loop {
+            match self.read(reads).await {
+                Err(StoreError::Failed(why)) if begin.elapsed() < LATE_READS_TIME => warn!("{why}; asking again"),
+                Err(StoreError::Failed(why)) => {
+                    return Err(StoreError::Failed(format!("the change was made, and what it led to cannot be read: {why}")));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Every answer tells numbers that are in use.
+    fn seen<'a>(&self, answers: impl Iterator<Item = (&'a Query, &'a Value)>) {
+        answers.for_each(|(query, value)| self.counters.see(query, value));
+    }
+
+    async fn wait_for_replicas(&self) -> Result<(), StoreError> {
+        let (begin, losses) = (Instant::now(), self.counters.losses());
         let mut patience = self.link.patience();
         let mut conn = self.syncing.lock().await;
         let lane = self.lane();
@@ -184,11 +207,21 @@ impl RedisStore {
                     Some(conn) => conn,
                     none => none.insert(self.link.beside().await?),
                 };
+                // Nothing may have been asked since the server started anew, or another took its place.
+                let token = script::bytes(ask(conn, redis::cmd("HGET").arg(&pass.hash[..]).arg("token")).await?).map_err(Fault::Store)?;
+                if token.as_ref() != Some(&pass.token) {
+                    lane.void(&pass);
+                    return Err(Fault::Later("the token of this process was removed".into()));
+                }
                 // WAIT counts from the last write of its own connection, and this one comes after everything committed before.
                 ask(conn, redis::cmd("HSET").arg(&pass.hash[..]).arg("sync").arg(live.generation)).await?;
                 ask(conn, redis::cmd("WAIT").arg(self.fsync_replicas).arg(REPLICAS_WAIT_MS)).await
             };
             match asked.await {
+                // They have what the server has, which is not what it had.
+                Ok(Reply::Int(_)) if self.counters.losses() != losses => {
+                    return Err(StoreError::Failed("the server has lost changes that were to be synced".into()));
+                }
                 Ok(Reply::Int(count)) if count >= i64::from(self.fsync_replicas) => return Ok(()),
                 Ok(reply) if begin.elapsed() > REPLICAS_TIME => {
                     return Err(StoreError::Failed(format!(
@@ -245,14 +278,19 @@ impl Store for RedisStore {
                 [query] => {
                     if let Some(cmd) = script::plain(&self.link.prefix, query) {
                         let reply = self.link.request(&cmd).await?;
-                        return Ok(vec![script::value(&self.link.prefix, query, reply)?]);
+                        let value = script::value(&self.link.prefix, query, reply)?;
+                        self.counters.see(query, &value);
+                        return Ok(vec![value]);
                     }
                 }
                 _ => {}
             }
             let program = Program::new(&self.link.prefix, &[], &[], queries)?;
             match self.look(&program).await? {
-                Commit::Done { values, .. } => Ok(values),
+                Commit::Done { values, .. } => {
+                    self.seen(queries.iter().zip(&values));
+                    Ok(values)
+                }
                 Commit::Conflict(_) => Err(StoreError::Failed("the server saw a conflict in a read".into())),
             }
         })
@@ -261,7 +299,12 @@ impl Store for RedisStore {
     fn commit<'a>(&'a self, guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> BoxFuture<'a, Result<Commit, StoreError>> {
         Box::pin(async move {
             let program = Program::new(&self.link.prefix, guards, writes, reads)?;
-            if writes.is_empty() { self.look(&program).await } else { self.change(&program, writes, reads).await }
+            let commit = if writes.is_empty() { self.look(&program).await } else { self.change(&program, writes, reads).await }?;
+            match &commit {
+                Commit::Done { values, .. } => self.seen(reads.iter().zip(values)),
+                Commit::Conflict(values) => self.seen(values.iter().map(|(query, value)| (query, value))),
+            }
+            Ok(commit)
         })
     }
 
@@ -273,7 +316,13 @@ impl Store for RedisStore {
     }
 
     fn scan<'a>(&'a self, range: &'a ScanRange, cursor: Cursor, limit: u32) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
-        Box::pin(scan::page(&self.link, range, cursor, limit))
+        Box::pin(async move {
+            let page = scan::page(&self.link, range, cursor, limit).await?;
+            if let ScanRange::Dir(_) = range {
+                page.items.iter().for_each(|item| self.counters.see_entry(&item.value));
+            }
+            Ok(page)
+        })
     }
 
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
@@ -308,6 +357,10 @@ impl Store for RedisStore {
 
     fn losses(&self) -> u64 {
         self.counters.losses()
+    }
+
+    fn replaced(&self) -> bool {
+        self.counters.replaced().is_some()
     }
 
     fn claim_session(&self, sid: u64) -> Result<bool, StoreError> {

@@ -271,6 +271,135 @@ async fn what_a_server_lost_is_noticed_and_numbers_are_not_given_out_again() {
     assert_eq!(store.losses(), 1);
 }
 
+fn setting(uuid: &str) -> Bytes {
+    crate::meta::setting::Setting::new("vol", uuid, "file", "/", 4096).encode().into()
+}
+
+/// A session in the volume `one`, whose counter of slices stands at 4096.
+async fn in_volume_one(server: &RedisServer) -> Arc<RedisStore> {
+    let store = Arc::new(open(&url_of(server.port), MOUNTED).await.unwrap());
+    store.commit(&[], &[Write::Set(key::SETTING, setting("one"))], &[]).await.unwrap();
+    store.claim_session(7).unwrap();
+    store.commit(&[], &[Write::IncrBy(key::NEXT_CHUNK, 4096)], &[]).await.unwrap();
+    store
+}
+
+fn as_text(bytes: &Bytes) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_holds_another_volume_is_not_written_to() {
+    let server = RedisServer::start();
+    let store = in_volume_one(&server).await;
+    // The server goes on, and so does the connection.
+    server.cli(&["flushdb"]);
+    server.cli(&["set", "setting", as_text(&setting("two"))]);
+    for _ in 0..2 {
+        let error = store.commit(&[], &[Write::IncrBy(key::NEXT_CHUNK, 1)], &[]).await.unwrap_err().to_string();
+        assert!(error.contains("another volume") && error.contains("two"), "{error}");
+    }
+    assert!(store.replaced());
+    assert_eq!(server.cli(&["keys", "*"]).trim(), "setting");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_loaded_anew_is_waited_for_and_its_numbers_are_raised() {
+    let server = RedisServer::start();
+    let store = in_volume_one(&server).await;
+    server.cli(&["flushdb"]);
+    let commit = {
+        let store = store.clone();
+        tokio::spawn(async move { store.commit(&[], &[Write::IncrBy(key::NEXT_CHUNK, 4096)], &[]).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!commit.is_finished());
+    assert_eq!(server.cli(&["keys", "*"]).trim(), "", "nothing disturbs the load");
+    server.cli(&["set", "nextchunk", "100"]);
+    server.cli(&["set", "setting", as_text(&setting("one"))]);
+    assert_eq!(commit.await.unwrap(), Ok(Commit::Done { replies: vec![Value::Int(8192)], values: vec![] }), "above what was seen");
+    assert_eq!((store.losses(), store.replaced()), (1, false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_of_others_that_were_seen_are_not_given_out_again() {
+    let mut server = RedisServer::with(&["--appendonly", "no"]);
+    let store = open(&url_of(server.port), MOUNTED).await.unwrap();
+    store.claim_session(7).unwrap();
+    let record = |id| crate::meta::codec::encode_slice(&crate::types::SliceRecord { pos: 0, id, size: 5, off: 0, len: 5 });
+    let entry = |ino| crate::meta::codec::encode_entry(crate::types::Kind::File, crate::types::Ino(ino));
+    let (list, dir) = (key::chunk(crate::types::Ino(5), 0), key::dir(crate::types::Ino(1)));
+    let writes = [
+        Write::RPush(list.clone(), vec![record(9000), record(9100)]),
+        Write::HSet(dir.clone(), b("f"), entry(777)),
+        Write::HSet(dir.clone(), b("t"), entry(crate::types::Ino::TRASH.0 + 5)),
+    ];
+    store.commit(&[], &writes, &[]).await.unwrap();
+    // Alone, and behind others.
+    store.read(&[Query::List(list.clone())]).await.unwrap();
+    store.read(&[Query::Get(b("x")), Query::Entry { dir, name: b("f") }]).await.unwrap();
+    server.restart();
+    let numbers = [Write::IncrBy(key::NEXT_CHUNK, 4096), Write::IncrBy(key::NEXT_INODE, 1024)];
+    let done = store.commit(&[], &numbers, &[]).await.unwrap();
+    assert_eq!(done, Commit::Done { replies: vec![Value::Int(9100 + 4096), Value::Int(777 + 1024)], values: vec![] });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_prolonged_before_what_waited_for_the_server_is_committed() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address());
+    let store = open(&url_of(proxy.port), MOUNTED).await.unwrap();
+    store.claim_session(7).unwrap();
+    store.commit(&[], &[Write::ZAdd(key::ALL_SESSIONS, 5, b("7"))], &[]).await.unwrap();
+    proxy.cut();
+    let reads = [Query::ZScore(key::ALL_SESSIONS, b("7"))];
+    let done = store.commit(&[], &[Write::IncrBy(b("n"), 1)], &reads).await.unwrap();
+    let Commit::Done { values, .. } = done else { panic!("{done:?}") };
+    let [Value::Score(Some(expiry))] = values[..] else { panic!("{values:?}") };
+    assert!(expiry > 1_700_000_000, "{expiry}");
+    // One that others have ended does not come back by this.
+    server.cli(&["zrem", "allSessions", "7"]);
+    proxy.cut();
+    let done = store.commit(&[], &[Write::IncrBy(b("n"), 1)], &reads).await.unwrap();
+    assert_eq!(done, Commit::Done { replies: vec![Value::Int(2)], values: vec![Value::Score(None)] });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_commit_that_happened_was_to_read_is_asked_for_until_there_is_an_answer() {
+    let mut server = RedisServer::start();
+    let store = Arc::new(open(&url_of(server.port), Options { patience: Some(Duration::from_millis(200)), writes: true }).await.unwrap());
+    store.commit(&[], &[Write::Set(b("k"), b("v"))], &[]).await.unwrap();
+    server.kill();
+    assert!(store.read(&[Query::Get(b("k"))]).await.is_err(), "a command gives up");
+    let read = {
+        let store = store.clone();
+        tokio::spawn(async move { store.read_late(&[Query::Get(b("k"))]).await })
+    };
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(!read.is_finished());
+    server.restart();
+    assert_eq!(read.await.unwrap(), Ok(vec![Value::Bytes(Some(b("v")))]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_have_what_is_left_make_no_sync_a_success() {
+    let mut master = RedisServer::with(&["--appendonly", "no"]);
+    let replica = RedisServer::with(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
+    let follows = || replica.cli(&["info", "replication"]).contains("master_link_status:up");
+    wait_until("the replica follows", follows);
+    let store = open(&format!("{}&fsync-replicas=1", url_of(master.port)), MOUNTED).await.unwrap();
+    store.claim_session(7).unwrap();
+    store.commit(&[], &[Write::IncrBy(b("n"), 1)], &[]).await.unwrap();
+    store.sync().await.unwrap();
+    store.commit(&[], &[Write::IncrBy(b("n"), 1)], &[]).await.unwrap();
+    master.restart();
+    let error = store.sync().await.unwrap_err().to_string();
+    assert!(error.contains("lost changes"), "{error}");
+    assert_eq!(store.losses(), 1);
+    store.commit(&[], &[Write::IncrBy(b("n"), 1)], &[]).await.unwrap();
+    store.sync().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_give_up_with_a_reason() {
     let mut server = RedisServer::start();
