@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::task::Poll;
 
 /// Results in the order of the futures, of which `at_once` run together. The first failure ends it; what still ran is dropped.
-pub(super) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize) -> Result<Vec<T>, E> {
+pub(crate) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize) -> Result<Vec<T>, E> {
     let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
     let mut waiting: VecDeque<_> = futures.into_iter().enumerate().collect();
     let mut running: Vec<(usize, BoxFuture<'_, Result<T, E>>)> = Vec::new();

@@ -6,6 +6,9 @@ mod drain;
 mod join;
 mod read;
 
+pub use drain::{DRAINED_MAX, Drained};
+pub(crate) use join::join;
+
 use crate::block::BlockStore;
 use crate::meta::Meta;
 use crate::types::Ino;

@@ -84,6 +84,9 @@ pub struct Args {
     /// How often the session is renewed, in seconds [default: 12].
     #[arg(long, value_name = "SECONDS")]
     heartbeat: Option<String>,
+    /// Store small blocks in the bucket before they are acknowledged, instead of keeping them beside the metadata for seconds.
+    #[arg(long, action = ArgAction::SetTrue)]
+    no_journal: bool,
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
@@ -170,6 +173,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             downloads_max,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
+            journal: !args.no_journal,
         },
         view: MountOptions { subdir: args.subdir.clone(), read_only, xattr: args.enable_xattr, attr_ttl, entry_ttl, dir_entry_ttl, umask },
         allow_other: options.allow_other || is_root(),

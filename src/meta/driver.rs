@@ -2,6 +2,7 @@
 
 use crate::env::Clock;
 use crate::meta::facts::Facts;
+use crate::meta::journal::Journal;
 use crate::meta::pacing::Pacing;
 use crate::meta::store::{Commit, Guard, Query, Store, StoreError, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
@@ -103,6 +104,7 @@ pub struct Driver {
     /// `None` where reading costs nothing to speak of.
     pub(crate) facts: Option<Facts>,
     pub(crate) pacing: Pacing,
+    pub(crate) journal: Journal,
 }
 
 impl Driver {
@@ -184,6 +186,7 @@ impl Driver {
         if let Some(facts) = &self.facts {
             facts.learn(queries.iter().zip(&values), asked);
         }
+        self.journal.learn(queries.iter().zip(&values));
         Ok(values)
     }
 
@@ -200,7 +203,16 @@ impl Driver {
             tokio::time::sleep(pause).await;
         }
         let asked = self.facts.as_ref().map_or(0, Facts::ask);
-        let commit = self.store.commit(guards, writes, reads).await.map_err(|e| errno_of(what, &e))?;
+        let commit = self.store.commit(guards, writes, reads).await.map_err(|e| {
+            if matches!(e, StoreError::Full(_)) && writes.iter().any(|write| matches!(write, Write::PutFrame(..))) {
+                self.journal.note_full();
+            }
+            errno_of(what, &e)
+        })?;
+        if let Commit::Done { replies, values } = &commit {
+            self.journal.learn(reads.iter().zip(values));
+            self.journal.committed(writes, replies);
+        }
         if let Some(facts) = &self.facts {
             match &commit {
                 Commit::Done { replies, values } => {

@@ -15,6 +15,7 @@ mod client;
 mod facts;
 mod fence;
 mod ids;
+pub mod journal;
 mod lines;
 mod pacing;
 mod reload;

@@ -11,6 +11,7 @@ mod dump;
 mod fsck;
 mod gate;
 mod info;
+mod journal;
 mod objects;
 mod status;
 mod stores;
@@ -23,6 +24,7 @@ pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
+pub use journal::{drain, kept};
 pub use objects::{check_bucket, location};
 pub use status::{session, status};
 pub use stores::Stores;
@@ -52,6 +54,9 @@ pub const KERNEL_TTL_MAX: Duration = Duration::from_secs(1);
 const KERNEL_TTL_SLACK: Duration = Duration::from_millis(100);
 /// Background work waiting. More is found again by the periodic scans; one entry is 24 bytes.
 const DUTIES_QUEUED_MAX: usize = 16 * 1024;
+/// How long the end of a volume waits for small blocks to become objects: what a bucket that answers takes for as many as there can be. What is
+/// left is as safe as the metadata.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
 const CACHE_FLUSH: Duration = Duration::from_secs(1);
 
@@ -104,6 +109,8 @@ pub struct VolumeOptions {
     pub heartbeat: Duration,
     /// Blocks cached on this host.
     pub cache: CacheOptions,
+    /// Whether small blocks may be kept beside the metadata.
+    pub journal: bool,
 }
 
 /// One view of a volume.
@@ -166,6 +173,9 @@ impl Volume {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (ask, duties) = mpsc::channel::<Duty>(DUTIES_QUEUED_MAX);
         let meta = Arc::new(Meta::new(MetaConfig { store, clock, setting: setting.clone(), duties: ask, atime: options.atime }));
+        if !options.journal {
+            meta.journal().switch_off();
+        }
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
         let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
@@ -276,6 +286,10 @@ impl Volume {
         }
         if let Some(jobs) = self.jobs.take() {
             jobs.stop().await;
+            let left = self.chunks.drain_own_within(DRAIN_TIME_MAX).await;
+            if left > 0 {
+                warn!("{left} small blocks are not in the bucket yet; they are safe beside the metadata, and another mount stores them");
+            }
             if let Err(error) = self.meta.close_session().await {
                 // The session lapses or its lock ends with this process; the next mount cleans up.
                 warn!("cannot close the session: {error}");

@@ -23,20 +23,19 @@ pub use load::Loaded;
 
 use crate::block::FRAME_BYTES_MAX;
 use crate::env::{Clock, SystemClock};
-use crate::meta::AtimeMode;
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
 use crate::meta::store::redis::Options as RedisOptions;
-use crate::meta::store::{Query, Store, Value, Write};
-use crate::types::{Ino, Kind, SliceRecord};
+use crate::meta::store::{Query, Sharing, Store, Value, Write};
+use crate::types::{Errno, Ino, Kind, SliceRecord};
+use crate::volume::journal::{self, kept};
 use crate::volume::stores::{COMMAND_PATIENCE, load_setting, open_store, usage};
-use crate::volume::{CacheOptions, MetaUrl, Place, Stores, Volume, VolumeError, VolumeOptions, place};
+use crate::volume::{MetaUrl, Place, Stores, Volume, VolumeError, place};
 use binary_read::{BinaryReader, Part};
 use json_read::JsonReader;
 use load::{Check, Loader};
 use std::io::{self, BufRead};
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::{info, warn};
 
 /// What a dump is to hold.
@@ -56,7 +55,7 @@ pub struct DumpOptions {
 pub async fn dump(url: &MetaUrl, options: &DumpOptions, out: &mut dyn io::Write) -> Result<(), VolumeError> {
     // Without its objects: a dump may hold what this build could not use.
     let (store, setting) = Stores::metadata(url).await?;
-    let mut slices = Slices { store: store.as_ref(), url: store.keeps_frames().then_some(url), volume: None, drained: 0 };
+    let mut slices = Slices { store: store.as_ref(), url, volume: None, drained: 0 };
     if options.binary {
         if store.shared() {
             // Its records are raw and found one after another: what is created between two of them may have an entry and no inode.
@@ -80,6 +79,10 @@ pub async fn load(url: &MetaUrl, input: &mut DumpInput, binary: bool) -> Result<
     load::claim(store.as_ref()).await?;
     let loaded = if binary { load_binary(store.as_ref(), input.reader()?).await } else { load_json(store.as_ref(), input.reader()?).await };
     loaded.map_err(|error| VolumeError::Failed(format!("{error}; what was loaded is no volume: empty the target before another try")))
+}
+
+fn not_stored(error: Errno) -> VolumeError {
+    VolumeError::Failed(format!("cannot store small blocks as objects: {error}"))
 }
 
 fn refused(why: String) -> VolumeError {
@@ -176,8 +179,8 @@ async fn walk_to(store: &dyn Store, path: &str) -> Result<Ino, VolumeError> {
 /// The slices a dump names. Those whose data is a frame beside the metadata are stored as objects.
 pub struct Slices<'a> {
     store: &'a dyn Store,
-    /// Of the volume; `None` if it is known to have no frames.
-    url: Option<&'a MetaUrl>,
+    /// Of the volume.
+    url: &'a MetaUrl,
     /// Opened when the first frame is found.
     volume: Option<Volume>,
     drained: u64,
@@ -186,35 +189,29 @@ pub struct Slices<'a> {
 impl Slices<'_> {
     /// Looks at a slice.
     async fn note(&mut self, record: &SliceRecord) -> Result<(), VolumeError> {
-        if record.id > 0 && record.size <= FRAME_BYTES_MAX { self.drain(record.id, record.size).await } else { Ok(()) }
-    }
-
-    async fn drain(&mut self, id: u64, size: u32) -> Result<(), VolumeError> {
-        let Some(url) = self.url else { return Ok(()) };
-        if self.store.frame(id).await?.is_none() {
-            return Ok(());
-        }
-        if self.volume.is_none() {
-            let options = VolumeOptions {
-                read_only: true,
-                mountpoint: String::new(),
-                atime: AtimeMode::Never,
-                buffer_bytes: 16 << 20,
-                cache: CacheOptions::default(),
-                uploads_max: 4,
-                downloads_max: 4,
-                heartbeat: Duration::from_secs(12),
-            };
-            self.volume = Some(Volume::open(url, options).await?);
-        }
-        if let Some(volume) = &self.volume {
-            let drained = volume.chunks.drain_frame(id, size).await;
-            self.drained += u64::from(drained.map_err(|e| VolumeError::Failed(format!("cannot store slice {id} as an object: {e}")))?);
+        // Those on a server are few, and are looked for together at the end.
+        let looks = record.id > 0 && record.size <= FRAME_BYTES_MAX && self.store.sharing() != Sharing::Server;
+        if looks && self.store.frame(record.id).await?.is_some() {
+            let drained = self.volume().await?.chunks.drain_frames(&[(record.id, Some(record.size))]).await;
+            self.drained += drained.and_then(|drained| drained.failed.map_or(Ok(drained.stored), Err)).map_err(not_stored)?;
         }
         Ok(())
     }
 
-    async fn close(self) -> Result<(), VolumeError> {
+    /// The volume whose frames become objects.
+    async fn volume(&mut self) -> Result<&Volume, VolumeError> {
+        let volume = match self.volume.take() {
+            Some(volume) => volume,
+            None => Volume::open(self.url, journal::drainer_options()).await?,
+        };
+        Ok(self.volume.insert(volume))
+    }
+
+    async fn close(mut self) -> Result<(), VolumeError> {
+        if self.store.sharing() == Sharing::Server && kept(self.store).await?.count > 0 {
+            // Whatever the dump names and was not an object when it was read is one of these.
+            self.drained += self.volume().await?.chunks.drain_all().await.map_err(not_stored)?;
+        }
         if self.drained > 0 {
             info!("{} small blocks that were kept beside the metadata are objects now", self.drained);
         }

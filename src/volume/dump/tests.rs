@@ -5,14 +5,15 @@ use super::fixture::{FIXTURES, file, store};
 use super::{DumpOptions, Loaded, Slices, binary, json, load};
 use crate::meta::store::Store;
 use crate::meta::store::embedded::EmbeddedStore;
-use crate::volume::VolumeError;
 use crate::volume::stores::{load_setting, usage};
+use crate::volume::{MetaUrl, VolumeError};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 async fn dump_json(store: &dyn Store, options: &DumpOptions) -> String {
     let setting = load_setting(store).await.expect("reads").expect("a volume");
-    let mut slices = Slices { store, url: None, volume: None, drained: 0 };
+    let url = MetaUrl::Embedded("/nowhere".into());
+    let mut slices = Slices { store, url: &url, volume: None, drained: 0 };
     let mut out = Vec::new();
     json::write(store, &setting, options, &mut slices, &mut out).await.expect("dumps");
     String::from_utf8(out).expect("text")
@@ -93,7 +94,8 @@ fn is_of_session(change: &str) -> bool {
 
 async fn dump_binary(store: &dyn Store) -> Vec<u8> {
     let setting = load_setting(store).await.expect("reads").expect("a volume");
-    let mut slices = Slices { store, url: None, volume: None, drained: 0 };
+    let url = MetaUrl::Embedded("/nowhere".into());
+    let mut slices = Slices { store, url: &url, volume: None, drained: 0 };
     let mut out = Vec::new();
     binary::write(store, &setting, &DumpOptions::default(), &mut slices, &mut out).await.expect("dumps");
     out
