@@ -9,6 +9,7 @@ mod format;
 mod fsck;
 mod helper;
 mod info;
+mod journal;
 mod load;
 mod mount;
 mod program;
@@ -79,6 +80,8 @@ enum Command {
     Info(info::Args),
     /// Check that a volume is consistent and complete; changes nothing.
     Fsck(fsck::Args),
+    /// Store the small blocks that are kept beside the metadata as objects.
+    Journal(journal::Args),
     /// Write the metadata of a volume into a file.
     Dump(dump::Args),
     /// Make the metadata of a new volume from such a file.
@@ -150,6 +153,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Fsck(args) => {
             logging();
             fsck::run(&args)
+        }
+        Command::Journal(args) => {
+            logging();
+            journal::run(&args)
         }
         Command::Dump(args) => {
             logging();

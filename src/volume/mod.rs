@@ -24,7 +24,7 @@ pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use info::{ChunkLine, Description, ObjectLine, describe};
-pub use journal::{drain, kept};
+pub use journal::{drain, status as journal_status};
 pub use objects::{check_bucket, location};
 pub use status::{session, status};
 pub use stores::Stores;

@@ -6,6 +6,7 @@ mod differential;
 mod dump;
 mod faults;
 mod files;
+mod journal;
 mod locks;
 mod posix;
 mod powercut;

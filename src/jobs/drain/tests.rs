@@ -67,6 +67,7 @@ async fn an_end_does_not_wait_for_a_bucket_that_is_away() {
     meta.write(ino, 0, &[new], bench.world.now()).await.unwrap();
     bench.faults.always(Request::Put, Fault::Hold(Arc::new(tokio::sync::Semaphore::new(0))));
     assert_eq!(chunks.drain_own_within(Duration::from_millis(20)).await, 1);
+    bench.faults.heal();
     bench.faults.always(Request::Put, Fault::Fail(ObjectError::Denied("no".into())));
     assert_eq!(chunks.drain_own_within(Duration::from_secs(20)).await, 1);
     bench.faults.heal();

@@ -4,7 +4,7 @@ use super::{COPY_OUT, Check, LOST, Pages, RECOUNT, inode_of};
 use crate::block::{Codec, Compression, retrying};
 use crate::meta::codec::{decode_slice, decode_slices};
 use crate::meta::key;
-use crate::meta::store::{Query, ScanRange, Value};
+use crate::meta::store::{Query, ScanRange, Sharing, Value};
 use crate::object::ObjectError;
 use crate::types::{BlockId, Ino, Kind, SliceId, block_count};
 use crate::volume::VolumeError;
@@ -74,11 +74,7 @@ impl Check<'_> {
             self.summary.blocks += 1;
             self.summary.block_bytes += u64::from(block.len);
             let key = format!("{}/{}", self.stores.setting.name(), block.key(self.stores.setting.hash_prefix()));
-            let found = match self.frame_or_object(&block, size, &key).await? {
-                // A frame may have become an object, or a slice been deleted, between two looks.
-                None => self.frame_or_object(&block, size, &key).await?,
-                found => found,
-            };
+            let found = self.frame_or_object(&block, size, &key).await?;
             let what = match found {
                 Some(found) if sizes.contains(&found) => continue,
                 Some(found) if sizes.start() == sizes.end() => format!("block {key} has {found} bytes instead of {}", block.len),
@@ -92,16 +88,30 @@ impl Check<'_> {
     }
 
     async fn frame_or_object(&self, block: &BlockId, size: u32, key: &str) -> Result<Option<u64>, VolumeError> {
-        if block.len == size
-            && let Some(frame) = self.store.frame(block.slice).await?
-        {
-            return Ok(Some(frame.len() as u64));
-        }
-        match retrying("look", key, || self.stores.objects.head(key)).await {
+        let object = async || match retrying("look", key, || self.stores.objects.head(key)).await {
             Ok(object) => Ok(Some(object.size)),
             Err(ObjectError::Missing) => Ok(None),
             Err(error) => Err(VolumeError::Failed(format!("cannot look at object {key}: {error}"))),
+        };
+        let frame = async || -> Result<Option<u64>, VolumeError> {
+            // Only the one block of a slice has a frame.
+            let frame = if block.len == size { self.store.frame(block.slice).await? } else { None };
+            Ok(frame.map(|frame| frame.len() as u64))
+        };
+        // Where frames are rare it is asked for one only when there is no object. It may become one between two looks.
+        let is_far = self.store.sharing() == Sharing::Server;
+        for _ in 0..2 {
+            let first = if is_far { object().await? } else { frame().await? };
+            let found = match first {
+                None if is_far => frame().await?,
+                None => object().await?,
+                found => found,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
         }
+        Ok(None)
     }
 
     /// Slices whose deletion is delayed are referenced by that.
