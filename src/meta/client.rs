@@ -267,7 +267,9 @@ impl Meta {
         if basis == Basis::Memory && self.disowned.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Errno::IO);
         }
-        self.known.outlive(self.driver.store.losses());
+        let losses = self.driver.store.losses();
+        self.known.outlive(losses);
+        self.journal().outlive(losses);
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
         let setting = self.setting();

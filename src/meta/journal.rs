@@ -4,14 +4,14 @@
 //! with frames guards that nobody has joined since the sessions were last examined, and the frames of a volume are bounded: in bytes, in rate
 //! and in age. Whenever the journal takes nothing the blocks become objects first, as larger ones do.
 
+mod peers;
+
 use crate::env::{Clock, Random, SystemRandom};
-use crate::meta::driver::errno_of;
+use crate::meta::Meta;
 use crate::meta::key;
-use crate::meta::ops::session::is_foreign;
-use crate::meta::store::{Commit, FramesKept, Guard, Query, Value, Write};
-use crate::meta::view::{Plan, Stop, View};
-use crate::meta::{Cx, Meta};
-use crate::types::{Caller, Errno, SliceId};
+use crate::meta::store::{Guard, Query, Value, Write};
+use crate::meta::view::{Stop, View};
+use crate::types::{Errno, SliceId};
 use bytes::Bytes;
 use lru::LruCache;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,8 +41,6 @@ const UNSEEN_MAX: Duration = Duration::from_secs(60);
 const EXAMINE_AGAIN: Duration = Duration::from_secs(12);
 /// Numbers of sessions looked at one by one. More at once were skipped by somebody who raised the counter.
 const UNSEEN_COUNT_MAX: u64 = 1000;
-/// A turn to drain frames of others is over when it was not prolonged for so long: a batch takes less, unless the bucket is away.
-const TURN_SECONDS: u64 = 10;
 /// Slices of which it is known whether they have a frame.
 const TOLD_MAX: usize = 16 << 10;
 /// Frames kept in memory for the reads that follow on the list that brought them.
@@ -96,6 +94,8 @@ struct State {
 struct Told {
     frames: LruCache<SliceId, Option<Bytes>>,
     bytes: usize,
+    /// How often the store had lost something when the first of them was told.
+    losses: u64,
 }
 
 /// The journal of one volume, as this process sees it.
@@ -105,7 +105,7 @@ pub struct Journal {
     far: bool,
     off: std::sync::atomic::AtomicBool,
     /// Tells this process from others when it comes to turns.
-    name: u64,
+    pub(crate) name: u64,
     state: Mutex<State>,
     told: Mutex<Told>,
     /// There is something to do for whoever stores frames as objects.
@@ -116,7 +116,7 @@ impl Journal {
     /// Of a store on this host, or a server: then it takes nothing before the sessions were examined.
     pub(crate) fn new(clock: Arc<dyn Clock>, far: bool) -> Journal {
         let state = State { bytes_max: BYTES_MAX_UNKNOWN, credit: BYTES_PER_SECOND, ..State::default() };
-        let told = Told { frames: LruCache::unbounded(), bytes: 0 };
+        let told = Told { frames: LruCache::unbounded(), bytes: 0, losses: 0 };
         let name = SystemRandom.u64();
         Journal { clock, far, off: Default::default(), name, state: Mutex::new(state), told: Mutex::new(told), work: Notify::new() }
     }
@@ -177,6 +177,10 @@ impl Journal {
 
     /// The store has refused a frame for want of memory.
     pub(crate) fn note_full(&self) {
+        // A disk of this host has no more room for objects.
+        if !self.far {
+            return;
+        }
         self.state().full_until = self.clock.elapsed() + FULL_PAUSE;
         self.work.notify_one();
     }
@@ -276,6 +280,14 @@ impl Journal {
         self.told().frames.get(&id).cloned()
     }
 
+    /// Forgets what was told by a store that has lost something since: numbers of slices that only it knew may have been given out again.
+    pub(crate) fn outlive(&self, losses: u64) {
+        let mut told = self.told();
+        if told.losses != losses {
+            *told = Told { frames: LruCache::unbounded(), bytes: 0, losses };
+        }
+    }
+
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().expect("never poisoned: no code under it panics")
     }
@@ -328,198 +340,10 @@ impl Told {
     }
 }
 
-/// What an examination has found.
-struct Found {
-    sessions: Sessions,
-    /// Numbers of sessions without a document of ours, of which it is not known whose they are.
-    strange: BTreeSet<u64>,
-    /// A session of another make lives.
-    foreign: bool,
-}
-
 impl Meta {
     /// The journal.
     pub fn journal(&self) -> &Journal {
         &self.driver.journal
-    }
-
-    /// How much is kept in frames. On a server it is also noticed whether anybody has come or gone.
-    pub async fn look_at_journal(&self) -> Result<FramesKept, Errno> {
-        let queries = [Query::FramesKept, Query::Get(key::NEXT_SESSION), Query::HLen { key: key::SESSION_INFOS, limit: u32::MAX }];
-        let wanted = if self.is_far() { &queries[..] } else { &queries[..1] };
-        let values = self.driver.read("look at the journal", wanted).await?;
-        if let [_, Value::Bytes(next), Value::Int(count)] = &values[..] {
-            let seen = Sessions { next: next.clone(), count: u32::try_from(*count).unwrap_or(u32::MAX) };
-            if self.journal().is_outdated(&seen) {
-                self.examine_sessions().await?;
-            }
-        }
-        match values.first() {
-            Some(Value::Kept(kept)) => Ok(*kept),
-            _ => Err(Errno::IO),
-        }
-    }
-
-    /// Finds out whether all sessions know frames. From then on commits with frames guard that it is still these.
-    pub async fn examine_sessions(&self) -> Result<(), Errno> {
-        if !self.is_far() || !self.journal().is_on() {
-            return Ok(());
-        }
-        let free = self.driver.store.free_bytes().await;
-        let queries = [
-            Query::Get(key::NEXT_SESSION),
-            Query::HGetAll(key::SESSION_INFOS),
-            Query::ZRange { key: key::ALL_SESSIONS, max: i64::MAX, limit: u32::MAX },
-        ];
-        let values = self.driver.store.read(&queries).await.map_err(|e| errno_of("examine sessions", &e))?;
-        let [Value::Bytes(next), Value::Pairs(documents), Value::Scored(expiries)] = &values[..] else { return Err(Errno::IO) };
-        let mut found = self.journal().compare(next, documents, expiries);
-        // Whose they are is found out later than who there are: a number never changes its owner.
-        let numbers: Vec<u64> = found.strange.iter().copied().collect();
-        let owners: Vec<_> = numbers.iter().map(|sid| Query::HLen { key: key::op(&sid.to_string(), 0), limit: 1 }).collect();
-        let values = self.driver.store.read(&owners).await.map_err(|e| errno_of("examine sessions", &e))?;
-        for (sid, value) in numbers.iter().zip(values) {
-            if value != Value::Int(0) {
-                found.strange.remove(sid);
-            }
-        }
-        let listed: BTreeSet<u64> = expiries.iter().filter_map(|(sid, _)| number(sid)).collect();
-        found.foreign |= found.strange.iter().any(|sid| listed.contains(sid));
-        self.driver.pacing.set_foreign(found.foreign);
-        let bytes_max = free.map_or(BYTES_MAX_UNKNOWN, |free| (free / FREE_PART).min(BYTES_MAX));
-        self.journal().examined(found, bytes_max);
-        Ok(())
-    }
-
-    /// What the store's clock shows now, in milliseconds.
-    pub fn store_ms(&self) -> i64 {
-        let now = self.driver.clock.now();
-        now.sec.saturating_mul(1000) + i64::from(now.nsec / 1_000_000) + self.driver.store.clock_ahead_us() / 1000
-    }
-
-    /// Takes the turn to drain frames of others, or prolongs it. False: it is somebody else's. A turn that is taken from somebody who still
-    /// uses it only means that some blocks are stored twice.
-    pub async fn begin_drain(&self) -> Result<bool, Errno> {
-        let (own, now) = (self.journal().name, self.driver.clock.now().sec);
-        let step = |view: &View, _: &Cx| -> Result<Plan<bool>, Stop> {
-            let stored = view.string(&key::DRAINER)?;
-            let holder = stored.as_ref().and_then(|value| {
-                let (name, since) = std::str::from_utf8(value).ok()?.split_once(' ')?;
-                Some((name.parse::<u64>().ok()?, since.parse::<i64>().ok()?))
-            });
-            if holder.is_some_and(|(name, since)| name != own && now.abs_diff(since) < TURN_SECONDS) {
-                return Ok(Plan::answer(false));
-            }
-            let value = Bytes::from(format!("{own} {now}"));
-            Ok(Plan::new(vec![Guard::Value(key::DRAINER, stored)], vec![Write::Set(key::DRAINER, value)], true))
-        };
-        self.run("take the turn to drain", &Caller::root(), step).await
-    }
-
-    /// Gives the turn back, if it is ours.
-    pub async fn end_drain(&self) -> Result<(), Errno> {
-        let own = format!("{} ", self.journal().name);
-        let step = |view: &View, _: &Cx| -> Result<Plan<()>, Stop> {
-            match view.string(&key::DRAINER)? {
-                Some(value) if value.starts_with(own.as_bytes()) => {
-                    Ok(Plan::new(vec![Guard::Value(key::DRAINER, Some(value))], vec![Write::Del(key::DRAINER)], ()))
-                }
-                _ => Ok(Plan::answer(())),
-            }
-        };
-        self.run("end the turn to drain", &Caller::root(), step).await
-    }
-
-    /// Removes the frames of slices whose blocks are objects now.
-    pub async fn drop_frames(&self, ids: impl IntoIterator<Item = SliceId>) -> Result<(), Errno> {
-        let writes: Vec<_> = ids.into_iter().map(Write::DelFrame).collect();
-        if writes.is_empty() {
-            return Ok(());
-        }
-        match self.driver.store.commit(&[], &writes, &[]).await.map_err(|e| errno_of("remove frames", &e))? {
-            Commit::Done { .. } => Ok(()),
-            Commit::Conflict(_) => Err(Errno::IO),
-        }
-    }
-
-    /// The frames of these slices, and how much is kept.
-    pub async fn frames_of(&self, ids: &[SliceId]) -> Result<Vec<Option<Bytes>>, Errno> {
-        let mut queries: Vec<_> = ids.iter().map(|id| Query::Frame(*id)).collect();
-        queries.push(Query::FramesKept);
-        let mut values = self.driver.store.read(&queries).await.map_err(|e| errno_of("read frames", &e))?;
-        if let Some(Value::Kept(kept)) = values.pop() {
-            self.journal().note_kept(kept.bytes);
-        }
-        let frame = |value| if let Value::Bytes(frame) = value { Ok(frame) } else { Err(Errno::IO) };
-        values.into_iter().map(frame).collect()
-    }
-
-    /// The oldest frames, and when they were put, in milliseconds of the store's clock; 0 if it does not know.
-    pub async fn oldest_frames(&self, limit: u32) -> Result<Vec<(SliceId, i64)>, Errno> {
-        let values = self.driver.store.read(&[Query::OldestFrames { limit }]).await.map_err(|e| errno_of("list frames", &e))?;
-        let [Value::Scored(ids)] = &values[..] else { return Err(Errno::IO) };
-        let slice = |id: &Bytes| id[..].try_into().ok().map(u64::from_be_bytes);
-        Ok(ids.iter().filter_map(|(id, ms)| Some((slice(id)?, *ms))).collect())
-    }
-}
-
-fn highest(next: &Option<Bytes>) -> u64 {
-    next.as_ref().and_then(|next| number(next)).unwrap_or(0)
-}
-
-fn number(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-impl Journal {
-    /// Whether the sessions are to be examined, now that these are there.
-    fn is_outdated(&self, seen: &Sessions) -> bool {
-        let state = self.state();
-        // Also because the free memory of the server changes.
-        let again = (!state.alone || !state.own.is_empty()) && state.examined + EXAMINE_AGAIN <= self.clock.elapsed();
-        again || state.sessions.as_ref() != Some(seen) || !state.unseen.is_empty()
-    }
-
-    /// Whether somebody has begun a session of whom it is not known yet what client it is.
-    pub fn is_unsure(&self) -> bool {
-        let state = self.state();
-        state.sessions.is_none() || !state.unseen.is_empty()
-    }
-
-    fn compare(&self, next: &Option<Bytes>, documents: &[(Bytes, Bytes)], expiries: &[(Bytes, i64)]) -> Found {
-        let sessions = Sessions { next: next.clone(), count: u32::try_from(documents.len()).unwrap_or(u32::MAX) };
-        let known: BTreeSet<u64> = documents.iter().filter_map(|(sid, _)| number(sid)).collect();
-        // One that is listed and has no document may be of either make.
-        let mut strange: BTreeSet<u64> = expiries.iter().filter_map(|(sid, _)| number(sid)).filter(|sid| !known.contains(sid)).collect();
-        let state = self.state();
-        strange.extend(state.unseen.keys().filter(|sid| !known.contains(sid)));
-        // Who began before the first examination and is not listed has ended, or changes `sessionInfos` when it goes on.
-        if let Some(before) = state.numbered_to {
-            let now = highest(next);
-            strange.extend((before.max(now.saturating_sub(UNSEEN_COUNT_MAX)) + 1..=now).filter(|sid| !known.contains(sid)));
-        }
-        Found { sessions, strange, foreign: documents.iter().any(|(_, document)| is_foreign(document)) }
-    }
-
-    fn examined(&self, found: Found, bytes_max: u64) {
-        let now = self.clock.elapsed();
-        let mut state = self.state();
-        let mut unseen = std::mem::take(&mut state.unseen);
-        unseen.retain(|sid, _| found.strange.contains(sid));
-        for sid in found.strange {
-            unseen.entry(sid).or_insert(now);
-        }
-        unseen.retain(|_, since| *since + UNSEEN_MAX > now);
-        state.unseen = unseen;
-        state.alone = !found.foreign;
-        state.numbered_to = Some(highest(&found.sessions.next));
-        state.examined = now;
-        state.sessions = Some(found.sessions);
-        state.bytes_max = bytes_max;
-        if !state.is_open() {
-            // What is there becomes objects at once.
-            self.work.notify_one();
-        }
     }
 }
 

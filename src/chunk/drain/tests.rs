@@ -1,3 +1,5 @@
+//! Draining, interrupted at every place.
+
 use super::*;
 use crate::block::{BlockConfig, BlockStore, Codec, Compression};
 use crate::cache::MemoryCache;

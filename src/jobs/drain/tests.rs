@@ -1,3 +1,5 @@
+//! Who drains what, and when.
+
 use super::*;
 use crate::chunk::testing::Bench;
 use crate::jobs::{JobsConfig, JobsHandle, start};

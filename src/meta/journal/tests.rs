@@ -1,3 +1,5 @@
+//! When the journal takes frames, and what it remembers.
+
 use super::*;
 use crate::meta::ops::chunk::testing::{World, ready, slice};
 use crate::meta::ops::write::NewSlice;

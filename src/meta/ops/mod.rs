@@ -12,6 +12,7 @@ pub mod create;
 pub mod delete;
 pub mod election;
 pub mod fallocate;
+pub mod frames;
 pub mod link;
 pub mod lock;
 pub mod lookup;

@@ -47,7 +47,8 @@ enum Way {
 
 impl Live {
     /// Commits slices by `commit`, the small ones as frames if the journal takes them. If the store refuses them nothing has happened, and they
-    /// become objects first. The blocks of slices are immutable, so it does no harm if one is stored in both ways.
+    /// become objects first. The blocks of slices are immutable, so it does no harm if one is stored in both ways. What was committed is in
+    /// memory for the reads that follow.
     async fn commit_slices<T, F>(&self, slices: &[Ready], commit: impl Fn(Vec<NewSlice>) -> F) -> Result<T, Errno>
     where
         F: Future<Output = Result<T, Errno>>,
@@ -59,7 +60,12 @@ impl Live {
             match commit(self.records(slices, Way::Journal).await?).await {
                 Err(Errno::AGAIN) if count > 0 => {}
                 Err(Errno::NOSPC) if count > 0 && journal.is_full() => {}
-                outcome => return outcome,
+                outcome => {
+                    if outcome.is_ok() {
+                        small().for_each(|(slice, data)| self.blocks.note_frame(slice.id, data.clone()));
+                    }
+                    return outcome;
+                }
             }
         }
         let uploads = small().map(|(slice, data)| -> BoxFuture<'_, Result<(), Errno>> {
@@ -92,15 +98,6 @@ impl Live {
         }
         Ok(records)
     }
-
-    /// What was committed is read from memory next.
-    fn keep(&self, slices: Vec<Ready>) {
-        for Ready { id, frame, .. } in slices {
-            if let Some(data) = frame {
-                self.blocks.note_frame(id, data);
-            }
-        }
-    }
 }
 
 impl Backend for Live {
@@ -121,9 +118,7 @@ impl Backend for Live {
                 let meta = &live.meta;
                 async move { meta.write(ino, chunk, &records, mtime).await }
             };
-            let attr = live.commit_slices(&slices, commit).await?;
-            live.keep(slices);
-            Ok(attr)
+            live.commit_slices(&slices, commit).await
         })
     }
 
@@ -134,10 +129,7 @@ impl Backend for Live {
                 let meta = &live.meta;
                 async move { meta.append(ino, records.pop().ok_or(Errno::INVAL)?, mtime).await }
             };
-            let slices = vec![slice];
-            let done = live.commit_slices(&slices, commit).await?;
-            live.keep(slices);
-            Ok(done)
+            live.commit_slices(&[slice], commit).await
         })
     }
 
