@@ -107,6 +107,8 @@ pub struct Journal {
     /// Tells this process from others when it comes to turns.
     pub(crate) name: u64,
     state: Mutex<State>,
+    /// Held by the one who looks who has come, for all who wait to know.
+    examining: tokio::sync::Mutex<()>,
     told: Mutex<Told>,
     /// There is something to do for whoever stores frames as objects.
     work: Notify,
@@ -118,7 +120,16 @@ impl Journal {
         let state = State { bytes_max: BYTES_MAX_UNKNOWN, credit: BYTES_PER_SECOND, ..State::default() };
         let told = Told { frames: LruCache::unbounded(), bytes: 0, losses: 0 };
         let name = SystemRandom.u64();
-        Journal { clock, far, off: Default::default(), name, state: Mutex::new(state), told: Mutex::new(told), work: Notify::new() }
+        Journal {
+            clock,
+            far,
+            off: Default::default(),
+            name,
+            state: Mutex::new(state),
+            examining: Default::default(),
+            told: Mutex::new(told),
+            work: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

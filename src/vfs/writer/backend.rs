@@ -33,6 +33,8 @@ pub(crate) struct Live {
 
 /// Blocks stored at once because the journal does not take them; the upload slots of the volume bound them together with all others.
 const UPLOADS_MAX: usize = 16;
+/// Times a commit with frames is tried. Each means that a client has come or gone.
+const TRIES: u32 = 2;
 /// First pause before a store that is out of memory is asked again; each is twice the one before.
 const RELIEF_PAUSE: Duration = Duration::from_millis(50);
 
@@ -56,10 +58,13 @@ impl Live {
         let journal = self.meta.journal();
         let small = || slices.iter().filter_map(|slice| Some((slice, slice.frame.as_ref()?)));
         let (count, bytes) = small().fold((0, 0), |(count, bytes), (_, data)| (count + 1, bytes + data.len() as u64));
-        if count == 0 || journal.admits(count, bytes) {
+        let mut tries = 0;
+        while count == 0 || (tries < TRIES && journal.admits(count, bytes)) {
+            tries += 1;
             match commit(self.records(slices, Way::Journal).await?).await {
-                Err(Errno::AGAIN) if count > 0 => {}
-                Err(Errno::NOSPC) if count > 0 && journal.is_full() => {}
+                // Most often it is one of ours that has come or gone.
+                Err(Errno::AGAIN) if count > 0 => self.meta.reconsider_journal().await,
+                Err(Errno::NOSPC) if count > 0 && journal.is_full() => break,
                 outcome => {
                     if outcome.is_ok() {
                         small().for_each(|(slice, data)| self.blocks.note_frame(slice.id, data.clone()));
