@@ -160,3 +160,85 @@ async fn a_slice_that_was_committed_in_both_ways_reads_the_same() {
     assert_eq!(drain(&bench, small, None).await.stored, 1);
     assert_eq!(bench.content(ino, 0).await, bench.pattern(small, 100));
 }
+
+/// Writers, drainers that die or sleep at any place, copies and deletions, in any order: what a file holds is there after each step.
+#[tokio::test]
+async fn any_order_of_crashes_keeps_every_byte() {
+    const STEPS: usize = 250;
+    for seed in 1..=3u64 {
+        let bench = Bench::new(0);
+        let world = &bench.world;
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut below = move |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 11) % n as u64) as usize
+        };
+        let mut files: Vec<(Ino, Vec<u8>)> = (0..4).map(|_| (world.file(0), Vec::new())).collect();
+        let mut slices: Vec<(SliceId, u32)> = Vec::new();
+        let mut asleep = Vec::new();
+        for step in 0..STEPS {
+            let (at, other) = (below(files.len()), below(files.len()));
+            let ino = files[at].0;
+            match below(8) {
+                0..=2 => {
+                    let len = 1 + below(2000) as u32;
+                    let id = bench.write(ino, 0, files[at].1.len() as u32, len).await;
+                    files[at].1.extend_from_slice(&bench.pattern(id, len));
+                    slices.push((id, len));
+                }
+                3 if !slices.is_empty() => {
+                    // Some puts of a batch fail, and perhaps nobody knew the sizes.
+                    let some: Vec<_> = (0..4).map(|_| slices[below(slices.len())]).collect();
+                    let known = below(2) == 0;
+                    let batch: std::collections::BTreeMap<_, _> = some.into_iter().map(|(id, len)| (id, known.then_some(len))).collect();
+                    bench.faults.inject(Request::Put, below(3) as u32, 1, Fault::Fail(ObjectError::Denied("gone".into())));
+                    bench.chunks.drain_frames(&batch.into_iter().collect::<Vec<_>>()).await.unwrap();
+                    bench.faults.heal();
+                }
+                4 if !slices.is_empty() => {
+                    // One dies after its put, or sleeps before it.
+                    let (id, len) = slices[below(slices.len())];
+                    if let Some(frame) = world.frame(id) {
+                        if below(2) == 0 {
+                            bench.blocks.store_frame(id, Some(len), frame).await.unwrap();
+                        } else {
+                            asleep.push((id, len, frame));
+                        }
+                    }
+                }
+                5 if !asleep.is_empty() => {
+                    let (id, len, frame) = asleep.swap_remove(below(asleep.len()));
+                    bench.blocks.store_frame(id, Some(len), frame).await.unwrap();
+                    world.meta.drop_frames([id]).await.unwrap();
+                }
+                6 if at != other && !files[at].1.is_empty() => {
+                    let (from, to) = (files[at].clone(), &mut files[other]);
+                    let (root, end, len) = (crate::types::Caller::root(), to.1.len() as u64, from.1.len() as u64);
+                    world.meta.copy_range(&root, from.0, 0, to.0, end, len).await.unwrap();
+                    to.1.extend_from_slice(&from.1);
+                }
+                7 if below(4) == 0 => {
+                    let length = files[at].1.len() as u64;
+                    world.unlink(ino);
+                    bench.chunks.delete_file(ino, length).await.unwrap();
+                    files[at] = (world.file(0), Vec::new());
+                }
+                _ => {}
+            }
+            for (ino, content) in &files {
+                assert!(bench.content(*ino, 0).await == *content, "seed {seed}, step {step}");
+            }
+            // Copies double the files; they begin anew before a chunk is full.
+            for file in files.iter_mut().filter(|(_, content)| content.len() > 50_000) {
+                *file = (world.file(0), Vec::new());
+            }
+        }
+        bench.chunks.drain_all().await.unwrap();
+        assert_eq!(world.meta.look_at_journal().await.unwrap(), Default::default());
+        for (ino, content) in &files {
+            assert!(bench.content(*ino, 0).await == *content, "seed {seed}");
+        }
+    }
+}
