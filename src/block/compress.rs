@@ -47,6 +47,16 @@ impl Compression {
         Ok(frame)
     }
 
+    /// Bytes of the block in a frame that holds at most `most`.
+    pub(super) fn block_len(self, frame: &[u8], most: usize) -> Result<usize, String> {
+        let mut block = vec![0; most];
+        match self {
+            Compression::None => Ok(frame.len()),
+            Compression::Lz4 => lz4_flex::block::decompress_into(frame, &mut block).map_err(|e| format!("lz4: {e}")),
+            Compression::Zstd => zstd::bulk::decompress_to_buffer(frame, &mut block).map_err(|e| format!("zstd: {e}")),
+        }
+    }
+
     /// The block of exactly `len` bytes. Never allocates more than that, whatever the frame claims.
     pub(super) fn decompress(self, frame: &[u8], len: usize) -> Result<Vec<u8>, String> {
         let mut block = vec![0; len];

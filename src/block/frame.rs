@@ -65,6 +65,15 @@ impl Codec {
         }
     }
 
+    /// Bytes of the block in a frame of at most `most`: the name of its object tells them, the frame itself only when it is read.
+    pub(super) fn block_len(&self, frame: &[u8], most: u32) -> Result<u32, String> {
+        let len = match &self.encryption {
+            Some(encryption) => self.compression.block_len(&encryption.open(frame)?, most as usize)?,
+            None => self.compression.block_len(frame, most as usize)?,
+        };
+        u32::try_from(len).ok().filter(|len| (1..=most).contains(len)).ok_or_else(|| format!("a block of {len} bytes"))
+    }
+
     /// Sizes the object of a block of `len` bytes can have; all that can be said without the key.
     pub fn frame_bytes(compression: Compression, encrypted: bool, len: u32) -> RangeInclusive<u64> {
         let least = if compression == Compression::None { len as usize } else { 1 };

@@ -15,9 +15,11 @@ pub use compress::Compression;
 pub use encrypt::Encryption;
 pub use frame::Codec;
 pub(crate) use retry::retrying;
-pub use store::{BlockConfig, BlockStore, FRAME_BYTES_MAX};
+pub use store::{BlockConfig, BlockStore};
 
 use crate::object::ObjectError;
+pub use crate::types::FRAME_BYTES_MAX;
+
 use crate::types::Errno;
 use std::fmt;
 

@@ -5,15 +5,13 @@ use crate::block::retry::retrying;
 use crate::block::{BlockError, Codec};
 use crate::cache::{DiskCache, MemoryCache};
 use crate::object::{ObjectError, ObjectStore};
-use crate::types::{BlockId, FrameSource, SliceId, block_count};
+use crate::types::{BlockId, FRAME_BYTES_MAX, FrameSource, SliceId, block_count};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tracing::error;
 
-/// A slice that is one block of at most this size is kept beside the metadata (design §4): larger ones are better off as objects.
-pub const FRAME_BYTES_MAX: u32 = 64 << 10;
 /// A range of at most this part of a block that does not begin the block is fetched alone: such a read jumps about, and the rest of the
 /// block may never be asked for.
 const RANGE_PART_MAX: u32 = 4;
@@ -107,6 +105,28 @@ impl BlockStore {
             }
             Err(e) => Err(self.failed("upload", key, e)),
         }
+    }
+
+    /// Stores a frame as the object of its block, the only one of `slice`; durable when it returns. `size` is that of the slice if it is known.
+    pub async fn store_frame(&self, slice: SliceId, size: Option<u32>, frame: Bytes) -> Result<(), BlockError> {
+        let size = match size {
+            Some(size) => size,
+            None => self.size_of(slice, frame.clone()).await?,
+        };
+        let key = self.key(&BlockId { slice, index: 0, len: size });
+        let _permit = self.uploads.acquire().await.expect("never closed");
+        retrying("upload", &key, || self.config.objects.put(&key, frame.clone())).await.map_err(|e| self.failed("upload", key.clone(), e))
+    }
+
+    async fn size_of(&self, slice: SliceId, frame: Bytes) -> Result<u32, BlockError> {
+        let codec = Arc::clone(&self.codec);
+        let size = move || codec.block_len(&frame, FRAME_BYTES_MAX);
+        let size = if self.codec.is_quick(FRAME_BYTES_MAX as usize) {
+            size()
+        } else {
+            tokio::task::spawn_blocking(size).await.unwrap_or_else(|e| Err(format!("the coding thread ended: {e}")))
+        };
+        size.map_err(|why| self.damaged(format!("slice {slice}"), why))
     }
 
     /// Remembers a small block whose frame has just been committed.

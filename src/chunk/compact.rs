@@ -68,7 +68,9 @@ impl Chunks {
     /// whole. A small result is not stored but answered.
     async fn store_merged(&self, id: SliceId, records: &[SliceRecord], plan: &CompactPlan) -> Result<Option<Small>, BlockError> {
         let block_bytes = self.blocks.block_bytes();
-        if plan.len <= FRAME_BYTES_MAX.min(block_bytes) && self.meta.store().keeps_frames() {
+        // Nobody waits for it, so what a server keeps for seconds is not spent on it.
+        let frames = !self.meta.is_far() && self.meta.journal().is_on();
+        if frames && plan.len <= FRAME_BYTES_MAX.min(block_bytes) {
             let data = whole(self.read(records, plan.pos..plan.pos + plan.len).await?);
             let frame = self.blocks.encode(&data).await?;
             return Ok(Some(Small { data, frame }));

@@ -5,6 +5,8 @@ mod delete;
 mod drain;
 mod read;
 
+pub use drain::{DRAINED_MAX, Drained};
+
 use crate::block::BlockStore;
 use crate::meta::Meta;
 use crate::types::Ino;

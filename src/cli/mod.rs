@@ -14,6 +14,7 @@ mod fsck;
 mod gc;
 mod helper;
 mod info;
+mod journal;
 mod load;
 mod mount;
 mod program;
@@ -111,6 +112,8 @@ enum Command {
     Gc(gc::Args),
     /// Destroy a volume with all its data.
     Destroy(destroy::Args),
+    /// Store the small blocks that are kept beside the metadata as objects.
+    Journal(journal::Args),
     /// Write the metadata of a volume into a file.
     Dump(dump::Args),
     /// Make the metadata of a new volume from such a file.
@@ -224,6 +227,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Destroy(args) => {
             logging();
             destroy::run(&args)
+        }
+        Command::Journal(args) => {
+            logging();
+            journal::run(&args)
         }
         Command::Dump(args) => {
             logging();

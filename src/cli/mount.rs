@@ -102,6 +102,9 @@ pub struct Args {
     /// Back up without the trash.
     #[arg(long, action = ArgAction::SetTrue)]
     backup_skip_trash: bool,
+    /// Store small blocks in the bucket before they are acknowledged, instead of keeping them beside the metadata for seconds.
+    #[arg(long, action = ArgAction::SetTrue)]
+    no_journal: bool,
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
@@ -187,6 +190,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             downloads_max,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
+            journal: !args.no_journal,
             backup: backup_period(args.backup_meta.as_ref())?.map(|period| BackupOptions { period, skip_trash: args.backup_skip_trash }),
         },
         view: MountOptions {

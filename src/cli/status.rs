@@ -1,5 +1,6 @@
 //! `pando status DIR`
 
+use crate::cli::program::Program;
 use crate::cli::{say, small_runtime, value, volume_of};
 use crate::volume::{self, Stores};
 use anyhow::Context;
@@ -25,7 +26,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let document = small_runtime()?.block_on(async {
         let stores = Stores::open(&url).await?;
         match sid {
-            0 => volume::status(&stores).await,
+            0 => {
+                let mut document = volume::status(&stores).await?;
+                // Whoever reads what the reference prints gets nothing more.
+                if Program::called() == Program::Pando {
+                    document["Journal"] = volume::journal_status(&stores).await?;
+                }
+                Ok(document)
+            }
             sid => volume::session(&stores, sid).await,
         }
     })?;

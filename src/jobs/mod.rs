@@ -7,6 +7,7 @@
 mod backup;
 mod compact;
 mod dispatch;
+mod drain;
 mod heartbeat;
 mod quotas;
 mod reclaim;
@@ -79,6 +80,7 @@ pub fn start(config: JobsConfig) -> JobsHandle {
         tasks.push(tokio::spawn(sessions::run(Arc::clone(&meta), heartbeat, stop_of_job())));
         tasks.push(tokio::spawn(reclaim::run(Arc::clone(&meta), Arc::clone(&chunks), ends.reclaim, stop_of_job())));
         tasks.push(tokio::spawn(trash::run(Arc::clone(&meta), Arc::clone(&chunks), stop_of_job())));
+        tasks.push(tokio::spawn(drain::run(Arc::clone(&meta), Arc::clone(&chunks), stop_of_job())));
         tasks.push(tokio::spawn(slices::run(meta, Arc::clone(&chunks), ends.slices, stop_of_job())));
         tasks.push(tokio::spawn(compact::run(chunks, ends.compact, stop_of_job())));
         tasks.push(tokio::spawn(dispatch::run(duties, queues, stop_of_job())));

@@ -5,6 +5,7 @@ use crate::meta::driver::{Basis, Driver, OpenFiles, errno_of};
 use crate::meta::facts::{Facts, Told};
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
+use crate::meta::journal::Journal;
 use crate::meta::key;
 use crate::meta::known::Known;
 use crate::meta::lines::Lines;
@@ -13,7 +14,7 @@ use crate::meta::ops::quota;
 use crate::meta::ops::session::Beat;
 use crate::meta::pacing::Pacing;
 use crate::meta::setting::Setting;
-use crate::meta::store::{Query, Sharing, Store, Value, Write};
+use crate::meta::store::{Query, Sharing, Store, Value};
 use crate::meta::view::{Plan, Stop, View};
 use crate::types::{BoxFuture, Caller, Duty, Errno, FrameSource, Ino, SliceId, Time};
 use bytes::Bytes;
@@ -103,6 +104,8 @@ pub struct Cx<'a> {
     pub trash: Option<Ino>,
     /// What is remembered of the volume.
     pub(crate) known: &'a Known,
+    /// Small blocks in the store.
+    pub(crate) journal: &'a Journal,
 }
 
 impl Meta {
@@ -116,6 +119,7 @@ impl Meta {
             slices: ids(key::NEXT_CHUNK, SLICES),
             driver: Driver {
                 pacing: Pacing::new(config.clock.clone()),
+                journal: Journal::new(config.clock.clone(), is_far),
                 store: config.store,
                 clock: config.clock,
                 open_files: OpenFiles::new(),
@@ -194,12 +198,6 @@ impl Meta {
     /// Makes everything committed so far as durable as the tier says.
     pub async fn sync(&self) -> Result<(), Errno> {
         self.driver.store.sync().await.map_err(|e| errno_of("sync", &e))
-    }
-
-    /// Removes the frame of a slice whose block is an object now.
-    pub async fn drop_frame(&self, id: SliceId) -> Result<(), Errno> {
-        let dropped = self.driver.store.commit(&[], &[Write::DelFrame(id)], &[]).await;
-        dropped.map(|_| ()).map_err(|e| errno_of("remove a frame", &e))
     }
 
     /// Runs a mutation; see `Driver::run`. `step` gets the same `now` in every round.
@@ -314,12 +312,14 @@ impl Meta {
         if basis == Basis::Memory && self.is_disowned() {
             return Err(Errno::IO);
         }
-        self.known.outlive(self.driver.store.losses());
+        let losses = self.driver.store.losses();
+        self.known.outlive(losses);
+        self.journal().outlive(losses);
         let now = self.driver.clock.now();
         let sid = self.sid.load(std::sync::atomic::Ordering::Relaxed);
         let setting = self.setting();
-        let cx =
-            Cx { caller, now, sid, setting: &setting, open_files: &self.driver.open_files, fence: &self.fence, trash, known: &self.known };
+        let Driver { open_files, journal, .. } = &self.driver;
+        let cx = Cx { caller, now, sid, setting: &setting, open_files, fence: &self.fence, trash, known: &self.known, journal };
         let step = |view: &View| step(view, &cx).map(|plan| self.noted(plan));
         match self.driver.run(what, basis, view, &step).await {
             Err(Errno::DQUOT) if self.reload_before_refusing().await? => self.driver.run(what, basis, View::default(), &step).await,
@@ -363,8 +363,8 @@ impl Meta {
 
 impl FrameSource for Meta {
     fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, Errno>> {
-        if !self.driver.store.keeps_frames() {
-            return Box::pin(std::future::ready(Ok(None)));
+        if let Some(known) = self.journal().recall(id) {
+            return Box::pin(std::future::ready(Ok(known)));
         }
         Box::pin(async move { self.driver.store.frame(id).await.map_err(|e| errno_of("read a frame", &e)) })
     }

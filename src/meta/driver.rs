@@ -2,6 +2,7 @@
 
 use crate::env::Clock;
 use crate::meta::facts::Facts;
+use crate::meta::journal::Journal;
 use crate::meta::pacing::Pacing;
 use crate::meta::store::{Commit, Guard, Query, Store, StoreError, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
@@ -105,6 +106,7 @@ pub struct Driver {
     /// `None` where reading costs nothing to speak of.
     pub(crate) facts: Option<Arc<Facts>>,
     pub(crate) pacing: Pacing,
+    pub(crate) journal: Journal,
 }
 
 impl Driver {
@@ -197,6 +199,7 @@ impl Driver {
         if let Some(asked) = asked {
             asked.learn(queries.iter().zip(&values));
         }
+        self.journal.learn(queries.iter().zip(&values));
         Ok(values)
     }
 
@@ -214,7 +217,16 @@ impl Driver {
         }
         let parts = guards.len() + writes.len() + reads.len();
         let asked = self.facts.as_ref().map(|facts| facts.ask_to_write(parts, writes));
-        let commit = self.store.commit(guards, writes, reads).await.map_err(|e| errno_of(what, &e))?;
+        let commit = self.store.commit(guards, writes, reads).await.map_err(|e| {
+            if matches!(e, StoreError::Full(_)) && writes.iter().any(|write| matches!(write, Write::PutFrame(..))) {
+                self.journal.note_full();
+            }
+            errno_of(what, &e)
+        })?;
+        if let Commit::Done { replies, values } = &commit {
+            self.journal.learn(reads.iter().zip(values));
+            self.journal.committed(writes, replies);
+        }
         if let Some(asked) = asked {
             match &commit {
                 Commit::Done { replies, values } => asked.committed(guards, replies, reads, values),

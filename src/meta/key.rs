@@ -79,6 +79,12 @@ fixed! {
     FRAMES = "_pando:f",
     /// Pando's own: how often quotas were changed by an operator.
     QUOTA_CHANGES = "_pando:quotas",
+    /// Pando's own, sorted set: the same bytes → when the frame was put, in milliseconds of the server's clock.
+    FRAME_AGES = "_pando:age",
+    /// Pando's own: bytes of all frames of a server. Goes with the last one.
+    FRAME_BYTES = "_pando:bytes",
+    /// Pando's own: whose turn it is to store frames that their writer has left, and since when. Empty but for moments.
+    DRAINER = "_pando:drain",
     /// Pando's own: references of slices while a dump is loaded; gone when it is.
     LOADED_REFS = "_pando:load",
 }

@@ -16,6 +16,7 @@ mod client;
 mod facts;
 mod fence;
 mod ids;
+pub mod journal;
 mod lines;
 mod listings;
 mod pacing;

@@ -106,6 +106,11 @@ impl View {
         }
     }
 
+    /// A value that is known, without its being what the step decides on.
+    pub fn peek(&self, query: &Query) -> Option<&Value> {
+        self.facts.get(query).map(|(value, _)| value)
+    }
+
     fn note_used(&self, query: Query) {
         let mut used = self.used.borrow_mut();
         if used.known.insert(query.clone()) {

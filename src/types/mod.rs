@@ -14,7 +14,7 @@ pub use attr::{Attr, Flags, Ino, Kind};
 pub use caller::{Asker, Caller, Cancel};
 pub use duty::Duty;
 pub use errno::Errno;
-pub use frame::FrameSource;
+pub use frame::{FRAME_BYTES_MAX, FrameSource};
 pub use name::Name;
 pub use overlay::{Extent, flatten};
 pub use slice::{BlockId, CHUNK_BYTES, ChunkPart, SliceId, SliceRecord, block_count, chunk_parts};

@@ -267,3 +267,48 @@ async fn unrelated_files_do_not_wait_for_each_other() {
     let kinds = host.vfs.lookup(&root(), ROOT, b"31").await.unwrap().attr.kind;
     assert_eq!(kinds, Kind::File);
 }
+
+#[tokio::test]
+async fn small_files_in_the_journal_cost_what_their_names_cost() {
+    let world = World::new().await;
+    let (host, other) = (Host::of(&world, Duration::ZERO).await, Host::of(&world, Duration::ZERO).await);
+    host.vfs.meta.look_at_journal().await.unwrap();
+    host.store.take();
+    let (ino, fh) = host.made("f").await;
+    host.took("read commit");
+    host.put(ino, fh, 0, "4 KiB", RDWR).await;
+    host.close(ino, fh).await.unwrap();
+    host.took("commit");
+    assert_eq!(host.vfs.meta.look_at_journal().await.unwrap().count, 1);
+    host.store.take();
+    // On another host the open brings the data along.
+    let open = other.open(ino, RDONLY).await;
+    assert_eq!(other.text(ino, open.fh).await, "4 KiB");
+    other.close(ino, open.fh).await.unwrap();
+    other.took("read");
+    // A log line is one commit, and a look at who has come if somebody has.
+    let fh = host.open(ino, RDWR).await.fh;
+    for text in ["one", "two"] {
+        host.put(ino, fh, 0, text, RDWR).await;
+        host.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    }
+    host.took("read commit sync commit sync");
+    let _third = Host::of(&world, Duration::ZERO).await;
+    host.store.take();
+    host.put(ino, fh, 0, "six", RDWR).await;
+    host.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    host.took("conflict read commit sync");
+    host.put(ino, fh, 0, "ten", RDWR).await;
+    host.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    host.took("commit sync");
+    assert_eq!(host.vfs.meta.look_at_journal().await.unwrap().count, 5);
+    // One that is not ours: its block is an object first.
+    world.store.commit(&[], &[Write::HSet(key::SESSION_INFOS, "99".into(), "{}".into())], &[]).await.unwrap();
+    host.store.take();
+    host.put(ino, fh, 0, "ten", RDWR).await;
+    host.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    host.took("conflict read commit sync");
+    assert_eq!(host.vfs.meta.look_at_journal().await.unwrap().count, 5);
+    let open = other.open(ino, RDONLY).await;
+    assert_eq!(other.text(ino, open.fh).await, "teniB");
+}

@@ -14,6 +14,7 @@ mod fsck;
 mod gate;
 mod gc;
 mod info;
+mod journal;
 mod objects;
 mod operator;
 mod quota;
@@ -33,6 +34,7 @@ pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck};
 pub use gate::CLIENT_LEVEL;
 pub use gc::{Amount, GcOptions, GcSummary, gc};
 pub use info::{ChunkLine, Description, ObjectLine, describe};
+pub use journal::{drain, status as journal_status};
 pub use objects::{check_bucket, location};
 pub use operator::{Failure, Operator, Progress};
 pub use quota::{Checked, Named, Owner, Quotas};
@@ -71,6 +73,9 @@ const KERNEL_TTL_SLACK: Duration = Duration::from_millis(100);
 const DUTIES_QUEUED_MAX: usize = 16 * 1024;
 /// How often it is looked whether the metadata are still those of the volume. Whoever notices it stops writing at once.
 const DISOWNED_LOOK: Duration = Duration::from_secs(1);
+/// How long the end of a volume waits for small blocks to become objects: what a bucket that answers takes for as many as there can be. What is
+/// left is as safe as the metadata.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
 const CACHE_FLUSH: Duration = Duration::from_secs(1);
 
@@ -125,6 +130,8 @@ pub struct VolumeOptions {
     pub cache: CacheOptions,
     /// Backups of the metadata; `None`: this process takes none.
     pub backup: Option<BackupOptions>,
+    /// Whether small blocks may be kept beside the metadata.
+    pub journal: bool,
 }
 
 /// One view of a volume.
@@ -190,6 +197,9 @@ impl Volume {
         let (ask, duties) = mpsc::channel::<Duty>(DUTIES_QUEUED_MAX);
         let meta = Arc::new(Meta::new(MetaConfig { store, clock, setting: setting.clone(), duties: ask, atime: options.atime }));
         meta.watch().await;
+        if !options.journal {
+            meta.journal().switch_off();
+        }
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
         let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
@@ -338,6 +348,10 @@ impl Volume {
         }
         if let Some(jobs) = self.jobs.take() {
             jobs.stop().await;
+            let left = self.chunks.drain_own_within(DRAIN_TIME_MAX).await;
+            if left > 0 {
+                warn!("{left} small blocks are not in the bucket yet; they are safe beside the metadata, and another mount stores them");
+            }
             if let Err(error) = self.meta.close_session().await {
                 // The session lapses or its lock ends with this process; the next mount cleans up.
                 warn!("cannot close the session: {error}");

@@ -74,6 +74,7 @@ async fn open(store: Arc<dyn Store>, objects: Arc<dyn ObjectStore>) -> (Volume, 
         heartbeat: Duration::from_secs(3600),
         cache: pando::cache::CacheOptions::default(),
         backup: None,
+        journal: true,
     };
     let volume = Volume::over(Stores { store, setting: setting(), objects }, options).await.expect("opens");
     let ttl = Duration::ZERO;

@@ -45,12 +45,13 @@ enum Tried {
 
 impl Meta {
     /// Commits a slice at the end of the file, wherever that is when the commit happens, and answers its offset. At a chunk border the
-    /// slice is named by two records. `OWNERDEAD` as `write`.
+    /// slice is named by two records. `OWNERDEAD` and `AGAIN` as `write`.
     pub async fn append(&self, ino: Ino, slice: NewSlice, mtime: Time) -> Result<(u64, Attr), Errno> {
         let (offset, written) = {
             let _first = self.appenders.lines.first(ino).await;
             self.append_in_turn(ino, &slice, mtime).await?
         };
+        self.journal().note_put(slice.own_frame());
         self.ask_compaction(ino, (offset / CHUNK_BYTES) as u32, 1, written.list_len);
         Ok((offset, written.attr))
     }

@@ -28,10 +28,17 @@ impl Meta {
     /// The list of a chunk, the inode's attributes, and whether the file of `length` bytes was deleted: one trip, one state. Only so can a
     /// reader tell an empty list (zeros) from one that was reclaimed (no answer at all).
     pub async fn chunk(&self, ino: Ino, index: u32, length: u64) -> Result<ChunkView, Errno> {
-        let queries =
-            [Query::List(key::chunk(ino, index)), Query::Get(key::inode(ino)), Query::ZScore(key::DELFILES, key::delfile(ino, length))];
-        let values = self.driver.read("read a chunk", &queries).await?;
-        let [Value::List(elements), Value::Bytes(record), Value::Score(deleted_at)] = &values[..] else { return Err(Errno::IO) };
+        let list = key::chunk(ino, index);
+        let queries = [
+            Query::List(list.clone()),
+            Query::Get(key::inode(ino)),
+            Query::ZScore(key::DELFILES, key::delfile(ino, length)),
+            Query::Frames(list),
+        ];
+        // On this host a frame is asked for when it is needed.
+        let wanted = if self.is_far() { &queries[..] } else { &queries[..3] };
+        let values = self.driver.read("read a chunk", wanted).await?;
+        let [Value::List(elements), Value::Bytes(record), Value::Score(deleted_at), ..] = &values[..] else { return Err(Errno::IO) };
         let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
         let attr = match record {
             None => None,

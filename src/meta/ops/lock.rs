@@ -212,7 +212,8 @@ fn store_field(
     let excluding = value.clone().filter(|_| excludes);
     match value {
         Some(value) => {
-            reads = vec![Query::Get(key::inode(ino)), Query::List(key::chunk(ino, 0))];
+            let list = key::chunk(ino, 0);
+            reads = vec![Query::Get(key::inode(ino)), Query::List(list.clone()), Query::Frames(list)];
             writes.push(Write::HSet(hash.clone(), field, value));
             // For shared locks, too: what is not listed survives the session for ever.
             writes.push(Write::SAdd(registry, hash.clone()));

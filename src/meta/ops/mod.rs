@@ -13,6 +13,7 @@ pub mod create;
 pub mod delete;
 pub mod election;
 pub mod fallocate;
+pub mod frames;
 pub mod limits;
 pub mod link;
 pub mod lock;

@@ -136,8 +136,9 @@ impl Meta {
         let opened = self
             .answer("open", caller, |view, _| {
                 if self.is_far() {
-                    // Most files have one list, and the first read asks for it.
-                    view.want([Query::Get(key::inode(ino)), Query::List(key::chunk(ino, 0))])?;
+                    // Most files have one list, and the first read asks for it, and for what is not an object yet.
+                    let list = key::chunk(ino, 0);
+                    view.want([Query::Get(key::inode(ino)), Query::List(list.clone()), Query::Frames(list)])?;
                 }
                 step(view, ino, mode, is_open)
             })

@@ -271,7 +271,7 @@ struct Beaten {
 }
 
 /// Whether a session document is of a client that is none of ours.
-fn is_foreign(document: &[u8]) -> bool {
+pub(crate) fn is_foreign(document: &[u8]) -> bool {
     let document: Option<Map<String, serde_json::Value>> = serde_json::from_slice(document).ok();
     let version = document.as_ref().and_then(|document| document.get("Version")?.as_str()).unwrap_or_default();
     !version.contains("+pando.")

@@ -41,6 +41,10 @@ impl NewSlice {
         self.frame.as_ref().map(|frame| Write::PutFrame(self.id, frame.clone()))
     }
 
+    pub(crate) fn own_frame(&self) -> Option<(SliceId, u32)> {
+        self.frame.as_ref().map(|_| (self.id, self.len))
+    }
+
     /// Whether it lies inside one chunk and holds anything.
     fn is_sound(&self) -> bool {
         self.id != 0 && self.len > 0 && u64::from(self.pos) + u64::from(self.len) <= CHUNK_BYTES
@@ -49,12 +53,14 @@ impl NewSlice {
 
 impl Meta {
     /// Commits slices of one chunk in order, all or none. `NOENT` when the inode is gone; an unlinked inode that is still kept accepts data.
-    /// `OWNERDEAD` when a lock under which they may have been written is lost: they must never be committed.
+    /// `OWNERDEAD` when a lock under which they may have been written is lost: they must never be committed. `AGAIN` when the store takes no
+    /// frames now: nothing happened, and their blocks are to be stored first.
     /// `mtime` is the time of the last write among them.
     pub async fn write(&self, ino: Ino, chunk: u32, slices: &[NewSlice], mtime: Time) -> Result<Attr, Errno> {
         let root = Caller::root();
         let write = || self.run("write", &root, |view, cx| step(view, cx, ino, chunk, slices, mtime));
         let written = self.under_locks(ino, write).await?;
+        self.journal().note_put(slices.iter().filter_map(NewSlice::own_frame));
         self.ask_compaction(ino, chunk, slices.len() as u64, written.list_len);
         Ok(written.attr)
     }
@@ -93,7 +99,10 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, chunk: u32, slices: &[NewSlic
     let record = regular_file(view, ino)?;
     let end = slices.iter().map(|slice| u64::from(slice.record().end())).max().unwrap_or(0);
     let length = (u64::from(chunk) * CHUNK_BYTES + end).max(record.attr.length);
-    let change = change_data(view, cx, ino, &record, length, mtime)?;
+    let mut change = change_data(view, cx, ino, &record, length, mtime)?;
+    if slices.iter().any(|slice| slice.frame.is_some()) {
+        change.guard(cx.journal.guards(view)?);
+    }
     let elements = slices.iter().map(|slice| codec::encode_slice(&slice.record())).collect();
     let mut writes = vec![Write::RPush(key::chunk(ino, chunk), elements)];
     writes.extend(slices.iter().filter_map(NewSlice::frame_write));
@@ -107,7 +116,10 @@ pub(crate) fn append_step(view: &View, cx: &Cx, ino: Ino, slice: &NewSlice, mtim
     let record = regular_file(view, ino)?;
     let offset = record.attr.length;
     let length = offset.checked_add(u64::from(slice.len)).ok_or(Errno::FBIG)?;
-    let change = change_data(view, cx, ino, &record, length, mtime)?;
+    let mut change = change_data(view, cx, ino, &record, length, mtime)?;
+    if slice.frame.is_some() {
+        change.guard(cx.journal.guards(view)?);
+    }
     let mut writes = Vec::new();
     let mut off = 0;
     for part in crate::types::chunk_parts(offset..length) {

@@ -1,9 +1,12 @@
 //! What every store must do, as ordinary code: `run` panics where a store differs. Give it an empty store.
 
-use super::{BytesRange, Commit, Cursor, Guard, Key, Query, ScanItem, ScanRange, Store, StoreError, Value, Write};
-use crate::meta::codec::encode_entry;
+use super::{
+    BytesRange, Commit, Cursor, FRAMES_BYTES_MAX, FRAMES_LOOKED_AT_MAX, Guard, Key, Query, ScanItem, ScanRange, Store, StoreError, Value,
+    Write,
+};
+use crate::meta::codec::{self, encode_entry};
 use crate::meta::key;
-use crate::types::{Ino, Kind};
+use crate::types::{Ino, Kind, SliceRecord};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 
@@ -193,6 +196,9 @@ impl Suite<'_> {
             (&[], Guard::HashNotEmpty(k()), false),
             (&hash, Guard::HashEmpty(k()), false),
             (&hash, Guard::HashNotEmpty(k()), true),
+            (&[], Guard::HashLen(k(), 0), true),
+            (&hash, Guard::HashLen(k(), 0), false),
+            (&hash, Guard::HashLen(k(), 2), true),
             (&[], Guard::ListPrefix(k(), vec![]), true),
             (&[], Guard::ListPrefix(k(), list(&["1"])), false),
             (&numbers, Guard::ListPrefix(k(), list(&["1", "2"])), true),
@@ -499,8 +505,59 @@ impl Suite<'_> {
         let conflict = self.store.commit(&[Guard::HashNotEmpty(k())], &[Write::DelFrame(7)], &[]).await;
         assert!(matches!(conflict, Ok(Commit::Conflict(_))));
         assert_eq!(self.store.frame(7).await, Ok(Some(b("new"))));
-        self.write(&[Write::DelFrame(7), Write::DelFrame(8), Write::DelFrame(0), Write::DelFrame(u64::MAX)]).await;
-        assert_eq!(self.store.frame(7).await, Ok(None));
+        assert_eq!(self.kept().await, (3, (64 << 10) + 3));
+        let oldest = self.store.read(&[Query::OldestFrames { limit: 2 }, Query::OldestFrames { limit: 9 }]).await.expect("read");
+        let ids = |value: &Value| match value {
+            Value::Scored(ids) => ids.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((ids(&oldest[0]).len(), ids(&oldest[1]).len()), (2, 3));
+        assert!(ids(&oldest[1]).contains(&Bytes::copy_from_slice(&7u64.to_be_bytes())));
+        let gone = [Write::DelFrame(7), Write::DelFrame(8), Write::DelFrame(0)];
+        assert_eq!(self.done(&[], &gone, &[]).await.0, [Value::Int(1), Value::Int(0), Value::Int(1)]);
+        assert_eq!((self.store.frame(7).await, self.kept().await), (Ok(None), (1, 64 << 10)));
+        self.write(&[Write::DelFrame(u64::MAX)]).await;
+        assert_eq!(self.kept().await, (0, 0));
+        self.frames_of_a_list().await;
+    }
+
+    /// How many frames there are, and their bytes.
+    async fn kept(&self) -> (u64, u64) {
+        match &self.store.read(&[Query::FramesKept]).await.expect("read")[..] {
+            [Value::Kept(kept)] => (kept.count, kept.bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn frames_of_a_list(&self) {
+        let record = |id: u64, size: u32| codec::encode_slice(&SliceRecord { pos: 0, id, size, off: 0, len: size });
+        let half = Bytes::from(vec![1; FRAMES_BYTES_MAX / 2]);
+        let hole = codec::encode_slice(&SliceRecord::hole(0, 9));
+        // Of a large slice, a hole and what is no record nothing is said.
+        let elements = vec![record(1, 5), record(2, 70_000), hole, b("no record"), record(3, 64 << 10), record(4, 1)];
+        let frames = [Write::PutFrame(2, b("x")), Write::PutFrame(3, half.clone()), Write::PutFrame(4, b("4"))];
+        self.write(&[&[Write::RPush(k(), elements)], &frames[..]].concat()).await;
+        let frames = [Query::Frames(k()), Query::Frames(b("nothing"))];
+        let told = Value::Frames(vec![(4, Some(b("4"))), (3, Some(half.clone())), (1, None)]);
+        assert_eq!(self.store.read(&frames).await, Ok(vec![told.clone(), Value::Frames(Vec::new())]));
+        assert_eq!(self.done(&[], &[Write::Set(b("other"), b("v"))], &frames[..1]).await.1, vec![told]);
+        // The answer is bounded, in slices and in bytes.
+        let more = (10..10 + FRAMES_LOOKED_AT_MAX as u64).map(|id| record(id, 1)).collect();
+        self.write(&[Write::RPush(k(), more)]).await;
+        match &self.store.read(&frames[..1]).await.expect("read")[..] {
+            [Value::Frames(told)] => {
+                assert!(told.len() == FRAMES_LOOKED_AT_MAX && told.iter().all(|(id, frame)| *id >= 10 && frame.is_none()))
+            }
+            other => panic!("{other:?}"),
+        }
+        let elements = (1..=4).map(|id| record(id, 60_000)).collect();
+        self.write(&[Write::Del(k()), Write::RPush(k(), elements), Write::PutFrame(1, half.clone()), Write::PutFrame(4, half)]).await;
+        match &self.store.read(&frames[..1]).await.expect("read")[..] {
+            [Value::Frames(told)] => assert_eq!(told.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [4, 3]),
+            other => panic!("{other:?}"),
+        }
+        self.write(&[&[1, 2, 3, 4].map(Write::DelFrame)[..], &[Write::Del(k()), Write::Del(b("other"))]].concat()).await;
+        assert_eq!(self.kept().await, (0, 0));
     }
 
     async fn sessions(&self) {

@@ -76,10 +76,6 @@ impl Store for CountingStore {
         Sharing::Server
     }
 
-    fn keeps_frames(&self) -> bool {
-        false
-    }
-
     fn claim_session(&self, _sid: u64) -> Result<bool, StoreError> {
         Ok(true)
     }

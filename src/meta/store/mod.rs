@@ -59,6 +59,34 @@ pub enum Query {
         /// The name.
         name: Bytes,
     },
+    /// The frame of a small block, if it is kept here → `Value::Bytes`.
+    Frame(SliceId),
+    /// The frames of the small slices that the newest records of a chunk's list name → `Value::Frames`.
+    Frames(Key),
+    /// The slices whose frames were put first, as 8 big-endian bytes, and when (milliseconds of the store's clock, 0 if it is not known)
+    /// → `Value::Scored`.
+    OldestFrames {
+        /// Most slices wanted.
+        limit: u32,
+    },
+    /// How much is kept in frames → `Value::Kept`.
+    FramesKept,
+}
+
+/// Slices of one list that `Query::Frames` looks at, the newest: more are rarely read at once.
+pub const FRAMES_LOOKED_AT_MAX: usize = 64;
+/// Bytes of frames in one answer to it. What does not fit is asked for by itself.
+pub const FRAMES_BYTES_MAX: usize = 256 << 10;
+
+/// All frames of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FramesKept {
+    /// How many.
+    pub count: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// When the oldest was put, in milliseconds of the store's clock, 0 if it does not know; `None` if there is none.
+    pub oldest_ms: Option<i64>,
 }
 
 /// The answer to a `Query`, or what a `Write` replied.
@@ -78,6 +106,10 @@ pub enum Value {
     Scored(Vec<(Bytes, i64)>),
     /// An entry value and the record of the inode it names.
     Entry(Option<(Bytes, Option<Bytes>)>),
+    /// Slices that were looked at, newest first, and their frames; `None`: it has none, so its block is an object.
+    Frames(Vec<(SliceId, Option<Bytes>)>),
+    /// How much is kept.
+    Kept(FramesKept),
     /// A write that answers nothing of interest.
     Done,
 }
@@ -97,6 +129,8 @@ pub enum Guard {
     HashEmpty(Key),
     /// The hash has a field.
     HashNotEmpty(Key),
+    /// The hash has exactly so many fields.
+    HashLen(Key, u32),
     /// The list begins with these elements.
     ListPrefix(Key, Vec<Bytes>),
     /// The list is exactly this.
@@ -122,6 +156,7 @@ impl Guard {
             Guard::Field(key, field, _) => Query::HGet(key.clone(), field.clone()),
             Guard::Fields(key, _) => Query::HGetAll(key.clone()),
             Guard::HashEmpty(key) | Guard::HashNotEmpty(key) => Query::HLen { key: key.clone(), limit: 1 },
+            Guard::HashLen(key, _) => Query::HLen { key: key.clone(), limit: u32::MAX },
             Guard::ListPrefix(key, _) | Guard::ListIs(key, _) => Query::List(key.clone()),
             Guard::Score(key, member, _) => Query::ZScore(key.clone(), member.clone()),
         }
@@ -179,9 +214,9 @@ pub enum Write {
     ZAdd(Key, i64, Bytes),
     /// Removes from a sorted set → `Int`, 1 if it was there.
     ZRem(Key, Bytes),
-    /// Stores the frame of a small block (`_pando:f`).
+    /// Stores the frame of a small block → `Int`, the bytes of all frames, where the store counts them.
     PutFrame(SliceId, Bytes),
-    /// Removes a frame, if there is one.
+    /// Removes a frame → `Int`, 1 if it was there.
     DelFrame(SliceId),
 }
 
@@ -307,7 +342,19 @@ pub trait Store: Send + Sync {
     fn scan<'a>(&'a self, range: &'a ScanRange, cursor: Cursor, limit: u32) -> BoxFuture<'a, Result<ScanPage, StoreError>>;
 
     /// The frame of a small block, if it is kept here.
-    fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>>;
+    fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        Box::pin(async move {
+            match self.read(&[Query::Frame(id)]).await?.pop() {
+                Some(Value::Bytes(frame)) => Ok(frame),
+                _ => Err(StoreError::Failed("the store gave no answer about a frame".into())),
+            }
+        })
+    }
+
+    /// Bytes that the store could still take as it is now; `u64::MAX` if it has no bound that it knows of.
+    fn free_bytes(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(std::future::ready(Ok(u64::MAX)))
+    }
 
     /// Whether other processes use the store right now: if so nothing may be remembered beyond one answer.
     fn shared(&self) -> bool;
@@ -315,11 +362,6 @@ pub trait Store: Send + Sync {
     /// The same in more detail.
     fn sharing(&self) -> Sharing {
         if self.shared() { Sharing::Neighbours } else { Sharing::Alone }
-    }
-
-    /// Whether small blocks are to be kept here as frames; otherwise all become objects.
-    fn keeps_frames(&self) -> bool {
-        true
     }
 
     /// How often the store was found to have lost what it had acknowledged. After each time, numbers taken from its counters and not yet

@@ -24,17 +24,17 @@ pub use load::Loaded;
 use crate::block::FRAME_BYTES_MAX;
 use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
-use crate::meta::AtimeMode;
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
 use crate::meta::setting::Setting;
 use crate::meta::store::redis::Options as RedisOptions;
-use crate::meta::store::{Query, Store, Value, Write};
-use crate::types::{Ino, Kind, SliceRecord};
+use crate::meta::store::{Query, Sharing, Store, Value, Write};
+use crate::types::{Errno, Ino, Kind, SliceRecord};
+use crate::volume::journal::{self, kept};
 use crate::volume::objects::OBJECTS;
 use crate::volume::restore_meta::ids;
 use crate::volume::stores::{COMMAND_PATIENCE, load_setting, open_store, usage};
-use crate::volume::{CacheOptions, MetaUrl, Place, Stores, Volume, VolumeError, VolumeOptions, place};
+use crate::volume::{MetaUrl, Place, Stores, Volume, VolumeError, place};
 use binary_read::{BinaryReader, Part};
 use json_read::JsonReader;
 use load::{Check, Loader};
@@ -42,7 +42,6 @@ use std::fs;
 use std::io::{self, BufRead};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::{info, warn};
 
 /// What a dump is to hold.
@@ -125,6 +124,10 @@ pub(super) async fn load_as(url: &MetaUrl, input: &mut DumpInput, binary: bool, 
     };
     let loaded: Result<Loaded, VolumeError> = loading.await;
     loaded.map_err(|error| VolumeError::Failed(format!("{error}; what was loaded is no volume: empty the target before another try")))
+}
+
+fn not_stored(error: Errno) -> VolumeError {
+    VolumeError::Failed(format!("cannot store small blocks as objects: {error}"))
 }
 
 fn refused(why: String) -> VolumeError {
@@ -252,39 +255,35 @@ impl<'a> Slices<'a> {
 
     /// Looks at a slice.
     async fn note(&mut self, record: &SliceRecord) -> Result<(), VolumeError> {
-        let may_be_frame = record.id > 0 && record.size <= FRAME_BYTES_MAX && self.store.keeps_frames();
-        if may_be_frame { self.drain(record.id, record.size).await } else { Ok(()) }
-    }
-
-    async fn drain(&mut self, id: u64, size: u32) -> Result<(), VolumeError> {
-        if self.store.frame(id).await?.is_none() {
-            return Ok(());
+        // Those on a server are few, and are looked for together at the end.
+        let looks = record.id > 0 && record.size <= FRAME_BYTES_MAX && self.store.sharing() != Sharing::Server;
+        if looks && self.store.frame(record.id).await?.is_some() {
+            let Some(chunks) = self.chunks().await? else { return Ok(()) };
+            let drained = chunks.drain_frames(&[(record.id, Some(record.size))]).await;
+            self.drained += drained.and_then(|drained| drained.failed.map_or(Ok(drained.stored), Err)).map_err(not_stored)?;
         }
-        if let Frames::Of(url) = self.frames {
-            let options = VolumeOptions {
-                read_only: true,
-                mountpoint: String::new(),
-                atime: AtimeMode::Never,
-                buffer_bytes: 16 << 20,
-                cache: CacheOptions::default(),
-                uploads_max: 4,
-                downloads_max: 4,
-                heartbeat: Duration::from_secs(12),
-                backup: None,
-            };
-            self.frames = Frames::Opened(Box::new(Volume::open(url, options).await?));
-        }
-        let chunks: &Chunks = match &self.frames {
-            Frames::Opened(volume) => &volume.chunks,
-            Frames::Open(chunks) => chunks,
-            _ => return Ok(()),
-        };
-        let drained = chunks.drain_frame(id, size).await;
-        self.drained += u64::from(drained.map_err(|e| VolumeError::Failed(format!("cannot store slice {id} as an object: {e}")))?);
         Ok(())
     }
 
-    async fn close(self) -> Result<(), VolumeError> {
+    /// Through what frames become objects.
+    async fn chunks(&mut self) -> Result<Option<&Chunks>, VolumeError> {
+        if let Frames::Of(url) = self.frames {
+            self.frames = Frames::Opened(Box::new(Volume::open(url, journal::drainer_options()).await?));
+        }
+        Ok(match &self.frames {
+            Frames::Opened(volume) => Some(&volume.chunks),
+            Frames::Open(chunks) => Some(chunks),
+            _ => None,
+        })
+    }
+
+    async fn close(mut self) -> Result<(), VolumeError> {
+        if self.store.sharing() == Sharing::Server && kept(self.store).await?.count > 0 {
+            // Whatever the dump names and was not an object when it was read is one of these.
+            if let Some(chunks) = self.chunks().await? {
+                self.drained += chunks.drain_all().await.map_err(not_stored)?;
+            }
+        }
         if self.drained > 0 {
             info!("{} small blocks that were kept beside the metadata are objects now", self.drained);
         }

@@ -6,7 +6,7 @@ use crate::meta::codec::{decode_slice, decode_slices};
 use crate::meta::key;
 use crate::meta::ops::chunk::parse_chunk;
 use crate::meta::ops::delete::parse_slice_ref;
-use crate::meta::store::{Query, ScanRange, Value};
+use crate::meta::store::{Query, ScanRange, Sharing, Value};
 use crate::object::ObjectError;
 use crate::types::{BlockId, Ino, Kind, SliceId, block_count};
 use crate::volume::VolumeError;
@@ -185,11 +185,7 @@ impl Check<'_> {
     pub(super) async fn look(&self, block: &BlockId, size: u32) -> Result<BlockState, VolumeError> {
         let key = format!("{}/{}", self.stores.setting.name(), block.key(self.stores.setting.hash_prefix()));
         let sizes = self.sizes(block)?;
-        let found = match self.frame_or_object(block, size, &key).await? {
-            // A frame may have become an object, or a slice been deleted, between two looks.
-            None => self.frame_or_object(block, size, &key).await?,
-            found => found,
-        };
+        let found = self.frame_or_object(block, size, &key).await?;
         Ok(match found {
             Some(found) if sizes.contains(&found) => BlockState::Whole(found),
             Some(found) if sizes.start() == sizes.end() => {
@@ -201,16 +197,30 @@ impl Check<'_> {
     }
 
     async fn frame_or_object(&self, block: &BlockId, size: u32, key: &str) -> Result<Option<u64>, VolumeError> {
-        if block.len == size
-            && let Some(frame) = self.store.frame(block.slice).await?
-        {
-            return Ok(Some(frame.len() as u64));
-        }
-        match retrying("look", key, || self.stores.objects.head(key)).await {
+        let object = async || match retrying("look", key, || self.stores.objects.head(key)).await {
             Ok(object) => Ok(Some(object.size)),
             Err(ObjectError::Missing) => Ok(None),
             Err(error) => Err(VolumeError::Failed(format!("cannot look at object {key}: {error}"))),
+        };
+        let frame = async || -> Result<Option<u64>, VolumeError> {
+            // Only the one block of a slice has a frame.
+            let frame = if block.len == size { self.store.frame(block.slice).await? } else { None };
+            Ok(frame.map(|frame| frame.len() as u64))
+        };
+        // Where frames are rare it is asked for one only when there is no object. It may become one between two looks.
+        let is_far = self.store.sharing() == Sharing::Server;
+        for _ in 0..2 {
+            let first = if is_far { object().await? } else { frame().await? };
+            let found = match first {
+                None if is_far => frame().await?,
+                None => object().await?,
+                found => found,
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
         }
+        Ok(None)
     }
 
     /// Slices whose deletion is delayed are referenced by that.

@@ -133,6 +133,7 @@ fn volume_options(threads: usize) -> VolumeOptions {
         downloads_max: threads,
         heartbeat: Duration::from_secs(12),
         backup: None,
+        journal: false,
     }
 }
 

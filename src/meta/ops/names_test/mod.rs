@@ -140,6 +140,7 @@ impl World {
                 // As soon as something was deleted there is one.
                 trash: self.meta.known.trash_hour.try_lock().expect("nobody deletes").map(|(_, dir, _)| dir),
                 known: &self.meta.known,
+                journal: self.meta.journal(),
             };
             match step(&view, &cx) {
                 Ok(plan) => return plan,

@@ -16,6 +16,7 @@ pub(super) fn holds(guard: &Guard, value: &Value) -> bool {
         }
         (Guard::HashEmpty(_), Value::Int(count)) => *count == 0,
         (Guard::HashNotEmpty(_), Value::Int(count)) => *count != 0,
+        (Guard::HashLen(_, expected), Value::Int(count)) => *count == i64::from(*expected),
         (Guard::ListPrefix(_, expected), Value::List(found)) => found.starts_with(expected),
         (Guard::ListIs(_, expected), Value::List(found)) => expected == found,
         (Guard::Score(_, _, expected), Value::Score(found)) => expected == found,

@@ -3,7 +3,8 @@
 use super::error::Trouble;
 use crate::meta::codec;
 use crate::meta::key;
-use crate::meta::store::{Key, Query, Value};
+use crate::meta::store::{FRAMES_BYTES_MAX, FRAMES_LOOKED_AT_MAX, FramesKept, Key, Query, Value};
+use crate::types::{FRAME_BYTES_MAX, SliceId};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 
@@ -53,7 +54,7 @@ pub(super) fn record_of(conn: &Connection, entry: &[u8]) -> Result<Option<Bytes>
 }
 
 /// A frame by slice id. Ids are stored as the signed number of the same bits.
-pub(super) fn frame(conn: &Connection, id: u64) -> Result<Option<Bytes>, Trouble> {
+fn frame(conn: &Connection, id: SliceId) -> Result<Option<Bytes>, Trouble> {
     row(conn, "SELECT v FROM frame WHERE id = ?1", [id.cast_signed()], |row| blob(row, 0))
 }
 
@@ -85,7 +86,34 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> Result<Value, Trouble>
                 Some((entry, record))
             }
         }),
+        Query::Frame(id) => Value::Bytes(frame(conn, *id)?),
+        Query::Frames(key) => Value::Frames(frames(conn, &list(conn, key)?)?),
+        Query::OldestFrames { limit } => {
+            let ids = rows(conn, "SELECT id FROM frame ORDER BY id LIMIT ?1", [limit], |row| row.get::<_, i64>(0))?;
+            Value::Scored(ids.into_iter().map(|id| (Bytes::copy_from_slice(&id.to_be_bytes()), 0)).collect())
+        }
+        Query::FramesKept => {
+            let kept =
+                row(conn, "SELECT count(*), total(length(v)) FROM frame", [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, f64>(1)?)))?;
+            let (count, bytes) = kept.unwrap_or_default();
+            Value::Kept(FramesKept { count: count.unsigned_abs(), bytes: bytes as u64, oldest_ms: (count > 0).then_some(0) })
+        }
     })
+}
+
+/// The frames that the newest elements of a list name.
+fn frames(conn: &Connection, elements: &[Bytes]) -> Result<Vec<(SliceId, Option<Bytes>)>, Trouble> {
+    let (mut found, mut room) = (Vec::new(), FRAMES_BYTES_MAX);
+    for record in elements.iter().rev().take(FRAMES_LOOKED_AT_MAX).filter_map(|element| codec::decode_slice(element)) {
+        if record.id == 0 || record.size > FRAME_BYTES_MAX {
+            continue;
+        }
+        let frame = frame(conn, record.id)?;
+        let Some(left) = room.checked_sub(frame.as_ref().map_or(0, Bytes::len)) else { break };
+        room = left;
+        found.push((record.id, frame));
+    }
+    Ok(found)
 }
 
 fn list(conn: &Connection, key: &Key) -> Result<Vec<Bytes>, Trouble> {
@@ -94,5 +122,5 @@ fn list(conn: &Connection, key: &Key) -> Result<Vec<Bytes>, Trouble> {
 
 /// Whether a query is answered by a single statement, so that it needs no transaction to see one state.
 pub(super) fn is_single(query: &Query) -> bool {
-    !matches!(query, Query::Entry { .. })
+    !matches!(query, Query::Entry { .. } | Query::Frames(_))
 }

@@ -5,6 +5,7 @@ use crate::meta::codec::{self, MTIME_AT, NLINK_AT};
 use crate::meta::key;
 use crate::meta::store::{BytesRange, Key, conformance};
 use crate::types::{Attr, Flags, Ino, Kind, Time};
+use bytes::Bytes;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;

@@ -144,7 +144,7 @@ impl Change<'_> {
                 self.execute("REPLACE INTO frame (id, v) VALUES (?1, ?2)", (id.cast_signed(), &frame[..]))?;
             }
             Write::DelFrame(id) => {
-                self.execute("DELETE FROM frame WHERE id = ?1", [id.cast_signed()])?;
+                return Ok(Value::Int(self.execute("DELETE FROM frame WHERE id = ?1", [id.cast_signed()])?));
             }
         }
         Ok(Value::Done)

@@ -89,6 +89,28 @@ local query = {
     end
     return {entry, type(record) == 'string' and record}
   end,
+  -- The newest records of a list that name small slices, and their frames, up to so many bytes.
+  C = function()
+    local records, frames, room, small, out = call('LRANGE', key(), -num(), -1), key(), num(), num(), {}
+    for i = #records, 1, -1 do
+      local r = records[i]
+      local a, b, c, d = string.byte(r, 13, 16)
+      if #r == 24 and string.sub(r, 5, 12) ~= '\0\0\0\0\0\0\0\0' and ((a * 256 + b) * 256 + c) * 256 + d <= small then
+        local frame = try('HGET', frames, string.sub(r, 5, 12))
+        frame = type(frame) == 'string' and frame
+        room = room - (frame and #frame or 0)
+        if room < 0 then
+          break
+        end
+        out[#out + 1] = string.sub(r, 5, 12)
+        out[#out + 1] = frame
+      end
+    end
+    return out
+  end,
+  K = function()
+    return {call('HLEN', key()), try('GET', key()), try('ZRANGE', key(), 0, 0, 'WITHSCORES')}
+  end,
 }
 
 -- Each answers whether the guard holds, and the value it looked at.
@@ -138,6 +160,10 @@ local guard = {
   n = function()
     local v = call('HLEN', key())
     return v ~= 0, v
+  end,
+  c = function()
+    local v = call('HLEN', key())
+    return v == num(), v
   end,
   p = function()
     local v, want = call('LRANGE', key(), 0, -1), list()
@@ -291,13 +317,53 @@ local write = {
     return {'ZADD', k, nxt(), nxt()}
   end,
   zre = member('ZREM', 'zset'),
+  -- Frames: their hash, their ages, the count of their bytes.
+  fpu = function()
+    local f, age, bytes = key(), key(), key()
+    typed(f, 'hash')
+    typed(age, 'zset')
+    if not addable(str(bytes), 0) then
+      bad = bad or ('no counter, or one at its limit: ' .. bytes)
+    end
+    return {'+', f, age, bytes, nxt(), nxt(), nxt()}
+  end,
+  fde = function()
+    local f, age, bytes = key(), key(), key()
+    typed(f, 'hash')
+    typed(age, 'zset')
+    return {'-', f, age, bytes, nxt()}
+  end,
 }
 
+-- Stores a frame; answers the bytes of all of them. One that is there already is replaced.
+local function put_frame(f, age, bytes, id, frame, ms)
+  local before = call('HSTRLEN', f, id)
+  call('HSET', f, id, frame)
+  call('ZADD', age, ms, id)
+  return try('INCRBY', bytes, #frame - before)
+end
+
+-- Removes a frame; answers whether it was there. The removal comes before everything else: a server that is out of memory then lets the
+-- rest of the commit happen, too. With the last frame the count goes, so that no error in it outlives them.
+local function del_frame(f, age, bytes, id)
+  local length = call('HSTRLEN', f, id)
+  local gone = call('HDEL', f, id)
+  if gone == 1 then
+    call('ZREM', age, id)
+    if call('EXISTS', f) == 0 then
+      call('DEL', age, bytes)
+    else
+      try('INCRBY', bytes, -length)
+    end
+  end
+  return gone
+end
+
 -- Commands whose answers are told.
-local told = {INCRBY = true, HDEL = true, HINCRBY = true, RPUSH = true, RPUSHX = true, LPUSH = true, SREM = true, ZREM = true}
+local told = {['+'] = true, ['-'] = true, INCRBY = true, HDEL = true, HINCRBY = true, RPUSH = true, RPUSHX = true, LPUSH = true, SREM = true, ZREM = true}
 -- Type and further arguments of what a query reads.
 local reads = {G = {'string', 0}, F = {'hash', 1}, A = {'hash', 0}, N = {'hash', 0}, L = {'list', 0}, M = {'set', 0}, Z = {'zset', 1},
-  R = {'zset', 2}, E = {'hash', 1}}
+  R = {'zset', 2}, E = {'hash', 1}, C = {'list', 4}, K = {'hash', 2}}
 
 -- The fence: a hash that still holds our token, or none.
 local fence, token, slot, record
@@ -458,7 +524,14 @@ for _, w in ipairs(todo) do
     end
   elseif told[name] then
     -- Checked above; should a counter fail all the same, the rest of the commit stands and the caller is told.
-    local n = try(unpack(w))
+    local n
+    if name == '+' then
+      n = put_frame(unpack(w, 2))
+    elseif name == '-' then
+      n = del_frame(unpack(w, 2))
+    else
+      n = try(unpack(w))
+    end
     if type(n) ~= 'number' then
       n = '?'
     elseif math.abs(n) >= 9007199254740992 then

@@ -18,16 +18,15 @@ mod tracking;
 pub mod url;
 
 use super::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Watcher, Write};
-use crate::env::{Random, SystemRandom};
+use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::key;
-use crate::types::{BoxFuture, SliceId};
-use bytes::Bytes;
+use crate::types::BoxFuture;
 use connect::{Connector, ask};
 use error::Fault;
 use lane::{Lane, Owner};
-use link::Link;
+use link::{Link, info_field};
+use redis::Value as Reply;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Value as Reply};
 use rollback::Counters;
 use script::{Answer, Fence, Program};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +44,9 @@ const REPLICAS_TIME: Duration = Duration::from_secs(30);
 const REPLICAS_WAIT_MS: u64 = 1000;
 /// How long the outcomes of a session that was taken for dead are kept: its process may come back and ask.
 const LAPSED_TTL_S: u64 = 86_400;
+/// How long those of a session that has ended are kept: whoever sees only now that its number was given out learns from them that it was one of
+/// ours. Longer than the others wait for it to show up.
+const ENDED_TTL_S: u64 = 90;
 
 /// How long what a commit that happened was to read is asked for, where a command would give up earlier.
 const LATE_READS_TIME: Duration = Duration::from_secs(60);
@@ -174,6 +176,12 @@ impl RedisStore {
         }
     }
 
+    /// About what the server's clock shows, in milliseconds.
+    fn now_ms(&self) -> i64 {
+        let now = SystemClock::new().now();
+        now.sec.saturating_mul(1000) + i64::from(now.nsec / 1_000_000) + self.link.clock_ahead_us() / 1000
+    }
+
     /// What was to be read after the writes of a commit that was found to have happened: no older than it would have been. As it has
     /// happened, the caller must not be told otherwise for as long as there is hope for an answer.
     async fn read_late(&self, reads: &[Query]) -> Result<Vec<Value>, StoreError> {
@@ -248,15 +256,7 @@ impl RedisStore {
         }
         for conn in 0..key::OP_CONNECTIONS_MAX {
             let hash = script::prefixed(&self.link.prefix, &key::op(&sid.to_string(), conn));
-            let mut cmd: Cmd;
-            if own {
-                cmd = redis::cmd("DEL");
-                cmd.arg(&hash[..]);
-            } else {
-                cmd = redis::cmd("EXPIRE");
-                cmd.arg(&hash[..]).arg(LAPSED_TTL_S);
-            }
-            self.link.request(&cmd).await?;
+            self.link.request(redis::cmd("EXPIRE").arg(&hash[..]).arg(if own { ENDED_TTL_S } else { LAPSED_TTL_S })).await?;
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ impl Store for RedisStore {
                 }
                 _ => {}
             }
-            let program = Program::new(&self.link.prefix, &[], &[], queries)?;
+            let program = Program::new(&self.link.prefix, &[], &[], queries, 0)?;
             match self.look(&program).await? {
                 Commit::Done { values, .. } => {
                     self.seen(queries.iter().zip(&values));
@@ -298,7 +298,7 @@ impl Store for RedisStore {
 
     fn commit<'a>(&'a self, guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> BoxFuture<'a, Result<Commit, StoreError>> {
         Box::pin(async move {
-            let program = Program::new(&self.link.prefix, guards, writes, reads)?;
+            let program = Program::new(&self.link.prefix, guards, writes, reads, self.now_ms())?;
             let commit = if writes.is_empty() { self.look(&program).await } else { self.change(&program, writes, reads).await }?;
             match &commit {
                 Commit::Done { values, .. } => self.seen(reads.iter().zip(values)),
@@ -325,18 +325,16 @@ impl Store for RedisStore {
         })
     }
 
-    fn frame(&self, id: SliceId) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+    fn free_bytes(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(async move {
-            let query = Query::HGet(key::FRAMES, Bytes::copy_from_slice(&id.to_be_bytes()));
-            match self.read(std::slice::from_ref(&query)).await?.pop() {
-                Some(Value::Bytes(frame)) => Ok(frame),
-                _ => Err(StoreError::Failed("the server gave no answer about a frame".into())),
+            let info = self.link.request(redis::cmd("INFO").arg("memory")).await?;
+            let number = |field: &str| info_field(&info, field)?.parse::<u64>().ok();
+            let limit = number("maxmemory").filter(|limit| *limit > 0).or_else(|| number("total_system_memory"));
+            match (limit, number("used_memory")) {
+                (Some(limit), Some(used)) => Ok(limit.saturating_sub(used)),
+                _ => Err(StoreError::Failed("the server does not tell how much memory it has".into())),
             }
         })
-    }
-
-    fn keeps_frames(&self) -> bool {
-        false
     }
 
     fn shared(&self) -> bool {

@@ -78,6 +78,8 @@ async fn rights(link: &Link, probe: &Key, writes: bool) -> Result<(), StoreError
         ("HMGET", &["f"]),
         ("HGETALL", &[]),
         ("HLEN", &[]),
+        ("HSTRLEN", &["f"]),
+        ("EXISTS", &[]),
         ("HSCAN", &["0"]),
         ("HINCRBY", &["f", "1"]),
         ("HDEL", &["g"]),
@@ -97,12 +99,27 @@ async fn rights(link: &Link, probe: &Key, writes: bool) -> Result<(), StoreError
         ("ZADD", &["1", "m"]),
         ("ZSCORE", &["m"]),
         ("ZRANGEBYSCORE", &["-inf", "1"]),
+        ("ZRANGE", &["0", "0"]),
         ("ZSCAN", &["0"]),
         ("ZREM", &["m"]),
         ("DEL", &[]),
     ];
-    const LOOKS: &[&str] =
-        &["GET", "MGET", "TYPE", "HGET", "HMGET", "HGETALL", "HLEN", "HSCAN", "LRANGE", "SMEMBERS", "ZSCORE", "ZRANGEBYSCORE", "ZSCAN"];
+    const LOOKS: &[&str] = &[
+        "GET",
+        "MGET",
+        "TYPE",
+        "HGET",
+        "HMGET",
+        "HGETALL",
+        "HLEN",
+        "HSCAN",
+        "LRANGE",
+        "SMEMBERS",
+        "ZSCORE",
+        "ZRANGEBYSCORE",
+        "ZRANGE",
+        "ZSCAN",
+    ];
     for (name, args) in commands.iter().filter(|(name, _)| writes || LOOKS.contains(name)) {
         link.request(redis::cmd(name).arg(&probe[..]).arg(*args)).await.map_err(|error| missing(name, error))?;
     }
@@ -114,7 +131,10 @@ async fn rights(link: &Link, probe: &Key, writes: bool) -> Result<(), StoreError
 async fn script(link: &Link, digest: &str, probe: &Key, writes: bool) -> Result<(), StoreError> {
     let k = || probe.clone();
     let b = Bytes::from_static;
-    let list: [Write; 24] = [
+    // The number of no slice.
+    let list: [Write; 26] = [
+        Write::PutFrame(0, b(b"f")),
+        Write::DelFrame(0),
         Write::Del(k()),
         Write::Set(k(), b(&[0; 8])),
         Write::Patch { key: k(), offset: 4, bytes: b(b"abcd") },
@@ -143,8 +163,11 @@ async fn script(link: &Link, digest: &str, probe: &Key, writes: bool) -> Result<
     let guards = [Guard::HashEmpty(k())];
     let reads = [Query::HGetAll(k())];
     let bytes_guard = [Guard::Bytes(k(), vec![(BytesRange { from: 0, to: None }, Bytes::new())])];
-    let program =
-        if writes { Program::new(&link.prefix, &guards, &list, &reads)? } else { Program::new(&link.prefix, &bytes_guard, &[], &[])? };
+    let program = if writes {
+        Program::new(&link.prefix, &guards, &list, &reads, 0)?
+    } else {
+        Program::new(&link.prefix, &bytes_guard, &[], &[], 0)?
+    };
     let mut patience = link.patience();
     let mut by_digest = Some(digest);
     loop {

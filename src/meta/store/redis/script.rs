@@ -1,8 +1,10 @@
 //! The generic script: how guards, writes and reads become its arguments, and its answer a `Commit`.
 
-use crate::meta::codec;
-use crate::meta::key;
-use crate::meta::store::{Commit, Guard, Key, Query, StoreError, Value, Write, is_watched};
+use crate::meta::store::{
+    Commit, FRAMES_BYTES_MAX, FRAMES_LOOKED_AT_MAX, FramesKept, Guard, Key, Query, StoreError, Value, Write, is_watched,
+};
+use crate::meta::{codec, key};
+use crate::types::{FRAME_BYTES_MAX, SliceId};
 use bytes::Bytes;
 use redis::{Cmd, Value as Reply};
 use std::collections::HashMap;
@@ -16,6 +18,7 @@ const ELEMENTS_MAX: usize = 4000;
 const SETS_OF_KEYS: &[u8] = b"locked";
 /// Where frames are, as a place in memory that can be lent.
 static FRAMES: Key = key::FRAMES;
+static FRAME_AGES: Key = key::FRAME_AGES;
 
 /// What proves that a commit is ours and remembers that it happened.
 pub(super) struct Fence<'a> {
@@ -47,6 +50,8 @@ pub(super) struct Program<'a> {
     guards: &'a [Guard],
     writes: &'a [Write],
     reads: &'a [Query],
+    /// When it happens, in milliseconds of the server's clock.
+    now_ms: i64,
 }
 
 fn text(n: impl Display) -> Bytes {
@@ -54,9 +59,16 @@ fn text(n: impl Display) -> Bytes {
 }
 
 impl<'a> Program<'a> {
-    pub fn new(prefix: &'a [u8], guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> Result<Program<'a>, StoreError> {
+    /// `now_ms` is the time of the server in milliseconds, for what is kept by age.
+    pub fn new(
+        prefix: &'a [u8],
+        guards: &'a [Guard],
+        writes: &'a [Write],
+        reads: &'a [Query],
+        now_ms: i64,
+    ) -> Result<Program<'a>, StoreError> {
         let (watched, others, index, args) = (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
-        let mut program = Program { prefix, watched, others, index, args, guards, writes, reads };
+        let mut program = Program { prefix, watched, others, index, args, guards, writes, reads, now_ms };
         program.number_keys();
         program.args.push(text(guards.len()));
         for guard in guards {
@@ -127,8 +139,13 @@ impl<'a> Program<'a> {
     }
 
     fn key(&mut self, key: &Key) {
-        let index = self.index.get(key).copied().expect("all keys were numbered at first");
-        self.args.push(text(index));
+        let (watched, others, prefix) = (self.watched.len(), &mut self.others, self.prefix);
+        // Those that are not the first of their part are never watched.
+        let index = self.index.entry(key.clone()).or_insert_with(|| {
+            others.push(prefixed(prefix, key));
+            watched + others.len()
+        });
+        self.args.push(text(*index));
     }
 
     fn elements(&mut self, elements: impl ExactSizeIterator<Item = Bytes>) -> Result<(), StoreError> {
@@ -188,6 +205,11 @@ impl<'a> Program<'a> {
                 self.word("n");
                 self.key(key);
             }
+            Guard::HashLen(key, len) => {
+                self.word("c");
+                self.key(key);
+                self.args.push(text(len));
+            }
             Guard::ListPrefix(key, elements) => {
                 self.word("p");
                 self.key(key);
@@ -213,19 +235,32 @@ impl<'a> Program<'a> {
     fn query(&mut self, query: &Query) {
         self.word(match query {
             Query::Get(_) => "G",
-            Query::HGet(..) => "F",
+            Query::HGet(..) | Query::Frame(_) => "F",
             Query::HGetAll(_) => "A",
             Query::HLen { .. } => "N",
             Query::List(_) => "L",
             Query::SMembers(_) => "M",
             Query::ZScore(..) => "Z",
-            Query::ZRange { .. } => "R",
+            Query::ZRange { .. } | Query::OldestFrames { .. } => "R",
             Query::Entry { .. } => "E",
+            Query::Frames(_) => "C",
+            Query::FramesKept => "K",
         });
         self.key(key_of_query(query));
         match query {
             Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => self.args.push(name.clone()),
             Query::ZRange { max, limit, .. } => self.args.extend([text(max), text(limit)]),
+            Query::Frame(id) => self.args.push(frame_field(*id)),
+            Query::Frames(_) => {
+                self.args.push(text(FRAMES_LOOKED_AT_MAX));
+                self.key(&key::FRAMES);
+                self.args.extend([text(FRAMES_BYTES_MAX), text(FRAME_BYTES_MAX)]);
+            }
+            Query::OldestFrames { limit } => self.args.extend([Bytes::from_static(b"+inf"), text(limit)]),
+            Query::FramesKept => {
+                self.key(&key::FRAME_BYTES);
+                self.key(&key::FRAME_AGES);
+            }
             _ => {}
         }
     }
@@ -237,8 +272,8 @@ impl<'a> Program<'a> {
             Write::AddU32 { .. } => "add",
             Write::Del(_) => "del",
             Write::IncrBy(..) => "inc",
-            Write::HSet(..) | Write::PutFrame(..) => "hse",
-            Write::HDel(..) | Write::DelFrame(_) => "hde",
+            Write::HSet(..) => "hse",
+            Write::HDel(..) => "hde",
             Write::HIncrBy(..) => "hin",
             Write::HIncrIfPresent(..) => "hip",
             Write::RPush(..) => "rpu",
@@ -249,6 +284,8 @@ impl<'a> Program<'a> {
             Write::SRem(..) => "sre",
             Write::ZAdd(..) => "zad",
             Write::ZRem(..) => "zre",
+            Write::PutFrame(..) => "fpu",
+            Write::DelFrame(_) => "fde",
         };
         let key = key_of_write(write);
         self.word(word);
@@ -276,8 +313,16 @@ impl<'a> Program<'a> {
                 self.args.push(member);
             }
             Write::ZAdd(_, score, member) => self.args.extend([text(score), member.clone()]),
-            Write::PutFrame(id, frame) => self.args.extend([Bytes::copy_from_slice(&id.to_be_bytes()), frame.clone()]),
-            Write::DelFrame(id) => self.args.push(Bytes::copy_from_slice(&id.to_be_bytes())),
+            Write::PutFrame(id, frame) => {
+                self.key(&key::FRAME_AGES);
+                self.key(&key::FRAME_BYTES);
+                self.args.extend([frame_field(*id), frame.clone(), text(self.now_ms)]);
+            }
+            Write::DelFrame(id) => {
+                self.key(&key::FRAME_AGES);
+                self.key(&key::FRAME_BYTES);
+                self.args.push(frame_field(*id));
+            }
         }
         Ok(())
     }
@@ -322,10 +367,6 @@ impl<'a> Program<'a> {
                 return Ok(Value::Done);
             }
             let number = numbers.next().unwrap_or_default();
-            // Left by a frame: it answers nothing of interest.
-            if matches!(write, Write::DelFrame(_)) {
-                return Ok(Value::Done);
-            }
             number.parse().map(Value::Int).map_err(|_| StoreError::Damaged(format!("no number came of {write:?}")))
         });
         replies.collect()
@@ -341,8 +382,11 @@ fn key_of_query(query: &Query) -> &Key {
         | Query::List(key)
         | Query::SMembers(key)
         | Query::ZScore(key, _)
-        | Query::ZRange { key, .. } => key,
+        | Query::ZRange { key, .. }
+        | Query::Frames(key) => key,
         Query::Entry { dir, .. } => dir,
+        Query::Frame(_) | Query::FramesKept => &FRAMES,
+        Query::OldestFrames { .. } => &FRAME_AGES,
     }
 }
 
@@ -354,6 +398,7 @@ fn key_of_guard(guard: &Guard) -> &Key {
         | Guard::Fields(key, _)
         | Guard::HashEmpty(key)
         | Guard::HashNotEmpty(key)
+        | Guard::HashLen(key, _)
         | Guard::ListPrefix(key, _)
         | Guard::ListIs(key, _)
         | Guard::Score(key, ..) => key,
@@ -395,6 +440,7 @@ fn is_told(write: &Write) -> bool {
             | Write::LPush(..)
             | Write::SRem(..)
             | Write::ZRem(..)
+            | Write::PutFrame(..)
             | Write::DelFrame(_)
     )
 }
@@ -410,7 +456,9 @@ pub(super) fn plain(prefix: &[u8], query: &Query) -> Option<Cmd> {
         Query::SMembers(key) => ("SMEMBERS", key),
         Query::ZScore(key, _) => ("ZSCORE", key),
         Query::ZRange { key, .. } => ("ZRANGEBYSCORE", key),
-        Query::Entry { .. } => return None,
+        Query::Frame(_) => ("HGET", &key::FRAMES),
+        Query::OldestFrames { .. } => ("ZRANGEBYSCORE", &key::FRAME_AGES),
+        Query::Entry { .. } | Query::Frames(_) | Query::FramesKept => return None,
     };
     let mut cmd = redis::cmd(name);
     cmd.arg(&prefixed(prefix, key)[..]);
@@ -424,6 +472,12 @@ pub(super) fn plain(prefix: &[u8], query: &Query) -> Option<Cmd> {
         Query::ZRange { max, limit, .. } => {
             cmd.arg("-inf").arg(*max).arg("WITHSCORES").arg("LIMIT").arg(0).arg(*limit);
         }
+        Query::OldestFrames { limit } => {
+            cmd.arg("-inf").arg("+inf").arg("WITHSCORES").arg("LIMIT").arg(0).arg(*limit);
+        }
+        Query::Frame(id) => {
+            cmd.arg(&frame_field(*id)[..]);
+        }
         _ => {}
     }
     Some(cmd)
@@ -432,7 +486,7 @@ pub(super) fn plain(prefix: &[u8], query: &Query) -> Option<Cmd> {
 /// A reply as the value of a query.
 pub(super) fn value(prefix: &[u8], query: &Query, reply: Reply) -> Result<Value, StoreError> {
     Ok(match query {
-        Query::Get(_) | Query::HGet(..) => Value::Bytes(bytes(reply)?),
+        Query::Get(_) | Query::HGet(..) | Query::Frame(_) => Value::Bytes(bytes(reply)?),
         Query::HGetAll(_) => {
             let mut pairs = pairs(reply)?;
             // The server's order says nothing; a fixed one makes answers comparable.
@@ -453,7 +507,7 @@ pub(super) fn value(prefix: &[u8], query: &Query, reply: Reply) -> Result<Value,
             Value::List(members)
         }
         Query::ZScore(..) => Value::Score(bytes(reply)?.map(|text| score(&text)).transpose()?),
-        Query::ZRange { .. } => {
+        Query::ZRange { .. } | Query::OldestFrames { .. } => {
             Value::Scored(pairs(reply)?.into_iter().map(|(member, text)| Ok((member, score(&text)?))).collect::<Result<_, StoreError>>()?)
         }
         Query::Entry { .. } => {
@@ -467,7 +521,35 @@ pub(super) fn value(prefix: &[u8], query: &Query, reply: Reply) -> Result<Value,
             let record = if codec::decode_entry(&entry).is_some() { bytes(record)? } else { None };
             Value::Entry(Some((entry, record)))
         }
+        Query::Frames(_) => Value::Frames(frames(reply)?),
+        Query::FramesKept => Value::Kept(kept(reply)?),
     })
+}
+
+/// A slice as a field of the frames.
+fn frame_field(id: SliceId) -> Bytes {
+    Bytes::copy_from_slice(&id.to_be_bytes())
+}
+
+fn frames(reply: Reply) -> Result<Vec<(SliceId, Option<Bytes>)>, StoreError> {
+    let mut items = sequence(reply)?.into_iter();
+    let mut frames = Vec::new();
+    while let (Some(id), Some(frame)) = (items.next(), items.next()) {
+        let id = bytes(id)?.and_then(|id| id[..].try_into().ok()).ok_or_else(|| strange("a frame of no slice"))?;
+        frames.push((u64::from_be_bytes(id), bytes(frame)?));
+    }
+    Ok(frames)
+}
+
+fn kept(reply: Reply) -> Result<FramesKept, StoreError> {
+    let mut parts = sequence(reply)?.into_iter();
+    let (Some(Reply::Int(count)), Some(total), Some(oldest)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(strange("half of what is kept"));
+    };
+    let count = u64::try_from(count).unwrap_or(0);
+    let total = bytes(total)?.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0);
+    let oldest_ms = list(oldest)?.get(1).map(|text| score(text)).transpose()?;
+    Ok(FramesKept { count, bytes: total, oldest_ms })
 }
 
 /// A key as the server knows it.
