@@ -142,10 +142,13 @@ async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel) -> io
                 }
                 _ = tick.tick(), if is_there => {
                     let now = progress.get();
-                    if now != told {
-                        told = now;
-                        write.write_all(format!("{}\n", json!({ "Progress": { "Count": now.0, "Bytes": now.1 } })).as_bytes()).await?;
+                    let line = format!("{}\n", json!({ "Progress": { "Count": now.0, "Bytes": now.1 } }));
+                    // Whoever cannot be told is gone; the request still comes to its end by itself.
+                    if now != told && write.write_all(line.as_bytes()).await.is_err() {
+                        is_there = false;
+                        asker.cancel.cancel();
                     }
+                    told = now;
                 }
             }
         };

@@ -77,6 +77,9 @@ impl Drop for Written {
 
 /// Makes such a directory. Others must reach the sockets in it, whatever the umask.
 pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
     fs::create_dir_all(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
 }

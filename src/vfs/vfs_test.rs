@@ -387,7 +387,7 @@ async fn listings_go_on_where_they_were_and_tell_the_present() {
     let names = |list: Vec<(String, u64, Ino, Option<u64>)>| list.into_iter().map(|item| (item.0, item.1)).collect::<Vec<_>>();
     let first = vfs.list(ROOT, fh, 0, true, 4).await;
     assert_eq!(first[2].3, Some(0));
-    assert_eq!(names(first), [(".".into(), 1), ("..".into(), 2), ("f0".into(), 3), ("f1".into(), 4)]);
+    assert_eq!(names(first), [(".".into(), 1), ("..".into(), 2), ("f0".into(), 4), ("f1".into(), 5)]);
     // Between two requests one file grows, one is replaced, one goes.
     let (grown, growing) = (vfs.lookup(&root(), ROOT, b"f2").await.unwrap().ino, vfs.made("new").await);
     let open = vfs.open(&root(), grown, RDWR).await.unwrap();
@@ -395,12 +395,12 @@ async fn listings_go_on_where_they_were_and_tell_the_present() {
     vfs.put(growing.0, growing.1, 0, "longer").await;
     vfs.rename(&root(), ROOT, b"new", ROOT, b"f3", 0).await.unwrap();
     vfs.unlink(&root(), ROOT, b"f4").await.unwrap();
-    let rest = vfs.list(ROOT, fh, 4, true, 9).await;
-    assert_eq!(rest[0], ("f2".into(), 5, grown, Some(5)));
-    assert_eq!(rest[1], ("f3".into(), 6, growing.0, Some(6)));
+    let rest = vfs.list(ROOT, fh, 5, true, 9).await;
+    assert_eq!(rest[0], ("f2".into(), 6, grown, Some(5)));
+    assert_eq!(rest[1], ("f3".into(), 7, growing.0, Some(6)));
     // Gone: shown as it was when the page was read, but nothing is said of it.
-    assert_eq!((rest[2].0.as_str(), rest[2].1, rest[2].3), ("f4", 7, None));
-    assert!(vfs.list(ROOT, fh, 7, true, 9).await.is_empty());
+    assert_eq!((rest[2].0.as_str(), rest[2].1, rest[2].3), ("f4", 8, None));
+    assert!(vfs.list(ROOT, fh, 8, true, 9).await.is_empty());
     assert_eq!(names(vfs.list(ROOT, fh, 0, false, 9).await).len(), 6);
     vfs.releasedir(ROOT, fh).await.unwrap();
     let mut sink = Sink { room: 1, taken: Vec::new() };
