@@ -23,7 +23,7 @@ pub struct Args {
     /// Mend attributes and link counts of directories; needs --path.
     #[arg(long, action = ArgAction::SetTrue)]
     repair: bool,
-    /// Mend statistics of directories, too; of the root those of the volume.
+    /// Look at statistics of directories that are not exact, too, and mend them with --repair; at the root also at those of the volume.
     #[arg(long, action = ArgAction::SetTrue)]
     sync_dir_stat: bool,
     /// Mode of directories whose record is lost [default: 0755].

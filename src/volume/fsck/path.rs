@@ -130,8 +130,11 @@ impl Walk<'_> {
                 Some(_) => {}
             }
             if self.check.stores.setting.dir_stats() && dir != Ino::TRASH {
-                let is_right = (0..3).all(|at| decimal_of(values.get(at + 1)) == Some(Some(listing.sums[at])));
-                if !is_right {
+                let stored = || (0..3).map(|at| decimal_of(values.get(at + 1)).flatten());
+                let is_there = stored().all(|sum| sum.is_some_and(|sum| sum >= 0));
+                let is_right = stored().eq(listing.sums.iter().copied().map(Some));
+                // Other clients change them some time after the entries: what is merely not exact is looked at when that is asked for.
+                if !is_there || (self.wanted.sync_dir_stat && !is_right) {
                     let what = format!("usage stat of {path} is missing or broken (inode {dir})");
                     found.push(("dirstat", what, SYNC));
                     if self.wanted.sync_dir_stat {
