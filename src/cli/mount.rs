@@ -6,7 +6,7 @@ use crate::cli::{cache, invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
-use crate::volume::{self, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, VolumeOptions, place};
+use crate::volume::{self, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, TransferOptions, VolumeOptions, place};
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use std::path::PathBuf;
@@ -166,8 +166,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             mountpoint: mountpoint.to_string_lossy().into_owned(),
             atime,
             buffer_bytes: usize::try_from(buffer_bytes.max(BUFFER_BYTES_MIN)).context("--buffer-size is too large")?,
-            uploads_max,
-            downloads_max,
+            transfers: TransferOptions { uploads_max, downloads_max, ..TransferOptions::default() },
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
         },
@@ -296,7 +295,7 @@ mod tests {
         let line = "--cache-dir /c --cache-size 20480 --backup-meta 3600 --no-usage-report --buffer-size 300 --prefetch 1 --max-uploads 20 \
                     --attr-cache 1 --entry-cache 1 --dir-entry-cache 1 --negative-entry-cache 1";
         let (plan, warnings) = plan_as(Program::Pando, dir.path(), &line.split_whitespace().collect::<Vec<_>>()).expect("a plan");
-        assert_eq!((plan.volume.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
+        assert_eq!((plan.volume.transfers.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
 

@@ -3,6 +3,7 @@
 use crate::meta::ops::{NewNode, OpenMode};
 use crate::types::{Attr, Caller, Errno, Ino, Kind, Name};
 use crate::vfs::names::permissions;
+use crate::vfs::reader::Source;
 use crate::vfs::{Entry, OpenReply, Vfs, inode_errno, write_errno};
 use bytes::Bytes;
 use tracing::error;
@@ -166,7 +167,8 @@ impl Vfs {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
         let range = offset..offset.saturating_add(u64::from(size));
-        let data = self.reader.read(caller, ino, handle.inode.length(), range).await?;
+        let source = Source { ino, length: handle.inode.length(), streams: &handle.streams };
+        let data = self.reader.read(caller, source, range).await?;
         self.touch_atime(ino).await;
         Ok(data)
     }

@@ -2,6 +2,7 @@
 
 use crate::types::{Attr, Errno, Ino};
 use crate::vfs::listing::Listing;
+use crate::vfs::reader::Streams;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -36,6 +37,8 @@ pub(crate) struct FileHandle {
     /// Owners that took POSIX locks through this handle and have not closed it since. What is left at its release belongs to the open
     /// file description itself (`F_OFD_SETLK`), for which the kernel sends no unlock.
     lock_owners: Mutex<BTreeSet<u64>>,
+    /// Where it is being read.
+    pub streams: Arc<Streams>,
     /// Something was written through this handle since its last flush.
     wrote: std::sync::atomic::AtomicBool,
 }
@@ -105,7 +108,8 @@ impl Handles {
         let (inode, count) = table.inodes.entry(ino).or_insert_with(|| (Arc::new(OpenInode { ino, attr: Mutex::new(attr.clone()) }), 0));
         *count += 1;
         inode.note(attr);
-        let handle = FileHandle { inode: inode.clone(), writable, append, lock_owners: Mutex::default(), wrote: Default::default() };
+        let (inode, lock_owners) = (inode.clone(), Mutex::default());
+        let handle = FileHandle { inode, writable, append, lock_owners, streams: Arc::default(), wrote: Default::default() };
         table.add(Handle::File(Arc::new(handle)))
     }
 

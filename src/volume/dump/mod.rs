@@ -30,7 +30,7 @@ use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Query, Store, Value, Write};
 use crate::types::{Ino, Kind, SliceRecord};
 use crate::volume::stores::{COMMAND_PATIENCE, load_setting, open_store, usage};
-use crate::volume::{CacheOptions, MetaUrl, Place, Stores, Volume, VolumeError, VolumeOptions, place};
+use crate::volume::{CacheOptions, MetaUrl, Place, Stores, TransferOptions, Volume, VolumeError, VolumeOptions, place};
 use binary_read::{BinaryReader, Part};
 use json_read::JsonReader;
 use load::{Check, Loader};
@@ -201,8 +201,7 @@ impl Slices<'_> {
                 atime: AtimeMode::Never,
                 buffer_bytes: 16 << 20,
                 cache: CacheOptions::default(),
-                uploads_max: 4,
-                downloads_max: 4,
+                transfers: TransferOptions::default(),
                 heartbeat: Duration::from_secs(12),
             };
             self.volume = Some(Volume::open(url, options).await?);
