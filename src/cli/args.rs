@@ -302,7 +302,6 @@ mod tests {
         for (line, what) in [
             ("mount vol /jfs --backup-meta 60", "backup-meta should not be less than 5 minutes: 1m0s"),
             ("mount vol /jfs --backup-meta x", "backup-meta"),
-            ("mount vol /jfs --max-deletes 0", "max-deletes"),
         ] {
             assert!(matches!(run(line), Err(Stop::Wrong(message)) if message.contains(what)), "{line}");
         }

@@ -14,6 +14,7 @@ mod mount;
 mod program;
 mod status;
 mod title;
+mod transfer;
 mod umount;
 mod values;
 

@@ -2,11 +2,12 @@
 
 use crate::cli::helper::is_fstab_word;
 use crate::cli::program::Program;
+use crate::cli::transfer::TransferArgs;
 use crate::cli::{cache, invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
-use crate::volume::{self, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, TransferOptions, VolumeOptions, place};
+use crate::volume::{self, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, VolumeOptions, place};
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use std::path::PathBuf;
@@ -19,8 +20,6 @@ const BUFFER_BYTES_MIN: u64 = 32 << 20;
 const REQUEST_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 20;
 /// How often a session may be renewed.
 const HEARTBEAT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
-/// Most transfers at once that can be asked for; each may hold a block of 16 MiB.
-const TRANSFERS_MAX: usize = 10_000;
 
 const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. Other options of `juicefs mount` are \
                           accepted with a warning if they have no effect, and refused if a promise would be broken without them.";
@@ -69,12 +68,6 @@ pub struct Args {
     /// Memory for data being read and written, in MiB [default: 300; at least 32].
     #[arg(long, value_name = "SIZE")]
     buffer_size: Option<String>,
-    /// Most blocks stored at once [default: 20].
-    #[arg(long, value_name = "N")]
-    max_uploads: Option<String>,
-    /// Most blocks read at once [default: 200].
-    #[arg(long, value_name = "N")]
-    max_downloads: Option<String>,
     /// Force this umask for all new files and directories.
     #[arg(long, value_name = "OCTAL")]
     umask: Option<String>,
@@ -87,6 +80,8 @@ pub struct Args {
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
+    #[command(flatten)]
+    transfers: TransferArgs,
     #[command(flatten)]
     cache: cache::CacheArgs,
 }
@@ -151,8 +146,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
     } else {
         None
     };
-    let uploads_max = transfers("max-uploads", args.max_uploads.as_ref(), 20)?;
-    let downloads_max = transfers("max-downloads", args.max_downloads.as_ref(), 200)?;
+    let transfers = args.transfers.options()?;
     let cache = args.cache.options(&mut warnings)?;
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
@@ -166,7 +160,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             mountpoint: mountpoint.to_string_lossy().into_owned(),
             atime,
             buffer_bytes: usize::try_from(buffer_bytes.max(BUFFER_BYTES_MIN)).context("--buffer-size is too large")?,
-            transfers: TransferOptions { uploads_max, downloads_max, ..TransferOptions::default() },
+            transfers,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
         },
@@ -182,14 +176,6 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
         ready_time_max: program.ready_time_max(),
     };
     Ok((plan, warnings))
-}
-
-fn transfers(option: &str, text: Option<&String>, default: usize) -> anyhow::Result<usize> {
-    let read = |text: &str| match text.parse() {
-        Ok(n) if (1..=TRANSFERS_MAX).contains(&n) => Ok(n),
-        _ => Err(format!("a number from 1 to {TRANSFERS_MAX} is wanted")),
-    };
-    value(option, text, default, read)
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -297,6 +283,7 @@ mod tests {
         let (plan, warnings) = plan_as(Program::Pando, dir.path(), &line.split_whitespace().collect::<Vec<_>>()).expect("a plan");
         assert_eq!((plan.volume.transfers.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert_eq!(plan.volume.transfers.prefetches_max, 1);
     }
 
     #[test]

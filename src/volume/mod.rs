@@ -186,7 +186,8 @@ impl Volume {
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
         // A server that is away later is a pause for applications, not a failure.
         let server = RedisOptions { patience: None, writes: !options.read_only };
-        let stores = Stores::open_for(url, server).await?;
+        let attempt_time_max = options.transfers.put_time_max.max(options.transfers.get_time_max);
+        let stores = Stores::open_for(url, server, attempt_time_max).await?;
         objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
         Volume::over(stores, options).await
     }

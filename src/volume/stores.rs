@@ -7,7 +7,7 @@ use crate::meta::store::embedded::EmbeddedStore;
 use crate::meta::store::redis::{Options as RedisOptions, RedisStore};
 use crate::meta::store::{Query, Store, Value};
 use crate::object::ObjectStore;
-use crate::volume::objects::open_objects;
+use crate::volume::objects::open_objects_within;
 use crate::volume::{MetaUrl, VolumeError, gate};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,14 +52,14 @@ impl Stores {
 
     /// Opens what is there, for a command. A volume this build must not touch is refused.
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
-        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
+        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }, Duration::ZERO).await
     }
 
-    /// The same with a choice of how a server is used.
-    pub async fn open_for(url: &MetaUrl, options: RedisOptions) -> Result<Stores, VolumeError> {
+    /// The same with a choice of how a server is used. Requests to the bucket may take `attempt_time_max` each, if that is more than usual.
+    pub async fn open_for(url: &MetaUrl, options: RedisOptions, attempt_time_max: Duration) -> Result<Stores, VolumeError> {
         let (store, setting) = Stores::metadata_for(url, options).await?;
         gate::check(&setting).map_err(VolumeError::Refused)?;
-        let objects = open_objects(&setting, url.dir()).await?;
+        let objects = open_objects_within(&setting, url.dir(), attempt_time_max).await?;
         Ok(Stores { store, setting, objects })
     }
 }

@@ -39,6 +39,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
 
+/// Retries of an upload before a dump fails: some twenty seconds.
+const COMMAND_RETRIES: u32 = 10;
+
 /// What a dump is to hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DumpOptions {
@@ -201,7 +204,8 @@ impl Slices<'_> {
                 atime: AtimeMode::Never,
                 buffer_bytes: 16 << 20,
                 cache: CacheOptions::default(),
-                transfers: TransferOptions::default(),
+                // A command gives up in the end.
+                transfers: TransferOptions { retries: Some(COMMAND_RETRIES), ..TransferOptions::default() },
                 heartbeat: Duration::from_secs(12),
             };
             self.volume = Some(Volume::open(url, options).await?);
