@@ -85,6 +85,11 @@ impl BlockStore {
         self.config.cache.capacity_bytes() / AHEAD_PART
     }
 
+    /// Whether blocks nobody has asked for are fetched.
+    pub fn fetches_ahead(&self) -> bool {
+        self.config.tuning.prefetches_max > 0
+    }
+
     /// Objects removed at once; 0 = none are to be removed by this process.
     pub fn deletes_max(&self) -> usize {
         self.config.tuning.deletes_max

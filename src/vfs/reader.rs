@@ -5,8 +5,10 @@
 //! data that was reclaimed (ESTALE), and a length never goes with a list of another time.
 
 mod lists;
+mod siblings;
 mod stream;
 
+pub(crate) use siblings::Listed;
 pub(crate) use stream::Streams;
 
 use crate::block::{BlockError, BlockStore};
@@ -15,6 +17,7 @@ use crate::meta::Meta;
 use crate::meta::ops::chunk::ChunkView;
 use crate::types::{BlockId, CHUNK_BYTES, Caller, ChunkPart, Errno, Ino, Kind, chunk_parts, flatten};
 use crate::vfs::reader::lists::{List, Lists};
+use crate::vfs::reader::siblings::Siblings;
 use crate::vfs::reader::stream::Window;
 use crate::vfs::writer::{FILE_BYTES_MAX, INTERRUPT_AFTER, Writers};
 use bytes::Bytes;
@@ -23,6 +26,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tracing::error;
 
 /// How often a list is read again because an object it names is missing. Once is what a compaction explains; a second one may run
@@ -64,6 +68,7 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Handles that hold a part of it, and some that did.
     holders: Mutex<Vec<Weak<Streams>>>,
+    siblings: Siblings,
 }
 
 impl Reader {
@@ -73,8 +78,15 @@ impl Reader {
         let window = Window { least: u64::from(blocks.block_bytes()), most: blocks.readahead_bytes().min(ahead) };
         let ahead = Arc::new(Semaphore::new(usize::try_from(ahead).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
         let (lists, age_max) = (Lists::new(), attr_ttl.min(AGE_MAX));
-        let (renewing, holders) = (Mutex::default(), Mutex::default());
-        Reader(Arc::new(Inner { meta, blocks, chunks, writers, lists, age_max, renewing, window, ahead, holders }))
+        let (renewing, holders, siblings) = (Mutex::default(), Mutex::default(), Siblings::new());
+        Reader(Arc::new(Inner { meta, blocks, chunks, writers, lists, age_max, renewing, window, ahead, holders, siblings }))
+    }
+
+    /// Takes note of a part of a listing: who goes on to read the files in its order finds the next ones fetched.
+    pub(crate) fn listed(&self, dir: Ino, files: impl Iterator<Item = Listed>, first: bool, last: bool) {
+        if self.0.blocks.fetches_ahead() {
+            self.0.siblings.listed(dir, files, first, last);
+        }
     }
 
     /// Bytes `range` of the file, as pieces in order; fewer if the file ends before. What takes long can be called off (INTR).
@@ -95,6 +107,9 @@ impl Inner {
     async fn read_committed(self: &Arc<Inner>, source: Source<'_>, range: Range<u64>) -> Result<Vec<Bytes>, Errno> {
         if self.writers.is_dirty(source.ino) {
             self.writers.flush(source.ino).await?;
+        }
+        if range.start == 0 && self.blocks.fetches_ahead() {
+            self.fetch_siblings(source.ino);
         }
         let mut answer = Vec::new();
         for part in chunk_parts(range.start..range.end.min(FILE_BYTES_MAX)) {
@@ -224,6 +239,33 @@ impl Inner {
                     tokio::spawn(async move { blocks.fetch_ahead(block).await });
                 }
             }
+        });
+    }
+
+    /// Fetches the small files that are likely to be read after this one.
+    fn fetch_siblings(self: &Arc<Inner>, ino: Ino) {
+        let files = self.siblings.read(ino, self.meta.clock().elapsed());
+        let bytes: u32 = files.iter().map(|(_, length)| length).sum();
+        let Ok(permit) = self.ahead.clone().try_acquire_many_owned(bytes) else { return };
+        if files.is_empty() {
+            return;
+        }
+        let (inner, inodes) = (self.clone(), files.iter().map(|(ino, _)| *ino).collect::<Vec<_>>());
+        tokio::spawn(async move {
+            // One trip for all of them. Who really reads one will see what is wrong with it.
+            let Ok(views) = inner.meta.first_chunks(&inodes).await else { return };
+            let mut fetches = JoinSet::new();
+            for (ino, view) in views {
+                let Ok((list, false)) = inner.learn(ino, 0, view, 0) else { continue };
+                // It may have grown since it was listed.
+                let end = list.length.min(siblings::SMALL_BYTES_MAX) as u32;
+                for block in inner.blocks_of(&list, 0..end) {
+                    let blocks = inner.blocks.clone();
+                    fetches.spawn(async move { blocks.fetch_ahead(block).await });
+                }
+            }
+            fetches.join_all().await;
+            drop(permit);
         });
     }
 

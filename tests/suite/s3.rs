@@ -212,6 +212,46 @@ fn a_random_read_asks_for_a_part_and_then_the_block_is_fetched() {
     }
 }
 
+#[test]
+fn small_files_read_in_order_are_fetched_before_they_are_asked_for() {
+    const FILES: usize = 40;
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let content = |n: usize| Dice::new(100 + n as u64).bytes(70_000);
+    let mount = uncached(&volume);
+    fs::create_dir(mount.join("d")).expect("made");
+    for n in 0..FILES {
+        fs::write(mount.join(format!("d/{n}")), content(n)).expect("written");
+    }
+    mount.unmount();
+    let cache = volume.temp.path().join("cache").to_string_lossy().into_owned();
+    for (ahead, prefetch) in [(false, "0"), (true, "1")] {
+        let mount = volume.mount_at("mnt", &["--cache-dir", &cache, "--prefetch", prefetch]);
+        let listed = fs::read_dir(mount.join("d")).expect("listed").map(|entry| entry.expect("an entry").file_name());
+        let listed: Vec<usize> = listed.map(|name| name.to_str().expect("a number").parse().expect("a number")).collect();
+        assert_eq!(listed.len(), FILES);
+        let gets =
+            || -> Vec<String> { server.take_asked().into_iter().filter(|asked| asked.method == "GET").map(|asked| asked.target).collect() };
+        gets();
+        let read = |n: usize| assert!(fs::read(mount.join(format!("d/{n}"))).expect("read") == content(n), "other bytes came back");
+        read(listed[0]);
+        read(listed[1]);
+        let mut seen = gets();
+        if ahead {
+            eventually("others are fetched", || {
+                seen.extend(gets());
+                seen.len() > 10
+            });
+        }
+        listed[2..].iter().for_each(|n| read(*n));
+        seen.extend(gets());
+        assert_eq!(seen.len(), FILES, "each of them once: {seen:?}");
+        mount.unmount();
+        fs::remove_dir_all(&cache).expect("removed");
+    }
+}
+
 /// What O_DIRECT reads into.
 #[repr(align(4096))]
 struct Aligned([u8; 4096]);
