@@ -303,4 +303,6 @@ impl Inner {
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
