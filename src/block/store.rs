@@ -85,6 +85,11 @@ impl BlockStore {
         self.config.cache.capacity_bytes() / AHEAD_PART
     }
 
+    /// Whether the objects are on a server, and not on a disk of this host.
+    pub fn on_server(&self) -> bool {
+        self.config.tuning.on_server
+    }
+
     /// Whether blocks nobody has asked for are fetched.
     pub fn fetches_ahead(&self) -> bool {
         self.config.tuning.prefetches_max > 0

@@ -47,8 +47,8 @@ pub struct Tuning {
     pub put_time_max: Duration,
     /// Longest time of one attempt to fetch a block or a part of it.
     pub get_time_max: Duration,
-    /// Whether what comes late is asked for a second time.
-    pub hedges: bool,
+    /// The bucket is on a server: a request takes a while, many run side by side, and what comes late is asked for a second time.
+    pub on_server: bool,
     /// The limits as they are now.
     pub bandwidth: Arc<dyn Fn() -> Bandwidth + Send + Sync>,
 }
@@ -65,7 +65,7 @@ impl Default for Tuning {
             retries: Some(RETRIES_DEFAULT),
             put_time_max: Duration::from_secs(60),
             get_time_max: Duration::from_secs(60),
-            hedges: false,
+            on_server: false,
             bandwidth: Arc::new(Bandwidth::default),
         }
     }
@@ -169,7 +169,7 @@ impl Transfers {
         let first = self.get_once(key, range.clone());
         tokio::pin!(first);
         let outcome = 'answer: {
-            let Some(late) = hedge.late().filter(|_| self.tuning.hedges) else { break 'answer first.await };
+            let Some(late) = hedge.late().filter(|_| self.tuning.on_server) else { break 'answer first.await };
             tokio::select! {
                 biased;
                 outcome = &mut first => break 'answer outcome,
@@ -286,21 +286,21 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_late_is_asked_for_a_second_time() {
-        for hedges in [false, true] {
-            let (faults, transfers) = bench(Tuning { hedges, ..Tuning::default() });
+        for on_server in [false, true] {
+            let (faults, transfers) = bench(Tuning { on_server, ..Tuning::default() });
             transfers.put("k", &Bytes::from_static(b"0123")).await.unwrap();
             for _ in 0..200 {
                 transfers.get("k", None, 4).await.unwrap();
             }
-            let slow = if hedges { 100_000 } else { 300 };
+            let slow = if on_server { 100_000 } else { 300 };
             faults.inject(Request::Get, 0, 1, Fault::Slow(Duration::from_millis(slow)));
             let before = faults.calls(Request::Get);
             assert_eq!(transfers.get("k", None, 4).await, Ok(Bytes::from_static(b"0123")));
-            assert_eq!(faults.calls(Request::Get) - before, if hedges { 2 } else { 1 });
+            assert_eq!(faults.calls(Request::Get) - before, if on_server { 2 } else { 1 });
             // One that says the object is not there is an answer; one that failed is none.
             faults.inject(Request::Get, 0, 1, Fault::Slow(Duration::from_millis(slow)));
             faults.inject(Request::Get, 1, 1, Fault::Fail(ObjectError::Missing));
-            assert_eq!(transfers.get("k", None, 4).await == Err(ObjectError::Missing), hedges);
+            assert_eq!(transfers.get("k", None, 4).await == Err(ObjectError::Missing), on_server);
         }
     }
 

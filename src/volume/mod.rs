@@ -349,7 +349,7 @@ fn tuning(options: &VolumeOptions, setting: &Setting, read_bytes: usize, meta: A
         retries: if on_server { asked.retries } else { asked.retries.or(Tuning::default().retries) },
         put_time_max: asked.put_time_max,
         get_time_max: asked.get_time_max,
-        hedges: on_server,
+        on_server,
         bandwidth: Arc::new(move || {
             let setting = meta.setting();
             Bandwidth {
