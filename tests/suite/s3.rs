@@ -14,7 +14,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A server whose buckets are directories beside the volume.
 fn server(volume: &Volume) -> Server {
@@ -250,6 +250,45 @@ fn small_files_read_in_order_are_fetched_before_they_are_asked_for() {
         mount.unmount();
         fs::remove_dir_all(&cache).expect("removed");
     }
+}
+
+#[test]
+fn limits_hold_as_they_are_set_and_changed() {
+    const BYTES: usize = 12 << 20;
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let content = Dice::new(15).bytes(BYTES);
+    let write = |mount: &Mount, name: &str| {
+        let began = Instant::now();
+        let mut file = fs::File::create(mount.join(name)).expect("created");
+        file.write_all(&content).expect("written");
+        file.sync_all().expect("stored");
+        began.elapsed()
+    };
+    // Two of three blocks wait for those before them, at 5 MB a second.
+    let limited = Duration::from_millis(1600);
+    let mount = volume.mount_at("mnt", &["--cache-size", "0", "--heartbeat", "1", "--max-deletes", "0", "--download-limit", "40"]);
+    write(&mount, "free");
+    let config = run(Command::new(PANDO).arg("config").arg(volume.dir()).args(["--upload-limit", "40"]));
+    assert!(config.status.success(), "{}", text(&config));
+    eventually("the limit of the volume holds", || write(&mount, "limited") >= limited);
+    mount.unmount();
+    let mount = volume.mount_at("mnt", &["--cache-size", "0", "--max-deletes", "0", "--download-limit", "40", "--upload-limit", "0"]);
+    let began = Instant::now();
+    assert!(fs::read(mount.join("free")).expect("read") == content, "other bytes came back");
+    assert!(began.elapsed() >= limited, "{:?}", began.elapsed());
+    // A mount that deletes nothing leaves that to others.
+    fs::remove_file(mount.join("free")).expect("removed");
+    fs::remove_file(mount.join("limited")).expect("removed");
+    let bucket = volume.temp.path().join("s3/data/vol/chunks");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!files(&bucket).is_empty());
+    mount.unmount();
+    let mount = uncached(&volume);
+    eventually("the objects are deleted", || files(&bucket).is_empty());
+    mount.unmount();
+    volume.assert_clean();
 }
 
 /// What O_DIRECT reads into.
