@@ -58,7 +58,7 @@ impl Hedge {
         }
         state.next = (state.next + 1) % ANSWERS;
         // Once a round, and when there are enough for the first time.
-        if state.took.len() == ANSWERS && state.next % (ANSWERS / 8) == 0 {
+        if state.took.len() == ANSWERS && state.next.is_multiple_of(ANSWERS / 8) {
             let mut sorted = state.took.clone();
             sorted.sort_unstable();
             let micros = sorted[ANSWERS - 1 - ANSWERS / LATE_ONE_OF].max(sorted[ANSWERS / 2].saturating_mul(2));

@@ -245,11 +245,11 @@ impl Inner {
     /// Fetches the small files that are likely to be read after this one.
     fn fetch_siblings(self: &Arc<Inner>, ino: Ino) {
         let files = self.siblings.read(ino, self.meta.clock().elapsed());
-        let bytes: u32 = files.iter().map(|(_, length)| length).sum();
-        let Ok(permit) = self.ahead.clone().try_acquire_many_owned(bytes) else { return };
         if files.is_empty() {
             return;
         }
+        let bytes: u32 = files.iter().map(|(_, length)| length).sum();
+        let Ok(permit) = self.ahead.clone().try_acquire_many_owned(bytes) else { return };
         let (inner, inodes) = (self.clone(), files.iter().map(|(ino, _)| *ino).collect::<Vec<_>>());
         tokio::spawn(async move {
             // One trip for all of them. Who really reads one will see what is wrong with it.
