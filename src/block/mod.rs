@@ -7,15 +7,19 @@ mod compress;
 mod encrypt;
 mod flight;
 mod frame;
+mod hedge;
+mod limit;
 mod private_key;
 mod retry;
 mod store;
+mod transfers;
 
 pub use compress::Compression;
 pub use encrypt::Encryption;
 pub use frame::Codec;
 pub(crate) use retry::retrying;
 pub use store::{BlockConfig, BlockStore};
+pub use transfers::{Bandwidth, Tuning};
 
 use crate::object::ObjectError;
 pub use crate::types::FRAME_BYTES_MAX;

@@ -5,25 +5,47 @@ use crate::object::ObjectError;
 use std::time::Duration;
 use tracing::debug;
 
-/// Pauses before the second, third, … attempt. Short ones first, because a busy disk is back at once; 21 s in all, so that a caller
-/// hears of a store that is really gone within half a minute.
-const PAUSES_MS: [u64; 10] = [50, 100, 250, 500, 1000, 2000, 3000, 4500, 5000, 5000];
+/// Pauses before the second, third, … attempt, the last one before each that follows. Short ones first, because a busy disk is back at once;
+/// 21 s in all, so that a caller hears of a store that is really gone within half a minute.
+pub(super) const PAUSES_MS: [u64; 10] = [50, 100, 250, 500, 1000, 2000, 3000, 4500, 5000, 5000];
+/// Retries of who does not wait for as long as it takes.
+pub(super) const RETRIES_DEFAULT: u32 = PAUSES_MS.len() as u32;
 
 /// Runs `request` until it succeeds, fails for good, or the pauses are used up.
-pub(crate) async fn retrying<T, F>(what: &'static str, key: &str, mut request: impl FnMut() -> F) -> Result<T, ObjectError>
+pub(crate) async fn retrying<T, F>(what: &'static str, key: &str, request: impl FnMut() -> F) -> Result<T, ObjectError>
 where
     F: Future<Output = Result<T, ObjectError>>,
 {
-    for pause in PAUSES_MS {
+    retrying_up_to(Some(RETRIES_DEFAULT), &PAUSES_MS, what, key, request, |_| ()).await
+}
+
+/// The same with so many retries, or for as long as it takes. `failing` is told of every failure after which it goes on.
+pub(super) async fn retrying_up_to<T, F>(
+    retries: Option<u32>,
+    pauses_ms: &[u64],
+    what: &'static str,
+    key: &str,
+    mut request: impl FnMut() -> F,
+    failing: impl Fn(&str),
+) -> Result<T, ObjectError>
+where
+    F: Future<Output = Result<T, ObjectError>>,
+{
+    let mut failures: u32 = 0;
+    loop {
         match request().await {
-            Err(ObjectError::Retry(why)) => debug!(what, key, why, "trying again"),
+            Err(ObjectError::Retry(why)) if retries.is_none_or(|max| failures < max) => {
+                debug!(what, key, why, "trying again");
+                failing(&why);
+            }
             result => return result,
         }
+        let pause = pauses_ms[(failures as usize).min(pauses_ms.len() - 1)];
+        failures = failures.saturating_add(1);
         // Half to all of the pause: many requests that failed together do not come back together.
-        let jitter = SystemRandom.u64() % (pause / 2);
+        let jitter = SystemRandom.u64() % (pause / 2).max(1);
         tokio::time::sleep(Duration::from_millis(pause - jitter)).await;
     }
-    request().await
 }
 
 #[cfg(test)]

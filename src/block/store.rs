@@ -1,20 +1,29 @@
 //! `BlockStore`: the blocks of a volume, through the cache, the frames beside the metadata, and the object store.
 
 use crate::block::flight::Flights;
-use crate::block::retry::retrying;
-use crate::block::{BlockError, Codec};
+use crate::block::transfers::Transfers;
+use crate::block::{BlockError, Codec, Tuning};
 use crate::cache::{DiskCache, MemoryCache};
 use crate::object::{ObjectError, ObjectStore};
 use crate::types::{BlockId, FRAME_BYTES_MAX, FrameSource, SliceId, block_count};
 use bytes::Bytes;
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use tracing::error;
 
 /// A range of at most this part of a block that does not begin the block is fetched alone: such a read jumps about, and the rest of the
 /// block may never be asked for.
 const RANGE_PART_MAX: u32 = 4;
+/// Blocks fetched ahead of one reader if nothing else is asked for (data §3).
+const READAHEAD_BLOCKS: u64 = 8;
+/// Part of the memory cache for what is fetched ahead and not read yet. The rest keeps what was read or written lately.
+const AHEAD_PART: u64 = 2;
+/// Blocks that wait to be fetched whole, for each that is being fetched, and at least (data §4.3).
+const PREFETCHES_QUEUED: usize = 4;
+/// See `PREFETCHES_QUEUED`.
+const PREFETCHES_QUEUED_MIN: usize = 10;
 
 /// What a `BlockStore` is made of.
 pub struct BlockConfig {
@@ -34,32 +43,59 @@ pub struct BlockConfig {
     pub disk: Option<Arc<DiskCache>>,
     /// Where small blocks are.
     pub frames: Arc<dyn FrameSource>,
-    /// Uploads at once.
-    pub uploads_max: usize,
-    /// Downloads at once.
-    pub downloads_max: usize,
+    /// How blocks are carried.
+    pub tuning: Tuning,
 }
 
 /// The blocks of one volume.
 pub struct BlockStore {
     config: BlockConfig,
     codec: Arc<Codec>,
-    uploads: Semaphore,
-    downloads: Semaphore,
+    transfers: Transfers,
     flights: Flights,
+    /// Blocks of which a part was read, that are to be fetched whole.
+    prefetched: Mutex<HashSet<BlockId>>,
+    prefetches: Semaphore,
 }
 
 impl BlockStore {
     /// Over this bucket.
     pub fn new(mut config: BlockConfig) -> Arc<BlockStore> {
         let codec = Arc::new(std::mem::take(&mut config.codec));
-        let (uploads, downloads) = (Semaphore::new(config.uploads_max.max(1)), Semaphore::new(config.downloads_max.max(1)));
-        Arc::new(BlockStore { config, codec, uploads, downloads, flights: Flights::default() })
+        let transfers = Transfers::new(config.objects.clone(), config.tuning.clone());
+        let prefetches = Semaphore::new(config.tuning.prefetches_max);
+        let (flights, prefetched) = (Flights::default(), Mutex::default());
+        Arc::new(BlockStore { config, codec, transfers, flights, prefetched, prefetches })
     }
 
     /// Size of a full block.
     pub fn block_bytes(&self) -> u32 {
         self.config.block_bytes
+    }
+
+    /// Bytes that are fetched ahead of one reader at most.
+    pub fn readahead_bytes(&self) -> u64 {
+        self.config.tuning.readahead_bytes.unwrap_or(READAHEAD_BLOCKS * u64::from(self.config.block_bytes))
+    }
+
+    /// Bytes that may be fetched ahead of all readers and not be read yet: no more than memory keeps until then.
+    pub fn ahead_bytes(&self) -> u64 {
+        self.config.cache.capacity_bytes() / AHEAD_PART
+    }
+
+    /// Whether the objects are on a server, and not on a disk of this host.
+    pub fn on_server(&self) -> bool {
+        self.config.tuning.on_server
+    }
+
+    /// Whether blocks nobody has asked for are fetched.
+    pub fn fetches_ahead(&self) -> bool {
+        self.config.tuning.prefetches_max > 0
+    }
+
+    /// Objects removed at once; 0 = none are to be removed by this process.
+    pub fn deletes_max(&self) -> usize {
+        self.config.tuning.deletes_max
     }
 
     /// The frame of a block: the bytes of its object. Without compression and encryption they are the block itself.
@@ -96,9 +132,9 @@ impl BlockStore {
         if data.len() as u64 != u64::from(block.len) {
             return Err(self.damaged(key, format!("{} bytes were to be stored", data.len())));
         }
-        let _permit = self.uploads.acquire().await.expect("never closed");
+        let _slot = self.transfers.upload_slot().await;
         let frame = self.encode(&data).await?;
-        match retrying("upload", &key, || self.config.objects.put(&key, frame.clone())).await {
+        match self.transfers.put(&key, &frame).await {
             Ok(()) => {
                 self.keep_written(block, data);
                 Ok(())
@@ -114,8 +150,8 @@ impl BlockStore {
             None => self.size_of(slice, frame.clone()).await?,
         };
         let key = self.key(&BlockId { slice, index: 0, len: size });
-        let _permit = self.uploads.acquire().await.expect("never closed");
-        retrying("upload", &key, || self.config.objects.put(&key, frame.clone())).await.map_err(|e| self.failed("upload", key.clone(), e))
+        let _slot = self.transfers.upload_slot().await;
+        self.transfers.put(&key, &frame).await.map_err(|e| self.failed("upload", key.clone(), e))
     }
 
     async fn size_of(&self, slice: SliceId, frame: Bytes) -> Result<u32, BlockError> {
@@ -165,6 +201,16 @@ impl BlockStore {
         }
     }
 
+    /// Whether the block is in memory, or known to be on a disk of this host.
+    pub fn is_near(&self, block: &BlockId) -> bool {
+        self.cached(block).is_some() || self.config.disk.as_ref().is_some_and(|disk| disk.contains(block))
+    }
+
+    /// Brings the block into memory for who is about to read it, and will see what is wrong with it.
+    pub async fn fetch_ahead(&self, block: BlockId) {
+        let _ = self.fetch(block).await;
+    }
+
     /// The whole block, from memory, the frames, the disk or the bucket, whichever has it first.
     pub async fn fetch(&self, block: BlockId) -> Result<Bytes, BlockError> {
         if let Some(bytes) = self.near(&block).await? {
@@ -174,7 +220,7 @@ impl BlockStore {
     }
 
     /// Bytes `range` of the block. A small part of a large block is fetched alone, unless the block is coming anyway.
-    pub async fn fetch_range(&self, block: BlockId, range: Range<u32>) -> Result<Bytes, BlockError> {
+    pub async fn fetch_range(self: &Arc<Self>, block: BlockId, range: Range<u32>) -> Result<Bytes, BlockError> {
         if range.start > range.end || range.end > block.len {
             return Err(self.damaged(self.key(&block), format!("bytes {}..{} were asked for", range.start, range.end)));
         }
@@ -196,7 +242,26 @@ impl BlockStore {
         if let Some(whole) = self.cached(&block) {
             return Ok(whole.slice(range.start as usize..range.end as usize));
         }
-        self.get_part(&block, range).await
+        let bytes = self.get_part(&block, range).await?;
+        self.prefetch(block);
+        Ok(bytes)
+    }
+
+    /// Fetches a block whole, nobody waiting, because a part of it was read: others may follow. What comes while too many wait is left out.
+    fn prefetch(self: &Arc<Self>, block: BlockId) {
+        let at_once = self.config.tuning.prefetches_max;
+        {
+            let mut queue = self.prefetched.lock().expect("no code under it panics");
+            if at_once == 0 || queue.len() >= (PREFETCHES_QUEUED * at_once).max(PREFETCHES_QUEUED_MIN) || !queue.insert(block) {
+                return;
+            }
+        }
+        let blocks = self.clone();
+        tokio::spawn(async move {
+            let _slot = blocks.prefetches.acquire().await.expect("never closed");
+            blocks.fetch_ahead(block).await;
+            blocks.prefetched.lock().expect("no code under it panics").remove(&block);
+        });
     }
 
     /// Removes the objects of a slice that nothing names any more, and what is cached of it.
@@ -208,7 +273,7 @@ impl BlockStore {
                 disk.remove(&block);
             }
             let key = self.key(&block);
-            retrying("delete", &key, || self.config.objects.delete(&key)).await.map_err(|e| self.failed("delete", key.clone(), e))?;
+            self.transfers.delete(&key).await.map_err(|e| self.failed("delete", key.clone(), e))?;
         }
         Ok(())
     }
@@ -250,16 +315,16 @@ impl BlockStore {
         Ok(bytes)
     }
 
-    /// The decoded object. The permit is held until then, so that frames in memory are bounded like downloads are.
+    /// The decoded object. The slot is held until then, so that frames in memory are bounded like downloads are.
     async fn get_whole(&self, block: &BlockId) -> Result<Bytes, BlockError> {
-        let _permit = self.downloads.acquire().await.expect("never closed");
+        let _slot = self.transfers.download_slot(block.len).await;
         let frame = self.get_object(block, None).await?;
         self.decode(block, frame).await
     }
 
     async fn get_part(&self, block: &BlockId, range: Range<u32>) -> Result<Bytes, BlockError> {
         let expected = range.end - range.start;
-        let _permit = self.downloads.acquire().await.expect("never closed");
+        let _slot = self.transfers.download_slot(expected).await;
         let bytes = self.get_object(block, Some(range)).await?;
         if bytes.len() as u64 != u64::from(expected) {
             return Err(self.damaged(self.key(block), format!("{} bytes instead of {expected}", bytes.len())));
@@ -269,8 +334,9 @@ impl BlockStore {
 
     async fn get_object(&self, block: &BlockId, range: Option<Range<u32>>) -> Result<Bytes, BlockError> {
         let key = self.key(block);
+        let bytes = range.as_ref().map_or(block.len, |range| range.end - range.start);
         let range = range.map(|range| u64::from(range.start)..u64::from(range.end));
-        match retrying("fetch", &key, || self.config.objects.get(&key, range.clone())).await {
+        match self.transfers.get(&key, range.clone(), bytes.into()).await {
             Ok(bytes) => Ok(bytes),
             Err(ObjectError::Missing) => Err(BlockError::Missing { key }),
             // The range lies within the block, so an object without it is too short.
@@ -300,7 +366,6 @@ mod tests {
     use crate::object::memory::MemoryStore;
     use crate::types::{BoxFuture, Errno};
     use std::collections::HashMap;
-    use std::sync::Mutex;
     use std::time::Duration;
 
     const BLOCK_BYTES: u32 = 256 << 10;
@@ -343,8 +408,7 @@ mod tests {
             cache: MemoryCache::new(cache_bytes),
             disk,
             frames: frames.clone(),
-            uploads_max: 2,
-            downloads_max: 2,
+            tuning: Tuning { uploads_max: 2, downloads_max: 2, ..Tuning::default() },
         });
         Bench { blocks, faults, memory, frames }
     }

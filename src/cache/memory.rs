@@ -28,6 +28,11 @@ impl MemoryCache {
         MemoryCache { capacity_bytes, state: Mutex::new(State { blocks: LruCache::unbounded(), used_bytes: 0 }) }
     }
 
+    /// Bytes it may hold.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
     /// The block, if it is here.
     pub fn get(&self, block: &BlockId) -> Option<Bytes> {
         self.lock().blocks.get(block).cloned()

@@ -3,8 +3,8 @@
 use crate::block::BlockError;
 use crate::chunk::Chunks;
 use crate::env::join;
-use crate::meta::ops::chunk::visible;
-use crate::types::{BlockId, BoxFuture, Extent, SliceRecord};
+use crate::meta::ops::chunk::clipped;
+use crate::types::{BlockId, BoxFuture, Extent, SliceRecord, flatten};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -22,8 +22,13 @@ enum Piece {
 impl Chunks {
     /// Bytes `range` of a chunk with these records, as pieces in order that cover all of it; what no record covers is zeros.
     pub async fn read(&self, records: &[SliceRecord], range: Range<u32>) -> Result<Vec<Bytes>, BlockError> {
+        self.read_overlaid(&flatten(records), range).await
+    }
+
+    /// The same of a list that is overlaid already.
+    pub async fn read_overlaid(&self, overlaid: &[Extent], range: Range<u32>) -> Result<Vec<Bytes>, BlockError> {
         let mut pieces = Vec::new();
-        for extent in visible(records, range) {
+        for extent in clipped(overlaid, range) {
             self.cut(&extent, &mut pieces)?;
         }
         let mut answer: Vec<Bytes> = Vec::with_capacity(pieces.len());

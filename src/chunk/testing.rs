@@ -1,6 +1,6 @@
 //! A volume in memory whose objects may fail, for the tests of this module and of the jobs.
 
-use crate::block::{BlockConfig, BlockStore};
+use crate::block::{BlockConfig, BlockStore, Tuning};
 use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
 use crate::meta::ops::chunk::testing::World;
@@ -35,8 +35,7 @@ impl Bench {
             cache: MemoryCache::new(cache_bytes),
             disk: None,
             frames: world.meta.clone(),
-            uploads_max: 4,
-            downloads_max: 4,
+            tuning: Tuning { uploads_max: 4, downloads_max: 4, ..Tuning::default() },
         });
         let chunks = Chunks::new(world.meta.clone(), blocks.clone());
         Bench { world, blocks, chunks, faults, memory }

@@ -30,7 +30,6 @@ pub enum Effect {
 
 use Effect::{Check, Refuse, Silent, Warn};
 
-const FIXED: &str = "has no effect: this build decides it itself";
 const ONE_READER: &str = "has no effect: this build reads and writes metadata in one stream";
 const DIRECT: &str = "has no effect: this build stores blocks before it acknowledges them";
 const NOT_YET: &str = "is not supported by this build; leave it out";
@@ -85,16 +84,8 @@ const MOUNT: &[Flag] = &[
     value("bucket", Refuse("cannot be replaced for one client; its setting decides, change it with `config`")),
     value("storage-class", Warn("has no effect: the setting of the volume decides")),
     value("tag", Warn("has no effect: this build stores no tags")),
-    value("get-timeout", Warn(FIXED)),
-    value("put-timeout", Warn(FIXED)),
-    value("io-retries", Warn(FIXED)),
     value("max-stage-write", Warn(DIRECT)),
-    value("max-deletes", Check(deletes)),
-    value("upload-limit", Refuse(NOT_YET)),
-    value("download-limit", Refuse(NOT_YET)),
     switch("check-storage", Silent),
-    value("max-readahead", Warn(NO_TUNING)),
-    value("prefetch", Warn(NO_TUNING)),
     // Stricter than asked: what is acknowledged is where all hosts find it.
     switch("writeback", Warn(DIRECT)),
     value("writeback-threshold-size", Warn(DIRECT)),
@@ -106,21 +97,12 @@ const MOUNT: &[Flag] = &[
     switch("no-usage-report", Silent),
 ];
 
-const NO_TUNING: &str = "has no effect: this build does not read ahead by it";
 const NO_METRICS: &str = "has no effect: this build serves no metrics";
 
 /// Ignoring it only means asking the store more often than allowed.
 fn open_cache(text: &str) -> Result<Option<&'static str>, String> {
     let time = values::duration(text).map_err(|why| format!("Invalid value {text:?} for \"open-cache\": {why}"))?;
     Ok((!time.is_zero()).then_some("has no effect: attributes are asked for at each open"))
-}
-
-fn deletes(text: &str) -> Result<Option<&'static str>, String> {
-    match text.parse::<u32>() {
-        Ok(0) => Err("--max-deletes 0 is not supported by this build: each mount deletes what it has to".into()),
-        Ok(_) => Ok(Some(FIXED)),
-        Err(_) => Err(format!("Invalid value {text:?} for \"max-deletes\": a number is wanted")),
-    }
 }
 
 const FORMAT: &[Flag] = &[

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let (findings, summary) = small_runtime()?.block_on(async {
         let options = RedisOptions { patience: Some(COMMAND_PATIENCE), writes: args.repair };
-        let stores = Stores::open_for(&url, options).await?;
+        let stores = Stores::open_for(&url, options, std::time::Duration::ZERO).await?;
         if let Some(path) = path {
             let (recursive, repair, sync_dir_stat) = (args.recursive, args.repair, args.sync_dir_stat);
             return volume::check_path(&stores, &PathCheck { path, recursive, repair, sync_dir_stat, dir_mode }).await;

@@ -25,6 +25,7 @@ mod rmr;
 mod status;
 mod summary;
 mod title;
+mod transfer;
 mod umount;
 mod undelete;
 mod values;

@@ -2,6 +2,7 @@
 
 use crate::cli::helper::is_fstab_word;
 use crate::cli::program::Program;
+use crate::cli::transfer::TransferArgs;
 use crate::cli::{cache, invalid, say, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
@@ -25,8 +26,6 @@ const BACKUP_PERIOD: Duration = Duration::from_secs(3600);
 const BACKUP_PERIOD_MIN: Duration = Duration::from_secs(300);
 /// Variable whose value `true` allows shorter ones.
 const BACKUP_PERIOD_UNCHECKED: &str = "SKIP_BACKUP_META_CHECK";
-/// Most transfers at once that can be asked for; each may hold a block of 16 MiB.
-const TRANSFERS_MAX: usize = 10_000;
 
 const AFTER_HELP: &str = "A DIR that does not exist yet, or is empty, becomes a new volume. Other options of `juicefs mount` are \
                           accepted with a warning if they have no effect, and refused if a promise would be broken without them.";
@@ -81,12 +80,6 @@ pub struct Args {
     /// Memory for data being read and written, in MiB [default: 300; at least 32].
     #[arg(long, value_name = "SIZE")]
     buffer_size: Option<String>,
-    /// Most blocks stored at once [default: 20].
-    #[arg(long, value_name = "N")]
-    max_uploads: Option<String>,
-    /// Most blocks read at once [default: 200].
-    #[arg(long, value_name = "N")]
-    max_downloads: Option<String>,
     /// Force this umask for all new files and directories.
     #[arg(long, value_name = "OCTAL")]
     umask: Option<String>,
@@ -108,6 +101,8 @@ pub struct Args {
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
+    #[command(flatten)]
+    transfers: TransferArgs,
     #[command(flatten)]
     cache: cache::CacheArgs,
 }
@@ -172,8 +167,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
     } else {
         None
     };
-    let uploads_max = transfers("max-uploads", args.max_uploads.as_ref(), 20)?;
-    let downloads_max = transfers("max-downloads", args.max_downloads.as_ref(), 200)?;
+    let transfers = args.transfers.options()?;
     let cache = args.cache.options(&mut warnings)?;
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
@@ -186,8 +180,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             mountpoint: mountpoint.to_string_lossy().into_owned(),
             atime,
             buffer_bytes: usize::try_from(buffer_bytes.max(BUFFER_BYTES_MIN)).context("--buffer-size is too large")?,
-            uploads_max,
-            downloads_max,
+            transfers,
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
             journal: !args.no_journal,
@@ -226,14 +219,6 @@ fn backup_period(text: Option<&String>) -> anyhow::Result<Option<Duration>> {
         bail!("backup-meta should not be less than 5 minutes: {minutes}{}s", seconds % 60);
     }
     Ok(Some(period).filter(|period| !period.is_zero()))
-}
-
-fn transfers(option: &str, text: Option<&String>, default: usize) -> anyhow::Result<usize> {
-    let read = |text: &str| match text.parse() {
-        Ok(n) if (1..=TRANSFERS_MAX).contains(&n) => Ok(n),
-        _ => Err(format!("a number from 1 to {TRANSFERS_MAX} is wanted")),
-    };
-    value(option, text, default, read)
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -339,8 +324,9 @@ mod tests {
         let line = "--cache-dir /c --cache-size 20480 --backup-meta 3600 --no-usage-report --buffer-size 300 --prefetch 1 --max-uploads 20 \
                     --attr-cache 1 --entry-cache 1 --dir-entry-cache 1 --negative-entry-cache 1";
         let (plan, warnings) = plan_as(Program::Pando, dir.path(), &line.split_whitespace().collect::<Vec<_>>()).expect("a plan");
-        assert_eq!((plan.volume.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
+        assert_eq!((plan.volume.transfers.uploads_max, plan.volume.buffer_bytes, plan.subtype), (20, 300 << 20, "pando"));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert_eq!(plan.volume.transfers.prefetches_max, 1);
         assert_eq!(plan.volume.backup, Some(BackupOptions { period: Duration::from_secs(3600), skip_trash: false }));
     }
 

@@ -394,6 +394,8 @@ impl Memory {
             return self.put_as(query, value, Some(self.now), source.turn, stamp);
         }
         match self.facts.get_mut(&query).filter(|_| !stands) {
+            // Whichever is the later one, it says this.
+            Some(known) if known.value == value => {}
             Some(known) => (known.learned, known.answer) = (None, 0),
             None => self.put_as(query, value, None, 0, stamp),
         }

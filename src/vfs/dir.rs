@@ -6,6 +6,7 @@ use crate::meta::ops::DirEntry;
 use crate::meta::ops::trash::TRASH_NAME;
 use crate::types::{Caller, Errno, Ino, Kind, Name};
 use crate::vfs::listing::{Listing, PAGE_ENTRIES, PAGE_ENTRIES_FAR, Step};
+use crate::vfs::reader::Listed;
 use crate::vfs::{Entry, OpenReply, Vfs};
 use std::time::Duration;
 
@@ -118,6 +119,11 @@ impl Vfs {
                 Err(Errno::NOENT) => Default::default(),
                 Err(errno) => return Err(errno),
             };
+            let small = page.entries.iter().filter_map(|entry| {
+                let file = entry.attr.as_ref().filter(|attr| attr.kind == Kind::File)?;
+                Some(Listed { ino: entry.ino, length: file.length, name: entry.name.clone() })
+            });
+            self.reader.listed(dir, small, at.is_empty(), page.next.is_none());
             cursor = listing.learn(at, page);
         }
         Ok(())

@@ -3,9 +3,15 @@
 use crate::meta::ops::{NewNode, OpenMode};
 use crate::types::{Attr, Caller, Errno, Ino, Kind, Name};
 use crate::vfs::names::permissions;
+use crate::vfs::reader::Source;
 use crate::vfs::{Entry, OpenReply, Vfs, inode_errno, write_errno};
 use bytes::Bytes;
+use std::time::Duration;
 use tracing::error;
+
+/// An fsync or a close listens to its interruption only after this time: the kernel interrupts for signals that an application handles, too, and
+/// would hear that its data may be lost. What takes longer waits for a server that is away.
+const FLUSH_INTERRUPT_AFTER: Duration = Duration::from_secs(20);
 
 /// What the flags of open(2) ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +176,8 @@ impl Vfs {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
         let range = offset..offset.saturating_add(u64::from(size));
-        let data = self.reader.read(caller, ino, handle.inode.length(), range).await?;
+        let source = Source { ino, length: handle.inode.length(), streams: &handle.streams };
+        let data = self.reader.read(caller, source, range).await?;
         self.touch_atime(ino).await;
         Ok(data)
     }
@@ -205,13 +212,13 @@ impl Vfs {
     }
 
     /// close(2) of one descriptor: data are committed, and errors told; the POSIX locks of its process go.
-    pub async fn flush(&self, _caller: &Caller, ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
+    pub async fn flush(&self, caller: &Caller, ino: Ino, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
         // Even if nothing is locked now: the release of this handle may come late, when the same owner has locked through another.
         handle.remove_lock_owner(lock_owner);
         let locked = self.ever_locked(ino);
-        let flushed = if handle.writable || locked { self.flush_data(ino).await } else { Ok(()) };
+        let flushed = if handle.writable || locked { self.flush_for(caller, ino).await } else { Ok(()) };
         if handle.take_wrote() {
             self.note_written(ino, handle.append).await;
         }
@@ -240,12 +247,26 @@ impl Vfs {
     }
 
     /// Everything written to the file is as durable as the store's tier says.
-    pub async fn fsync(&self, _caller: &Caller, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
+    pub async fn fsync(&self, caller: &Caller, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
-        self.flush_data(ino).await?;
+        self.flush_for(caller, ino).await?;
         self.meta.sync().await?;
         handle.tell_losses(self.losses())
+    }
+
+    /// Commits what was written, for a caller that may be killed while a bucket is away: then it goes (EINTR), and the data are stored when
+    /// they can be.
+    async fn flush_for(&self, caller: &Caller, ino: Ino) -> Result<(), Errno> {
+        let called_off = async {
+            tokio::time::sleep(FLUSH_INTERRUPT_AFTER).await;
+            caller.cancel.cancelled().await;
+        };
+        tokio::select! {
+            biased;
+            flushed = self.flush_data(ino) => flushed,
+            () = called_off => Err(Errno::INTR),
+        }
     }
 
     /// The last descriptor of a handle is gone. `flock_owner` is set if it may hold the lock of the open file.

@@ -2,6 +2,7 @@
 
 use crate::types::{Attr, Errno, Ino};
 use crate::vfs::listing::Listing;
+use crate::vfs::reader::Streams;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
@@ -54,6 +55,8 @@ pub(crate) struct FileHandle {
     /// Owners that took POSIX locks through this handle and have not closed it since. What is left at its release belongs to the open
     /// file description itself (`F_OFD_SETLK`), for which the kernel sends no unlock.
     lock_owners: Mutex<BTreeSet<u64>>,
+    /// Where it is being read.
+    pub streams: Arc<Streams>,
     /// Something was written through this handle since its last flush.
     wrote: std::sync::atomic::AtomicBool,
     losses: LossesTold,
@@ -140,8 +143,8 @@ impl Handles {
         *count += 1;
         inode.note(attr);
         let losses = LossesTold::new(inode.losses.0.load(Relaxed));
-        let handle =
-            FileHandle { inode: inode.clone(), writable, append, lock_owners: Mutex::default(), wrote: Default::default(), losses };
+        let (inode, lock_owners, streams) = (inode.clone(), Mutex::default(), Arc::default());
+        let handle = FileHandle { inode, writable, append, lock_owners, streams, wrote: Default::default(), losses };
         table.add(Handle::File(Arc::new(handle)))
     }
 

@@ -142,7 +142,7 @@ impl Vfs {
     /// A mount of the volume that `meta` and `blocks` hold.
     pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>, chunks: Arc<Chunks>, writers: Arc<Writers>, config: VfsConfig) -> Arc<Vfs> {
         let vfs = Arc::new(Vfs {
-            reader: Reader::new(meta.clone(), blocks, chunks, writers.clone()),
+            reader: Reader::new(meta.clone(), blocks, chunks, writers.clone(), config.attr_ttl),
             meta,
             writers,
             mount: Mount::new(config),

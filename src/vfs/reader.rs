@@ -4,18 +4,29 @@
 //! The chunk's list, the inode's record and the mark of deletion come from one read, one state. Only so can zeros (no list) be told from
 //! data that was reclaimed (ESTALE), and a length never goes with a list of another time.
 
-use crate::block::{BlockError, BlockStore, FRAME_BYTES_MAX};
+mod lists;
+mod siblings;
+mod stream;
+
+pub(crate) use siblings::Listed;
+pub(crate) use stream::Streams;
+
+use crate::block::{BlockError, BlockStore};
 use crate::chunk::Chunks;
 use crate::meta::Meta;
-use crate::meta::ops::chunk::{ChunkView, visible};
-use crate::types::{BlockId, CHUNK_BYTES, Caller, ChunkPart, Errno, Ino, Kind, SliceRecord, chunk_parts};
+use crate::meta::ops::chunk::ChunkView;
+use crate::types::{BlockId, CHUNK_BYTES, Caller, ChunkPart, Errno, Ino, Kind, chunk_parts, flatten};
+use crate::vfs::reader::lists::{List, Lists};
+use crate::vfs::reader::siblings::Siblings;
+use crate::vfs::reader::stream::Window;
 use crate::vfs::writer::{FILE_BYTES_MAX, INTERRUPT_AFTER, Writers};
 use bytes::Bytes;
-use lru::LruCache;
-use std::num::NonZeroUsize;
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tracing::error;
 
 /// How often a list is read again because an object it names is missing. Once is what a compaction explains; a second one may run
@@ -23,85 +34,86 @@ use tracing::error;
 const REREADS_MAX: u32 = 2;
 /// How long the data of a deleted file stays readable for those who have it open in another process (seconds). Reclaim waits as long.
 pub(crate) const DELETED_READABLE_SECS: i64 = 60;
-/// Files whose reading is followed. Forgetting one costs a few blocks of readahead.
-const STREAMS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
-/// Bytes read in a row after which blocks are fetched ahead; two requests of the kernel's own readahead.
-const STREAM_BYTES_MIN: u64 = 256 << 10;
-/// The kernel sends neighbouring reads of one stream in any order; a read this near the expected place goes on with it.
-const STREAM_SLACK: u64 = 1 << 20;
-/// Bytes fetched ahead of a stream: two full blocks keep one on its way while another is read.
-const AHEAD_BYTES: u64 = 8 << 20;
-/// Blocks fetched ahead at once, over all files. Readahead must not take the download slots that somebody waits for.
-const AHEAD_FETCHES_MAX: usize = 4;
+/// How old what is known of a file may be when it is read through a handle that was open before, however long the kernel may hold attributes.
+const AGE_MAX: Duration = Duration::from_secs(1);
+/// Part of the age after which it is asked for anew, nobody waiting.
+const RENEWED_PART: u32 = 2;
+
+/// An open file, as its reader knows it.
+pub(crate) struct Source<'a> {
+    /// The inode.
+    pub ino: Ino,
+    /// What the handle last knew. It counts only for a file that another process has deleted meanwhile, whose data is readable for a while and
+    /// then answers STALE.
+    pub length: u64,
+    /// Where the handle is being read.
+    pub streams: &'a Arc<Streams>,
+}
 
 /// Reads files of one volume.
-pub struct Reader {
+pub struct Reader(Arc<Inner>);
+
+struct Inner {
     meta: Arc<Meta>,
     blocks: Arc<BlockStore>,
     chunks: Arc<Chunks>,
     writers: Arc<Writers>,
-    streams: Mutex<LruCache<Ino, Stream>>,
+    lists: Lists,
+    /// How old what is known of a file may be.
+    age_max: Duration,
+    /// Inodes that are being asked for anew.
+    renewing: Mutex<HashSet<Ino>>,
+    window: Window,
+    /// Bytes that may be fetched ahead and not read yet.
     ahead: Arc<Semaphore>,
-}
-
-/// Where a file is being read in order.
-#[derive(Clone, Copy, Debug, Default)]
-struct Stream {
-    /// Where the next read is expected.
-    next: u64,
-    /// Bytes read in a row.
-    run: u64,
-    /// Fetched ahead up to here.
-    ahead_to: u64,
-}
-
-impl Stream {
-    /// Takes note of a read; answers what to fetch ahead now.
-    fn read(&mut self, range: Range<u64>) -> Option<Range<u64>> {
-        if range.start + STREAM_SLACK < self.next || range.start > self.next + STREAM_SLACK {
-            *self = Stream { next: range.start, ..Stream::default() };
-        }
-        self.run += range.end - range.start;
-        self.next = self.next.max(range.end);
-        let from = self.next.max(self.ahead_to);
-        let to = self.next + AHEAD_BYTES;
-        // In halves, so that not every small read asks for the next few bytes.
-        (self.run >= STREAM_BYTES_MIN && from + AHEAD_BYTES / 2 <= to).then(|| {
-            self.ahead_to = to;
-            from..to
-        })
-    }
+    /// Handles that hold a part of it, and some that did.
+    holders: Mutex<Vec<Weak<Streams>>>,
+    siblings: Siblings,
 }
 
 impl Reader {
-    /// Over a volume's metadata and data.
-    pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>, chunks: Arc<Chunks>, writers: Arc<Writers>) -> Reader {
-        let ahead = Arc::new(Semaphore::new(AHEAD_FETCHES_MAX));
-        Reader { meta, blocks, chunks, writers, streams: Mutex::new(LruCache::new(STREAMS_MAX)), ahead }
+    /// Over a volume's metadata and data. `attr_ttl` is how long the kernel may use attributes.
+    pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>, chunks: Arc<Chunks>, writers: Arc<Writers>, attr_ttl: Duration) -> Reader {
+        let ahead = blocks.ahead_bytes();
+        let window = Window { least: u64::from(blocks.block_bytes()), most: blocks.readahead_bytes().min(ahead) };
+        let ahead = Arc::new(Semaphore::new(usize::try_from(ahead).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
+        let (lists, age_max) = (Lists::new(), attr_ttl.min(AGE_MAX));
+        let (renewing, holders, siblings) = (Mutex::default(), Mutex::default(), Siblings::new());
+        Reader(Arc::new(Inner { meta, blocks, chunks, writers, lists, age_max, renewing, window, ahead, holders, siblings }))
     }
 
-    /// Bytes `range` of the file, as pieces in order; fewer if the file ends before. `length` is what the handle last knew: it counts
-    /// only for a file that another process has deleted meanwhile, whose data is readable for a while and then answers STALE. What takes
-    /// long can be called off (INTR).
-    pub async fn read(&self, caller: &Caller, ino: Ino, length: u64, range: Range<u64>) -> Result<Vec<Bytes>, Errno> {
+    /// Takes note of a part of a listing: who goes on to read the files in its order finds the next ones fetched.
+    pub(crate) fn listed(&self, dir: Ino, files: impl Iterator<Item = Listed>, first: bool, last: bool) {
+        if self.0.blocks.fetches_ahead() {
+            self.0.siblings.listed(dir, files, first, last);
+        }
+    }
+
+    /// Bytes `range` of the file, as pieces in order; fewer if the file ends before. What takes long can be called off (INTR).
+    pub(crate) async fn read(&self, caller: &Caller, source: Source<'_>, range: Range<u64>) -> Result<Vec<Bytes>, Errno> {
         let called_off = async {
             tokio::time::sleep(INTERRUPT_AFTER).await;
             caller.cancel.cancelled().await;
         };
         tokio::select! {
             biased;
-            outcome = self.read_committed(ino, length, range) => outcome,
+            outcome = self.0.read_committed(source, range) => outcome,
             () = called_off => Err(Errno::INTR),
         }
     }
+}
 
-    async fn read_committed(&self, ino: Ino, length: u64, range: Range<u64>) -> Result<Vec<Bytes>, Errno> {
-        if self.writers.is_dirty(ino) {
-            self.writers.flush(ino).await?;
+impl Inner {
+    async fn read_committed(self: &Arc<Inner>, source: Source<'_>, range: Range<u64>) -> Result<Vec<Bytes>, Errno> {
+        if self.writers.is_dirty(source.ino) {
+            self.writers.flush(source.ino).await?;
+        }
+        if range.start == 0 && self.blocks.fetches_ahead() {
+            self.fetch_siblings(source.ino);
         }
         let mut answer = Vec::new();
         for part in chunk_parts(range.start..range.end.min(FILE_BYTES_MAX)) {
-            let pieces = self.read_part(ino, length, part).await?;
+            let pieces = self.read_part(&source, part).await?;
             let got: usize = pieces.iter().map(Bytes::len).sum();
             answer.extend(pieces);
             if got < part.len as usize {
@@ -111,35 +123,84 @@ impl Reader {
         Ok(answer)
     }
 
-    async fn read_part(&self, ino: Ino, length: u64, part: ChunkPart) -> Result<Vec<Bytes>, Errno> {
+    async fn read_part(self: &Arc<Inner>, source: &Source<'_>, part: ChunkPart) -> Result<Vec<Bytes>, Errno> {
+        let ino = source.ino;
         let chunk_start = u64::from(part.index) * CHUNK_BYTES;
         let start = chunk_start + u64::from(part.pos);
         let mut rereads = 0;
         loop {
             // An object that is missing asks for the list as it is now.
-            let recent = if rereads == 0 { self.meta.recent_chunk(ino, part.index) } else { None };
-            let (view, length) = match recent {
-                Some(view) => (view, length),
-                None => self.meta.chunk_of_open(ino, part.index, length).await?,
+            let known = if rereads == 0 { self.known(ino, part.index) } else { None };
+            let (list, deleted) = match known {
+                Some(list) => (list, false),
+                None => self.ask(ino, part.index, source.length).await?,
             };
-            let file_end = self.readable_to(&view, length)?;
-            let end = file_end.min(start + u64::from(part.len));
+            let end = list.length.min(start + u64::from(part.len));
             if end <= start {
                 return Ok(Vec::new());
             }
+            // Before the bytes are there: what follows is on its way while these are waited for.
+            self.read_ahead(source, start..end, list.length);
             let in_chunk = part.pos..(end - chunk_start) as u32;
-            match self.chunks.read(&view.records, in_chunk).await {
-                Ok(pieces) => {
-                    self.read_ahead(ino, &view.records, chunk_start, start..end, file_end);
-                    return Ok(pieces);
-                }
+            match self.chunks.read_overlaid(&list.extents, in_chunk).await {
+                Ok(pieces) => return Ok(pieces),
                 // Compaction does not touch the inode: it replaces the list, and later deletes what the old one named.
                 Err(BlockError::Missing { .. }) if rereads < REREADS_MAX => rereads += 1,
-                Err(BlockError::Missing { .. }) if view.attr.is_none() => return Err(Errno::STALE),
+                Err(BlockError::Missing { .. }) if deleted => return Err(Errno::STALE),
                 Err(e) => {
                     error!(%ino, chunk = part.index, "cannot read: {e}");
                     return Err(e.errno());
                 }
+            }
+        }
+    }
+
+    /// The list of a chunk as far as it is known without asking. It is right as long as the inode's record is the one it was read with, and that
+    /// was told by the store not longer ago than a kernel may believe it: by a read, an open, a lock, a stat.
+    fn known(self: &Arc<Inner>, ino: Ino, chunk: u32) -> Option<Arc<List>> {
+        // First the record: if it changes after this, the list is as old as the read.
+        let (record, age) = self.meta.recent_record(ino).filter(|(_, age)| *age <= self.age_max)?;
+        if let Some(list) = self.lists.get(ino, chunk).filter(|list| list.record == record) {
+            if age > self.age_max / RENEWED_PART {
+                self.renew(ino);
+            }
+            return Some(list);
+        }
+        // What an open or a lock has brought.
+        let view = self.meta.recent_chunk(ino, chunk).filter(|view| view.record.as_ref() == Some(&record))?;
+        self.learn(ino, chunk, view, 0).ok().map(|(list, _)| list)
+    }
+
+    /// Asks the store for the inode's record, so that those who go on reading need not wait for it.
+    fn renew(self: &Arc<Inner>, ino: Ino) {
+        if !self.renewing().insert(ino) {
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            // What is wrong with it is seen by who reads on.
+            let _ = inner.meta.getattr(ino).await;
+            inner.renewing().remove(&ino);
+        });
+    }
+
+    /// The list of a chunk as it is now, and whether the file is deleted.
+    async fn ask(&self, ino: Ino, chunk: u32, length: u64) -> Result<(Arc<List>, bool), Errno> {
+        let (view, length) = self.meta.chunk_of_open(ino, chunk, length).await?;
+        self.learn(ino, chunk, view, length)
+    }
+
+    fn learn(&self, ino: Ino, chunk: u32, view: ChunkView, length: u64) -> Result<(Arc<List>, bool), Errno> {
+        let length = self.readable_to(&view, length)?;
+        let list = |record| Arc::new(List { record, length, extents: flatten(&view.records) });
+        match view.record {
+            None => Ok((list(Bytes::new()), true)),
+            Some(record) => {
+                let list = list(record);
+                if self.meta.is_far() {
+                    self.lists.put(ino, chunk, &list);
+                }
+                Ok((list, false))
             }
         }
     }
@@ -156,44 +217,92 @@ impl Reader {
         }
     }
 
-    /// Fetches the blocks behind a sequential read into memory, nobody waiting. Only within the chunk whose list is at hand; the first
-    /// read of the next one goes on from there.
-    fn read_ahead(&self, ino: Ino, records: &[SliceRecord], chunk_start: u64, range: Range<u64>, file_end: u64) {
-        let plan = {
-            let mut streams = self.streams.lock().expect("no code under it panics");
-            streams.get_or_insert_mut(ino, Stream::default).read(range)
-        };
-        let Some(plan) = plan else { return };
-        let end = plan.end.min(file_end).min(chunk_start + CHUNK_BYTES);
-        if plan.start < chunk_start || plan.start >= end {
-            return;
-        }
-        for block in self.blocks_of(records, (plan.start - chunk_start) as u32..(end - chunk_start) as u32) {
-            if self.blocks.cached(&block).is_some() {
-                continue;
+    /// Fetches the blocks behind a sequential read into memory, nobody waiting.
+    fn read_ahead(self: &Arc<Inner>, source: &Source<'_>, range: Range<u64>, file_end: u64) {
+        let now = self.meta.clock().elapsed();
+        let idle = || self.give_back_idle(now);
+        let Some(ahead) = source.streams.read(range, file_end, self.window, &self.ahead, now, idle) else { return };
+        self.note_holder(source.streams);
+        let (inner, ino) = (self.clone(), source.ino);
+        tokio::spawn(async move {
+            for part in chunk_parts(ahead) {
+                let list = match inner.known(ino, part.index) {
+                    Some(list) => list,
+                    // Who really reads it will see what is wrong with it.
+                    None => match inner.ask(ino, part.index, file_end).await {
+                        Ok((list, false)) => list,
+                        _ => return,
+                    },
+                };
+                for block in inner.blocks_of(&list, part.pos..part.pos + part.len) {
+                    let blocks = inner.blocks.clone();
+                    tokio::spawn(async move { blocks.fetch_ahead(block).await });
+                }
             }
-            let Ok(permit) = self.ahead.clone().try_acquire_owned() else { return };
-            let blocks = self.blocks.clone();
-            tokio::spawn(async move {
-                // Who really reads it will see what is wrong with it.
-                let _ = blocks.fetch(block).await;
-                drop(permit);
-            });
-        }
+        });
     }
 
-    /// The blocks with visible bytes in a range of a chunk, in order. Small slices are left out: they come quickly when they are asked for.
-    fn blocks_of(&self, records: &[SliceRecord], range: Range<u32>) -> Vec<BlockId> {
+    /// Fetches the small files that are likely to be read after this one.
+    fn fetch_siblings(self: &Arc<Inner>, ino: Ino) {
+        let files = self.siblings.read(ino, self.meta.clock().elapsed());
+        if files.is_empty() {
+            return;
+        }
+        let bytes: u32 = files.iter().map(|(_, length)| length).sum();
+        let Ok(permit) = self.ahead.clone().try_acquire_many_owned(bytes) else { return };
+        let (inner, inodes) = (self.clone(), files.iter().map(|(ino, _)| *ino).collect::<Vec<_>>());
+        tokio::spawn(async move {
+            // One trip for all of them. Who really reads one will see what is wrong with it.
+            let Ok(views) = inner.meta.first_chunks(&inodes).await else { return };
+            let mut fetches = JoinSet::new();
+            for (ino, view) in views {
+                let Ok((list, false)) = inner.learn(ino, 0, view, 0) else { continue };
+                // It may have grown since it was listed.
+                let end = list.length.min(siblings::SMALL_BYTES_MAX) as u32;
+                for block in inner.blocks_of(&list, 0..end) {
+                    let blocks = inner.blocks.clone();
+                    fetches.spawn(async move { blocks.fetch_ahead(block).await });
+                }
+            }
+            fetches.join_all().await;
+            drop(permit);
+        });
+    }
+
+    /// The blocks with visible bytes in a range of a chunk that are not on this host, in order.
+    fn blocks_of(&self, list: &List, range: Range<u32>) -> Vec<BlockId> {
         let block_bytes = self.blocks.block_bytes();
         let mut blocks = Vec::new();
-        for extent in visible(records, range).into_iter().filter(|e| e.id != 0 && e.size > FRAME_BYTES_MAX && e.len > 0) {
+        for extent in crate::meta::ops::chunk::clipped(&list.extents, range).into_iter().filter(|e| e.id != 0 && e.len > 0) {
             let last = extent.off.saturating_add(extent.len - 1) / block_bytes;
             blocks.extend((extent.off / block_bytes..=last).map_while(|index| BlockId::of(extent.id, extent.size, index, block_bytes)));
         }
         blocks.dedup();
+        blocks.retain(|block| !self.blocks.is_near(block));
         blocks
+    }
+
+    fn note_holder(&self, streams: &Arc<Streams>) {
+        let mut holders = self.holders.lock().expect("no code under it panics");
+        holders.retain(|holder| holder.strong_count() > 0);
+        if !holders.iter().any(|holder| std::ptr::eq(holder.as_ptr(), Arc::as_ptr(streams))) {
+            holders.push(Arc::downgrade(streams));
+        }
+    }
+
+    fn give_back_idle(&self, now: Duration) {
+        let holders: Vec<_> = self.holders.lock().expect("no code under it panics").iter().filter_map(Weak::upgrade).collect();
+        for streams in holders {
+            streams.give_back_idle(now);
+        }
+    }
+
+    fn renewing(&self) -> std::sync::MutexGuard<'_, HashSet<Ino>> {
+        self.renewing.lock().expect("no code under it panics")
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

@@ -136,6 +136,83 @@ async fn a_locked_change() {
 }
 
 #[tokio::test]
+async fn what_is_known_of_an_open_file_is_asked_for_once_a_second() {
+    const SECOND_CHUNK: u64 = crate::types::CHUNK_BYTES;
+    let world = World::new().await;
+    let (a, b) = (Host::of(&world, Duration::ZERO).await, Host::of(&world, Duration::ZERO).await);
+    let (ino, fh) = a.made("f").await;
+    a.put(ino, fh, SECOND_CHUNK, "end", RDWR).await;
+    a.put(ino, fh, 0, "old", RDWR).await;
+    a.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    let write = async |text| {
+        a.put(ino, fh, 0, text, RDWR).await;
+        a.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    };
+    let open = b.open(ino, RDONLY).await.fh;
+    b.took("read");
+    let read = async |at, expected: &str, calls: &str| {
+        assert_eq!(b.vfs.read(&root(), ino, open, at, 3).await.unwrap().concat(), expected.as_bytes());
+        // What goes on behind the read is counted with it.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        b.took(calls);
+    };
+    for calls in ["", ""] {
+        read(0, "old", calls).await;
+    }
+    for calls in ["read", ""] {
+        read(SECOND_CHUNK, "end", calls).await;
+        read(0, "old", "").await;
+    }
+    // Not yet seen; but once the kernel has been told that the file has changed, it is not given what the file held before.
+    write("new").await;
+    read(0, "old", "").await;
+    b.vfs.getattr(&root(), ino, None).await.unwrap();
+    b.took("read");
+    read(0, "new", "read").await;
+    // Never for longer than a second.
+    write("two").await;
+    world.clock.advance(Duration::from_millis(1001));
+    read(0, "two", "read").await;
+    // Who reads on need not wait: it is asked for before it is too old.
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_millis(600));
+        read(0, "two", "read").await;
+    }
+    // A later open is exact, for all handles.
+    write("six").await;
+    let second = b.open(ino, RDONLY).await.fh;
+    b.took("read");
+    assert_eq!(b.vfs.read(&root(), ino, second, 0, 3).await.unwrap().concat(), b"six");
+    read(0, "six", "").await;
+    read(SECOND_CHUNK, "end", "read").await;
+    // What this host does itself is seen at once.
+    let own = b.open(ino, RDWR).await.fh;
+    b.put(ino, own, 0, "own", RDWR).await;
+    assert_eq!(b.vfs.read(&root(), ino, open, 0, 3).await.unwrap().concat(), b"own");
+    b.vfs.setattr(&root(), ino, SetAttrRequest { size: Some(1), ..SetAttrRequest::default() }).await.unwrap();
+    assert_eq!(b.vfs.read(&root(), ino, open, 0, 3).await.unwrap().concat(), b"o");
+}
+
+#[tokio::test]
+async fn without_attribute_times_every_read_asks() {
+    let world = World::new().await;
+    let a = Host::of(&world, Duration::ZERO).await;
+    let store = Arc::new(CountingStore::new(world.store.clone(), Duration::ZERO));
+    let vfs = world.process_on(store.clone(), VfsConfig { attr_ttl: Duration::ZERO, ..VfsConfig::default() }).await;
+    let b = Host { store, vfs };
+    let (ino, fh) = a.made("f").await;
+    let open = b.open(ino, RDONLY).await.fh;
+    for text in ["1", "2", "3"] {
+        a.put(ino, fh, 0, text, RDWR).await;
+        a.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+        world.clock.advance(Duration::from_micros(1));
+        assert_eq!(b.text(ino, open).await, text);
+    }
+}
+
+#[tokio::test]
 async fn listing_with_attributes() {
     let world = World::new().await;
     let host = Host::of(&world, Duration::ZERO).await;

@@ -1,7 +1,7 @@
 //! A mount over a volume in memory, request by request.
 
 use super::*;
-use crate::block::{BlockConfig, BlockStore};
+use crate::block::{BlockConfig, BlockStore, Tuning};
 use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
 use crate::env::ManualClock;
@@ -92,8 +92,7 @@ impl World {
             cache: MemoryCache::new(16 << 20),
             disk: None,
             frames: meta.clone(),
-            uploads_max: 4,
-            downloads_max: 4,
+            tuning: Tuning { uploads_max: 4, downloads_max: 4, ..Tuning::default() },
         });
         let chunks = Chunks::new(meta.clone(), blocks.clone());
         let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes: 64 << 20 });

@@ -5,11 +5,14 @@ use crate::env::{Clock, SystemClock};
 use crate::meta::AtimeMode;
 use crate::meta::ops::session::HEARTBEAT;
 use crate::meta::store::{FramesKept, Query, Store, Value};
-use crate::volume::{MetaUrl, Stores, Volume, VolumeError, VolumeOptions};
+use crate::volume::{MetaUrl, Stores, TransferOptions, Volume, VolumeError, VolumeOptions};
 use serde_json::{Value as Json, json};
 
 /// Uploads of a command that drains.
 const UPLOADS_MAX: usize = 16;
+
+/// Retries of an upload before a command fails: some twenty seconds.
+const COMMAND_RETRIES: u32 = 10;
 
 /// How much a volume keeps in frames.
 pub async fn kept(store: &dyn Store) -> Result<FramesKept, VolumeError> {
@@ -47,8 +50,8 @@ pub(super) fn drainer_options() -> VolumeOptions {
         atime: AtimeMode::Never,
         buffer_bytes: 16 << 20,
         cache: CacheOptions::default(),
-        uploads_max: UPLOADS_MAX,
-        downloads_max: 4,
+        // A command gives up in the end.
+        transfers: TransferOptions { uploads_max: UPLOADS_MAX, retries: Some(COMMAND_RETRIES), ..TransferOptions::default() },
         heartbeat: HEARTBEAT,
         journal: false,
         backup: None,

@@ -46,11 +46,12 @@ pub use url::MetaUrl;
 
 pub use crate::meta::ops::session::SessionEntry;
 
-use crate::block::{BlockConfig, BlockStore};
+use crate::block::{Bandwidth, BlockConfig, BlockStore, Tuning};
 use crate::cache::{CacheOptions, DiskCache};
 use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
 use crate::jobs::{self, JobsConfig, JobsHandle};
+use crate::meta::setting::Setting;
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Sharing, Store, StoreError};
 use crate::meta::{AtimeMode, Meta, MetaConfig};
@@ -120,10 +121,8 @@ pub struct VolumeOptions {
     pub atime: AtimeMode,
     /// Bytes for buffers and the memory cache together.
     pub buffer_bytes: usize,
-    /// Most uploads at once.
-    pub uploads_max: usize,
-    /// Most downloads at once.
-    pub downloads_max: usize,
+    /// How blocks are carried, as far as the user has said.
+    pub transfers: TransferOptions,
     /// How often the session is renewed.
     pub heartbeat: Duration,
     /// Blocks cached on this host.
@@ -132,6 +131,49 @@ pub struct VolumeOptions {
     pub backup: Option<BackupOptions>,
     /// Whether small blocks may be kept beside the metadata.
     pub journal: bool,
+}
+
+/// What a user can say about uploads and downloads (cli §6.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransferOptions {
+    /// Most uploads at once.
+    pub uploads_max: usize,
+    /// Most downloads at once.
+    pub downloads_max: usize,
+    /// Most objects removed at once; 0 = others of the volume's clients remove what is to go.
+    pub deletes_max: usize,
+    /// Mbit/s to the bucket, 0 = unlimited; `None` = as the setting says.
+    pub upload_limit: Option<u64>,
+    /// Mbit/s from the bucket.
+    pub download_limit: Option<u64>,
+    /// Longest time of one attempt to store a block.
+    pub put_time_max: Duration,
+    /// Longest time of one attempt to fetch one.
+    pub get_time_max: Duration,
+    /// Retries; `None` = as long as it takes if the bucket is on a server.
+    pub retries: Option<u32>,
+    /// Bytes fetched ahead of one reader; `None` = eight blocks.
+    pub readahead_bytes: Option<u64>,
+    /// Whole blocks fetched at once after a part of them was read.
+    pub prefetches_max: usize,
+}
+
+impl Default for TransferOptions {
+    fn default() -> TransferOptions {
+        let Tuning { uploads_max, downloads_max, deletes_max, put_time_max, get_time_max, .. } = Tuning::default();
+        TransferOptions {
+            uploads_max,
+            downloads_max,
+            deletes_max,
+            upload_limit: None,
+            download_limit: None,
+            put_time_max,
+            get_time_max,
+            retries: None,
+            readahead_bytes: None,
+            prefetches_max: 1,
+        }
+    }
 }
 
 /// One view of a volume.
@@ -174,7 +216,8 @@ impl Volume {
     pub async fn open(url: &MetaUrl, options: VolumeOptions) -> Result<Volume, VolumeError> {
         // A server that is away later is a pause for applications, not a failure.
         let server = RedisOptions { patience: None, writes: !options.read_only };
-        let stores = Stores::open_for(url, server).await?;
+        let attempt_time_max = options.transfers.put_time_max.max(options.transfers.get_time_max);
+        let stores = Stores::open_for(url, server, attempt_time_max).await?;
         objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
         Volume::over(stores, options).await
     }
@@ -202,7 +245,8 @@ impl Volume {
         }
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
-        let cache::Caches { memory, disk, buffer_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
+        let cache::Caches { memory, disk, buffer_bytes, read_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
+        let tuning = tuning(&options, &setting, read_bytes, meta.clone());
         let blocks = BlockStore::new(BlockConfig {
             objects: objects.clone(),
             prefix: setting.name().into(),
@@ -212,8 +256,7 @@ impl Volume {
             cache: memory,
             disk: disk.clone(),
             frames,
-            uploads_max: options.uploads_max,
-            downloads_max: options.downloads_max,
+            tuning,
         });
         let chunks = Chunks::new(meta.clone(), blocks.clone());
         let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes });
@@ -361,6 +404,35 @@ impl Volume {
             first = first.or(Some(failed("the metadata could not be made durable", error)));
         }
         first.map_or(Ok(()), Err)
+    }
+}
+
+/// How blocks of this volume are carried.
+fn tuning(options: &VolumeOptions, setting: &Setting, read_bytes: usize, meta: Arc<Meta>) -> Tuning {
+    let asked = &options.transfers;
+    let on_server = setting.storage() != "file";
+    // Kept nowhere, a block fetched for others is fetched in vain; and files of this host are near enough.
+    let keeps = on_server && options.cache.size_bytes != Some(0);
+    let (upload_limit, download_limit) = (asked.upload_limit, asked.download_limit);
+    Tuning {
+        uploads_max: asked.uploads_max,
+        downloads_max: asked.downloads_max,
+        deletes_max: asked.deletes_max,
+        buffer_bytes: read_bytes as u64,
+        readahead_bytes: asked.readahead_bytes,
+        prefetches_max: if keeps { asked.prefetches_max } else { 0 },
+        // A server comes back; a disk that fails is told to who uses it.
+        retries: if on_server { asked.retries } else { asked.retries.or(Tuning::default().retries) },
+        put_time_max: asked.put_time_max,
+        get_time_max: asked.get_time_max,
+        on_server,
+        bandwidth: Arc::new(move || {
+            let setting = meta.setting();
+            Bandwidth {
+                upload: upload_limit.unwrap_or_else(|| setting.upload_limit()),
+                download: download_limit.unwrap_or_else(|| setting.download_limit()),
+            }
+        }),
     }
 }
 

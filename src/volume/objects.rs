@@ -36,9 +36,18 @@ const SHARD: &str = "%d";
 
 /// Opens the bucket of a volume. `dir` is the directory of an embedded volume: a bucket that is a relative path lies in it.
 pub(super) async fn open_objects(setting: &Setting, dir: Option<&Path>) -> Result<Arc<dyn ObjectStore>, VolumeError> {
+    open_objects_within(setting, dir, Duration::ZERO).await
+}
+
+/// The same; a request may take `attempt_time_max` if that is more than usual.
+pub(super) async fn open_objects_within(
+    setting: &Setting,
+    dir: Option<&Path>,
+    attempt_time_max: Duration,
+) -> Result<Arc<dyn ObjectStore>, VolumeError> {
     let mut shards = Vec::new();
     for bucket in buckets(setting)? {
-        shards.push(open_bucket(setting, dir, &bucket).await?);
+        shards.push(open_bucket(setting, dir, &bucket, attempt_time_max).await?);
     }
     match shards.len() {
         1 => Ok(shards.remove(0)),
@@ -84,7 +93,12 @@ fn buckets(setting: &Setting) -> Result<Vec<String>, VolumeError> {
     Ok((0..shards).map(|shard| bucket.replace(SHARD, &shard.to_string())).collect())
 }
 
-async fn open_bucket(setting: &Setting, dir: Option<&Path>, bucket: &str) -> Result<Arc<dyn ObjectStore>, VolumeError> {
+async fn open_bucket(
+    setting: &Setting,
+    dir: Option<&Path>,
+    bucket: &str,
+    attempt_time_max: Duration,
+) -> Result<Arc<dyn ObjectStore>, VolumeError> {
     let flavor = match setting.storage() {
         "file" => {
             let root = bucket_dir(dir, bucket);
@@ -98,6 +112,7 @@ async fn open_bucket(setting: &Setting, dir: Option<&Path>, bucket: &str) -> Res
         }
     };
     let mut config = S3Config::new(flavor, bucket);
+    config.request_time_max = config.request_time_max.max(attempt_time_max);
     config.access_key = setting.access_key().into();
     config.secret_key = setting.secret_key().map_err(VolumeError::Refused)?;
     config.session_token = setting.session_token().map_err(VolumeError::Refused)?;

@@ -9,7 +9,7 @@ use crate::meta::store::redis::{Options as RedisOptions, RedisStore};
 use crate::meta::store::{Query, Sharing, Store, Value};
 use crate::meta::{AtimeMode, Meta, MetaConfig};
 use crate::object::ObjectStore;
-use crate::volume::objects::open_objects;
+use crate::volume::objects::open_objects_within;
 use crate::volume::{KERNEL_TTL_MAX, KERNEL_TTL_SLACK, MetaUrl, VolumeError, failed, gate};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl Stores {
 
     /// Opens what is there, for a command. A volume this build must not touch is refused.
     pub async fn open(url: &MetaUrl) -> Result<Stores, VolumeError> {
-        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }).await
+        Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: false }, Duration::ZERO).await
     }
 
     /// The metadata alone, to be changed by a command: without a session, beside whoever uses the volume.
@@ -76,11 +76,11 @@ impl Stores {
         }
     }
 
-    /// The same with a choice of how a server is used.
-    pub async fn open_for(url: &MetaUrl, options: RedisOptions) -> Result<Stores, VolumeError> {
+    /// The same with a choice of how a server is used. Requests to the bucket may take `attempt_time_max` each, if that is more than usual.
+    pub async fn open_for(url: &MetaUrl, options: RedisOptions, attempt_time_max: Duration) -> Result<Stores, VolumeError> {
         let (store, setting) = Stores::metadata_for(url, options).await?;
         gate::check(&setting).map_err(VolumeError::Refused)?;
-        let objects = open_objects(&setting, url.dir()).await?;
+        let objects = open_objects_within(&setting, url.dir(), attempt_time_max).await?;
         Ok(Stores { store, setting, objects })
     }
 }

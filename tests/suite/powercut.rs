@@ -15,7 +15,7 @@ use pando::object::ObjectStore;
 use pando::object::powercut::{PowerCutDir, Unsynced};
 use pando::types::{Attr, Caller, Errno, Flags, Ino, Kind, Time};
 use pando::vfs::Vfs;
-use pando::volume::{MountOptions, Stores, Volume, VolumeOptions, fsck};
+use pando::volume::{MountOptions, Stores, TransferOptions, Volume, VolumeOptions, fsck};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -69,8 +69,7 @@ async fn open(store: Arc<dyn Store>, objects: Arc<dyn ObjectStore>) -> (Volume, 
         mountpoint: "/".into(),
         atime: AtimeMode::Never,
         buffer_bytes: 32 << 20,
-        uploads_max: 4,
-        downloads_max: 4,
+        transfers: TransferOptions { uploads_max: 4, downloads_max: 4, ..TransferOptions::default() },
         heartbeat: Duration::from_secs(3600),
         cache: pando::cache::CacheOptions::default(),
         backup: None,

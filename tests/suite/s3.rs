@@ -1,5 +1,6 @@
 //! Volumes whose objects are in a bucket of an S3 server.
 
+use crate::proxy::Proxy;
 use crate::s3_server::{ACCESS_KEY, Answer, Fault, SECRET_KEY, Server};
 use crate::support::{Dice, Mount, PANDO, Volume, eventually, is_mounted, run, text, worker, worker_arg};
 use pando::meta::key;
@@ -9,8 +10,11 @@ use pando::meta::store::{Query, Store, Value, Write};
 use pando::volume::{MetaUrl, NewVolume, VolumeError, create};
 use serde_json::json;
 use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A server whose buckets are directories beside the volume.
 fn server(volume: &Volume) -> Server {
@@ -123,6 +127,173 @@ fn damaged_objects_are_errors() {
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     mount.unmount();
 }
+
+#[test]
+fn a_bucket_that_is_away_is_waited_for_unless_retries_are_bounded() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    let proxy = Proxy::start(server.addr());
+    make(volume.dir(), &wanted("s3", &format!("http://127.0.0.1:{}/data", proxy.port))).expect("made");
+    let content = Dice::new(13).bytes(300_000);
+    let mount = uncached(&volume);
+    fs::write(mount.join("f"), &content).expect("written");
+    mount.unmount();
+    for bounded in [false, true] {
+        let options: &[&str] = if bounded { &["--cache-size", "0", "--io-retries", "2"] } else { &["--cache-size", "0"] };
+        let mount = volume.mount_at("mnt", options);
+        proxy.refuse(true);
+        proxy.cut();
+        let (read, written) = (mount.join("f"), mount.join(if bounded { "g" } else { "h" }));
+        let data = content.clone();
+        let store = move || -> io::Result<()> {
+            let mut file = fs::File::create(&written)?;
+            file.write_all(&data)?;
+            file.sync_all()
+        };
+        let users = std::thread::spawn(move || (fs::read(&read), store()));
+        if !bounded {
+            std::thread::sleep(Duration::from_secs(2));
+            assert!(!users.is_finished(), "nobody is told an error");
+            proxy.refuse(false);
+        }
+        let (read, written) = users.join().expect("no panic");
+        if bounded {
+            assert_eq!(read.expect_err("away").raw_os_error(), Some(libc::EIO));
+            assert_eq!(written.expect_err("away").raw_os_error(), Some(libc::EIO));
+            proxy.refuse(false);
+        } else {
+            assert!(read.expect("read") == content, "other bytes came back");
+            written.expect("written");
+            assert!(fs::read(mount.join("h")).expect("read") == content, "other bytes came back");
+        }
+        mount.unmount();
+    }
+    volume.assert_clean();
+}
+
+#[test]
+fn a_random_read_asks_for_a_part_and_then_the_block_is_fetched() {
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let content = Dice::new(14).bytes(12 << 20);
+    let mount = uncached(&volume);
+    fs::write(mount.join("f"), &content).expect("written");
+    mount.unmount();
+    let cache = volume.temp.path().join("cache").to_string_lossy().into_owned();
+    // Of each request whether it asked for a range.
+    let gets = |server: &Server| -> Vec<bool> {
+        server.take_asked().iter().filter(|asked| asked.method == "GET").map(|asked| asked.headers.contains_key("range")).collect()
+    };
+    for prefetch in ["0", "1"] {
+        let mount = volume.mount_at("mnt", &["--cache-dir", &cache, "--prefetch", prefetch]);
+        let file = fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(mount.join("f")).expect("opened");
+        gets(&server);
+        let mut page = Aligned([0; 4096]);
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut page.0, 5 << 20).expect("read");
+        assert!(page.0[..] == content[5 << 20..(5 << 20) + 4096], "other bytes came back");
+        if prefetch == "0" {
+            assert_eq!(gets(&server), [true]);
+        } else {
+            let mut seen = gets(&server);
+            eventually("the block is fetched", || {
+                seen.extend(gets(&server));
+                seen.len() == 2
+            });
+            assert_eq!(seen, [true, false]);
+            // Nothing more is asked for in this block.
+            eventually("the block is kept", || files(Path::new(&cache)).iter().any(|file| file.contains("raw/chunks")));
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut page.0, 6 << 20).expect("read");
+            assert!(page.0[..] == content[6 << 20..(6 << 20) + 4096], "other bytes came back");
+            assert!(gets(&server).is_empty());
+        }
+        drop(file);
+        mount.unmount();
+    }
+}
+
+#[test]
+fn small_files_read_in_order_are_fetched_before_they_are_asked_for() {
+    const FILES: usize = 40;
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let content = |n: usize| Dice::new(100 + n as u64).bytes(70_000);
+    let mount = uncached(&volume);
+    fs::create_dir(mount.join("d")).expect("made");
+    for n in 0..FILES {
+        fs::write(mount.join(format!("d/{n}")), content(n)).expect("written");
+    }
+    mount.unmount();
+    let cache = volume.temp.path().join("cache").to_string_lossy().into_owned();
+    for (ahead, prefetch) in [(false, "0"), (true, "1")] {
+        let mount = volume.mount_at("mnt", &["--cache-dir", &cache, "--prefetch", prefetch]);
+        let listed = fs::read_dir(mount.join("d")).expect("listed").map(|entry| entry.expect("an entry").file_name());
+        let listed: Vec<usize> = listed.map(|name| name.to_str().expect("a number").parse().expect("a number")).collect();
+        assert_eq!(listed.len(), FILES);
+        let gets =
+            || -> Vec<String> { server.take_asked().into_iter().filter(|asked| asked.method == "GET").map(|asked| asked.target).collect() };
+        gets();
+        let read = |n: usize| assert!(fs::read(mount.join(format!("d/{n}"))).expect("read") == content(n), "other bytes came back");
+        read(listed[0]);
+        read(listed[1]);
+        let mut seen = gets();
+        if ahead {
+            eventually("others are fetched", || {
+                seen.extend(gets());
+                seen.len() > 10
+            });
+        }
+        listed[2..].iter().for_each(|n| read(*n));
+        seen.extend(gets());
+        assert_eq!(seen.len(), FILES, "each of them once: {seen:?}");
+        mount.unmount();
+        fs::remove_dir_all(&cache).expect("removed");
+    }
+}
+
+#[test]
+fn limits_hold_as_they_are_set_and_changed() {
+    const BYTES: usize = 12 << 20;
+    let volume = Volume::new();
+    let server = server(&volume);
+    make(volume.dir(), &wanted("s3", &server.bucket("data"))).expect("made");
+    let content = Dice::new(15).bytes(BYTES);
+    let write = |mount: &Mount, name: &str| {
+        let began = Instant::now();
+        let mut file = fs::File::create(mount.join(name)).expect("created");
+        file.write_all(&content).expect("written");
+        file.sync_all().expect("stored");
+        began.elapsed()
+    };
+    // Two of three blocks wait for those before them, at 5 MB a second.
+    let limited = Duration::from_millis(1600);
+    let mount = volume.mount_at("mnt", &["--cache-size", "0", "--heartbeat", "1", "--max-deletes", "0", "--download-limit", "40"]);
+    write(&mount, "free");
+    let config = run(Command::new(PANDO).arg("config").arg(volume.dir()).args(["--upload-limit", "40"]));
+    assert!(config.status.success(), "{}", text(&config));
+    eventually("the limit of the volume holds", || write(&mount, "limited") >= limited);
+    mount.unmount();
+    let mount = volume.mount_at("mnt", &["--cache-size", "0", "--max-deletes", "0", "--download-limit", "40", "--upload-limit", "0"]);
+    let began = Instant::now();
+    assert!(fs::read(mount.join("free")).expect("read") == content, "other bytes came back");
+    assert!(began.elapsed() >= limited, "{:?}", began.elapsed());
+    // A mount that deletes nothing leaves that to others.
+    fs::remove_file(mount.join("free")).expect("removed");
+    fs::remove_file(mount.join("limited")).expect("removed");
+    let bucket = volume.temp.path().join("s3/data/vol/chunks");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!files(&bucket).is_empty());
+    mount.unmount();
+    let mount = uncached(&volume);
+    eventually("the objects are deleted", || files(&bucket).is_empty());
+    mount.unmount();
+    volume.assert_clean();
+}
+
+/// What O_DIRECT reads into.
+#[repr(align(4096))]
+struct Aligned([u8; 4096]);
 
 /// Gives the setting of a volume that is not in use other values.
 fn change_setting(dir: &Path, change: impl FnOnce(&mut Setting)) {

@@ -3,11 +3,12 @@
 use crate::cache::disk::format::{self, ReadError};
 use crate::cache::disk::health::{Change, Health};
 use crate::cache::disk::index::{Index, cost};
+use crate::cache::disk::opened::{OpenFile, Opened};
 use crate::cache::disk::options::Eviction;
 use crate::env::{Clock, Random, SystemRandom, uuid_v4};
 use crate::types::BlockId;
 use bytes::Bytes;
-use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -64,6 +65,7 @@ pub(super) struct Dir {
     config: DirConfig,
     clock: Arc<dyn Clock>,
     index: Mutex<Index>,
+    opened: Opened,
     pub(super) health: Health,
     pub(super) counters: Counters,
     /// The disk has no room that eviction could make; told once.
@@ -89,6 +91,7 @@ impl Dir {
             config,
             clock,
             index: Mutex::new(Index::new(SystemRandom.u64())),
+            opened: Opened::new(),
             health: Health::default(),
             counters: Counters::default(),
             full: AtomicBool::new(false),
@@ -155,6 +158,7 @@ impl Dir {
     pub(super) fn read(&self, block: &BlockId, range: Range<u32>) -> Option<Bytes> {
         let started = self.clock.elapsed();
         let path = self.path(block);
+        // Looked up by its name even if it is open: it may have been removed or replaced.
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path);
         let looked = opened.and_then(|file| file.metadata().map(|meta| (file, meta)));
         let (file, meta) = match looked {
@@ -170,8 +174,9 @@ impl Dir {
         };
         // A second link is that of a staged block: perhaps the only copy, and not ours to remove.
         let staged = meta.nlink() > 1;
-        match format::read(&file, meta.len(), block.len, range, self.config.checksums, staged) {
+        match format::read(&file, meta.len(), block.len, range.clone(), self.config.checksums, staged) {
             Ok(bytes) => {
+                self.keep_open(block, file, &meta, range);
                 if !staged {
                     self.index().note(block, self.now());
                 }
@@ -195,6 +200,32 @@ impl Dir {
         }
     }
 
+    /// Keeps a file open of which `range` was read and found right.
+    fn keep_open(&self, block: &BlockId, file: File, meta: &Metadata, range: Range<u32>) {
+        let right = self.config.checksums.then_some(range);
+        let known = self.opened.get(block).filter(|opened| opened.is_same(meta));
+        match (known, right) {
+            (Some(opened), Some(range)) => opened.note_right(range),
+            (Some(_), None) => {}
+            (None, right) => self.opened.put(block, OpenFile::new(file, block.len, meta, right, self.now())),
+        }
+    }
+
+    /// Bytes `range` of a block, if its file is open, they were found right before, and the system has them in memory.
+    pub(super) fn read_at_once(&self, block: &BlockId, range: Range<u32>) -> Option<Bytes> {
+        let now = self.now();
+        let (bytes, opened) = self.opened.read_at_once(block, range, now)?;
+        if !opened.staged() {
+            self.index().note(block, now);
+        }
+        Some(bytes)
+    }
+
+    /// Closes files that are not read any more, or are removed.
+    pub(super) fn close_idle(&self) {
+        self.opened.close_idle(self.now());
+    }
+
     /// Keeps a block if there is room or room can be made.
     pub(super) fn write(&self, block: &BlockId, bytes: &[u8]) {
         if !self.make_room(cost(block)) {
@@ -208,6 +239,7 @@ impl Dir {
         match written {
             Ok(()) => {
                 self.counters.writes.fetch_add(1, Ordering::Relaxed);
+                self.opened.remove(block);
                 self.index().note(block, self.now());
                 self.worked();
             }
@@ -260,6 +292,7 @@ impl Dir {
 
     /// Removes a block.
     pub(super) fn remove(&self, block: &BlockId) {
+        self.opened.remove(block);
         self.index().remove(block);
         if let Err(error) = std::fs::remove_file(self.path(block))
             && error.kind() != ErrorKind::NotFound

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
 
 /// Bytes of data one sum covers; the last piece may be shorter.
 pub(super) const PIECE_BYTES: u32 = 32 << 10;
@@ -67,8 +67,30 @@ pub(super) fn read(file: &File, file_bytes: u64, len: u32, range: Range<u32>, ch
 }
 
 fn exactly(file: &File, range: Range<u32>) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; range.len()];
-    file.read_exact_at(&mut bytes, u64::from(range.start))?;
+    fill(file, range, 0)
+}
+
+/// All of these bytes of a file, read with the flags of preadv2(2). With `RWF_NOWAIT` it is an error if the system would have to wait for them.
+pub(super) fn fill(file: &File, range: Range<u32>, flags: i32) -> io::Result<Vec<u8>> {
+    let len = range.len();
+    let mut bytes: Vec<u8> = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let done = bytes.len();
+        let at = i64::from(range.start) + done as i64;
+        let free = &mut bytes.spare_capacity_mut()[..len - done];
+        let piece = libc::iovec { iov_base: free.as_mut_ptr().cast(), iov_len: free.len() };
+        // SAFETY: `piece` is the unused part of a live buffer that nobody else knows; the descriptor is open.
+        let count = unsafe { libc::preadv2(file.as_raw_fd(), &piece, 1, at, flags) };
+        match count {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            // SAFETY: the kernel has filled so many bytes behind those that were there, within the capacity.
+            1.. => unsafe { bytes.set_len(done + count as usize) },
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
     Ok(bytes)
 }
 

@@ -127,7 +127,6 @@ async fn damage_is_a_miss_and_the_file_goes() {
     let path = raw(temp.path(), id);
     for at in [0, 20_000, 39_999, 40_000, 40_007] {
         put(&cache, id);
-        assert_eq!(whole(&cache, id).await, Some(pattern(40_000)));
         let mut bytes = fs::read(&path).unwrap();
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();
@@ -142,6 +141,41 @@ async fn damage_is_a_miss_and_the_file_goes() {
     }
     let stats = cache.stats();
     assert_eq!((stats.damaged, stats.blocks, stats.used_bytes), (10, 0, 0));
+}
+
+#[tokio::test]
+async fn files_that_are_read_again_stay_open_until_they_change_or_rest() {
+    let temp = tempfile::tempdir().unwrap();
+    let clock = manual_clock();
+    let cache = open_at(&[temp.path()], &unlimited(), LONG, clock.clone());
+    let id = block(7, 100_000);
+    put(&cache, id);
+    let dir = &cache.dirs[0].dir;
+    assert_eq!(dir.read_at_once(&id, 0..10), None, "not before it was checked");
+    assert_eq!(cache.get(&id, 40_000..40_010).await, Some(pattern(100_000).slice(40_000..40_010)));
+    assert_eq!(dir.read_at_once(&id, 33_000..65_000), Some(pattern(100_000).slice(33_000..65_000)), "of the same piece");
+    assert_eq!(dir.read_at_once(&id, 33_000..66_000), None, "of another one");
+    assert_eq!(whole(&cache, id).await, Some(pattern(100_000)));
+    assert_eq!(dir.read_at_once(&id, 33_000..66_000), Some(pattern(100_000).slice(33_000..66_000)));
+    // It is replaced, as with a number that is given out again.
+    let other: Bytes = pattern(100_000).iter().map(|byte| byte ^ 1).collect();
+    cache.put(&id, &other);
+    cache.flush(LONG);
+    assert_eq!(whole(&cache, id).await, Some(other.clone()));
+    assert_eq!(dir.read_at_once(&id, 0..100_000), Some(other));
+    clock.advance(Duration::from_secs(60));
+    dir.close_idle();
+    assert_eq!(dir.read_at_once(&id, 0..10), None, "closed");
+    // Removed by us, and by somebody else.
+    assert!(whole(&cache, id).await.is_some() && dir.read_at_once(&id, 0..10).is_some());
+    fs::remove_file(raw(temp.path(), id)).unwrap();
+    dir.close_idle();
+    assert_eq!(whole(&cache, id).await, None);
+    put(&cache, id);
+    assert!(whole(&cache, id).await.is_some());
+    cache.remove(&id);
+    cache.flush(LONG);
+    assert_eq!(whole(&cache, id).await, None);
 }
 
 #[tokio::test]
@@ -176,7 +210,10 @@ async fn two_caches_share_a_directory() {
     assert_eq!(two.stats().used_bytes, 2 * (1000 + 4096));
     one.remove(&block(1, 1000));
     one.flush(LONG);
-    assert_eq!(whole(&two, block(1, 1000)).await, None);
+    while whole(&two, block(1, 1000)).await.is_some() {
+        assert!(std::time::Instant::now() < until, "a removed file is closed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     fs::remove_file(raw(temp.path(), block(2, 1000))).unwrap();
     while two.stats().blocks > 0 {
         assert!(std::time::Instant::now() < until, "a scan finds what is gone");

@@ -179,6 +179,7 @@ impl Writer {
     }
 
     fn tick(&mut self, lock: bool) {
+        self.dir.close_idle();
         if !self.dir.allows() {
             return;
         }

@@ -9,6 +9,7 @@ use crate::types::{Attr, Errno, Extent, Ino, SliceRecord, flatten};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Keys asked for at once when the chunk lists of a file are looked for: an answer of some 100 KiB.
 const SCAN_KEYS: u32 = 4096;
@@ -20,6 +21,8 @@ pub struct ChunkView {
     pub records: Vec<SliceRecord>,
     /// The inode, `None` if its record is gone.
     pub attr: Option<Attr>,
+    /// The inode's record as it is stored. Every change of data changes it, so it tells whether the list is still right.
+    pub record: Option<Bytes>,
     /// When a file of this length was deleted under this number, in unix seconds, while its data is not reclaimed.
     pub deleted_at: Option<i64>,
 }
@@ -39,12 +42,23 @@ impl Meta {
         let wanted = if self.is_far() { &queries[..] } else { &queries[..3] };
         let values = self.driver.read("read a chunk", wanted).await?;
         let [Value::List(elements), Value::Bytes(record), Value::Score(deleted_at), ..] = &values[..] else { return Err(Errno::IO) };
-        let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
-        let attr = match record {
-            None => None,
-            Some(bytes) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
-        };
-        Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, deleted_at: *deleted_at })
+        Ok(ChunkView { deleted_at: *deleted_at, ..view_of(elements, record.as_ref())? })
+    }
+
+    /// The first lists of several files in one trip. Those that are gone or damaged are left out.
+    pub async fn first_chunks(&self, files: &[Ino]) -> Result<Vec<(Ino, ChunkView)>, Errno> {
+        let queries: Vec<_> = files.iter().flat_map(|ino| [Query::List(key::chunk(*ino, 0)), Query::Get(key::inode(*ino))]).collect();
+        let values = self.driver.read("read chunks", &queries).await?;
+        let mut views = Vec::with_capacity(files.len());
+        for (ino, pair) in files.iter().zip(values.chunks(2)) {
+            if let [Value::List(elements), Value::Bytes(record)] = pair
+                && let Ok(view) = view_of(elements, record.as_ref())
+                && view.attr.is_some()
+            {
+                views.push((*ino, view));
+            }
+        }
+        Ok(views)
     }
 
     /// The first list of a file as the open, the lock or the read told it that came just before, if this process has committed nothing since.
@@ -54,7 +68,14 @@ impl Meta {
         let values = facts.recall_recent(&[Query::List(key::chunk(ino, 0)), Query::Get(key::inode(ino))])?;
         let [Value::List(elements), Value::Bytes(Some(record))] = &values[..] else { return None };
         let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
-        Some(ChunkView { records: records?, attr: Some(Record::decode(record.clone())?.attr), deleted_at: None })
+        let attr = Some(Record::decode(record.clone())?.attr);
+        Some(ChunkView { records: records?, attr, record: Some(record.clone()), deleted_at: None })
+    }
+
+    /// The inode's record as the store told it within the last second, or as this process has changed it since; and how long ago that was.
+    pub fn recent_record(&self, ino: Ino) -> Option<(Bytes, Duration)> {
+        let (record, age) = self.driver.facts.as_ref()?.recent(&Query::Get(key::inode(ino)))?;
+        Some((record?, age))
     }
 
     /// The same for a handle that may know an old length: who deleted the file marked it with the length it had in the end. Answers the
@@ -129,14 +150,29 @@ impl Meta {
     }
 }
 
+fn view_of(elements: &[Bytes], record: Option<&Bytes>) -> Result<ChunkView, Errno> {
+    let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
+    let attr = match record {
+        None => None,
+        Some(bytes) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
+    };
+    Ok(ChunkView { records: records.ok_or(Errno::IO)?, attr, record: record.cloned(), deleted_at: None })
+}
+
 /// What a reader sees in `range` of a chunk: pieces in order that cover all of it; what no record covers is a hole.
 pub(crate) fn visible(records: &[SliceRecord], range: Range<u32>) -> Vec<Extent> {
+    clipped(&flatten(records), range)
+}
+
+/// The same of a list that is overlaid already.
+pub(crate) fn clipped(overlaid: &[Extent], range: Range<u32>) -> Vec<Extent> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut at = range.start;
-    for extent in flatten(records) {
+    let first = overlaid.partition_point(|extent| extent.pos.saturating_add(extent.len) <= range.start);
+    for extent in overlaid[first..].iter().take_while(|extent| extent.pos < range.end) {
         let (start, end) = (extent.pos.max(range.start), (extent.pos + extent.len).min(range.end));
         if start < end {
-            extents.push(Extent { pos: start, off: extent.off.wrapping_add(start - extent.pos), len: end - start, ..extent });
+            extents.push(Extent { pos: start, off: extent.off.wrapping_add(start - extent.pos), len: end - start, ..*extent });
             at = end;
         }
     }

@@ -1,7 +1,7 @@
 //! Reading and writing together, on real metadata and blocks in memory, against a vector of bytes; and what a reader does about
 //! compaction, deletion and a slow bucket.
 
-use crate::block::{BlockConfig, BlockStore};
+use crate::block::{BlockConfig, BlockStore, Tuning};
 use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
 use crate::chunk::testing::{BLOCK_BYTES, Bench};
@@ -10,16 +10,18 @@ use crate::meta::store::Write;
 use crate::object::ObjectError;
 use crate::object::fault::{Fault, Request};
 use crate::types::{BlockId, CHUNK_BYTES, Caller, Errno, Ino};
-use crate::vfs::reader::{AHEAD_BYTES, Reader, STREAM_BYTES_MIN, Stream};
+use crate::vfs::reader::{Reader, Source, Streams};
 use crate::vfs::writer::{Writers, WritersConfig};
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 struct Volume {
     bench: Bench,
     writers: Arc<Writers>,
     reader: Reader,
+    streams: Arc<Streams>,
 }
 
 impl Volume {
@@ -27,8 +29,8 @@ impl Volume {
         let bench = Bench::new(cache_bytes);
         let (meta, blocks) = (bench.world.meta.clone(), bench.blocks.clone());
         let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes: 4 << 20 });
-        let reader = Reader::new(meta, blocks, bench.chunks.clone(), writers.clone());
-        Volume { bench, writers, reader }
+        let reader = Reader::new(meta, blocks, bench.chunks.clone(), writers.clone(), Duration::from_secs(1));
+        Volume { bench, writers, reader, streams: Arc::default() }
     }
 
     async fn write(&self, ino: Ino, at: u64, data: &[u8]) -> Result<(), Errno> {
@@ -37,7 +39,8 @@ impl Volume {
 
     async fn read(&self, ino: Ino, at: u64, len: u64) -> Result<Vec<u8>, Errno> {
         let length = self.bench.world.find(ino).map_or(10, |attr| attr.length);
-        Ok(self.reader.read(&Caller::root(), ino, length, at..at + len).await?.concat())
+        let source = Source { ino, length, streams: &self.streams };
+        Ok(self.reader.read(&Caller::root(), source, at..at + len).await?.concat())
     }
 }
 
@@ -175,7 +178,7 @@ async fn a_slow_read_can_be_called_off() {
     volume.bench.faults.always(Request::Get, Fault::Hold(Arc::new(tokio::sync::Semaphore::new(0))));
     let caller = Caller::root();
     caller.cancel.cancel();
-    assert_eq!(volume.reader.read(&caller, ino, 1, 0..1).await, Err(Errno::INTR));
+    assert_eq!(volume.reader.read(&caller, Source { ino, length: 1, streams: &volume.streams }, 0..1).await, Err(Errno::INTR));
 }
 
 #[tokio::test]
@@ -195,31 +198,14 @@ async fn blocks_behind_a_sequential_read_are_fetched_ahead() {
         cache: MemoryCache::new(64 << 20),
         disk: None,
         frames: meta.clone(),
-        uploads_max: 1,
-        downloads_max: 8,
+        tuning: Tuning { uploads_max: 1, downloads_max: 8, ..Tuning::default() },
     });
-    let reader = Reader::new(meta.clone(), blocks.clone(), Chunks::new(meta, blocks.clone()), volume.writers.clone());
+    let reader = Reader::new(meta.clone(), blocks.clone(), Chunks::new(meta, blocks.clone()), volume.writers.clone(), Duration::ZERO);
     for at in [0, 128 << 10, 256 << 10] {
-        reader.read(&Caller::root(), ino, 0, at..at + (128 << 10)).await.unwrap();
+        reader.read(&Caller::root(), Source { ino, length: 0, streams: &volume.streams }, at..at + (128 << 10)).await.unwrap();
     }
     let block = BlockId::of(id, size, 3, BLOCK_BYTES).unwrap();
     while blocks.cached(&block).is_none() {
         tokio::task::yield_now().await;
-    }
-}
-
-#[test]
-fn streams_are_recognised_and_random_reads_are_not() {
-    let mut stream = Stream::default();
-    assert_eq!(stream.read(0..STREAM_BYTES_MIN / 2), None);
-    assert_eq!(stream.read(STREAM_BYTES_MIN / 2..STREAM_BYTES_MIN), Some(STREAM_BYTES_MIN..STREAM_BYTES_MIN + AHEAD_BYTES));
-    assert_eq!(stream.read(STREAM_BYTES_MIN..2 * STREAM_BYTES_MIN), None);
-    // The next window is asked for when half of this one is read.
-    let end = STREAM_BYTES_MIN + AHEAD_BYTES;
-    let next = (1..).map(|n| n * STREAM_BYTES_MIN).find_map(|at| stream.read(at..at + STREAM_BYTES_MIN).map(|ahead| (at, ahead)));
-    let (at, ahead) = next.unwrap();
-    assert_eq!((at + STREAM_BYTES_MIN, ahead), (end - AHEAD_BYTES / 2, end..end + AHEAD_BYTES / 2));
-    for at in [100 << 20, 50 << 20, 200 << 20] {
-        assert_eq!(stream.read(at..at + 4096), None);
     }
 }

@@ -86,7 +86,7 @@ impl Writers {
     /// Writers over a volume's metadata and blocks.
     pub fn new(config: WritersConfig) -> Arc<Writers> {
         let frame_bytes_max = if config.meta.journal().is_on() { FRAME_BYTES_MAX } else { 0 };
-        let uploads_max = if config.meta.is_far() { UPLOADS_FAR_MAX } else { UPLOADS_NEAR_MAX };
+        let uploads_max = if config.blocks.on_server() { UPLOADS_FAR_MAX } else { UPLOADS_NEAR_MAX };
         let shape = Shape { block_bytes: config.blocks.block_bytes(), frame_bytes_max, uploads_max };
         let clock = config.meta.clock().clone();
         let backend = Arc::new(Live { meta: config.meta, blocks: config.blocks });

@@ -38,8 +38,8 @@ async fn bench(encryption: Option<Encryption>) -> Bench {
         cache: MemoryCache::new(0),
         disk: None,
         frames: meta.clone(),
-        uploads_max: 1,
-        downloads_max: 1,
+        on_server: false,
+        tuning: Default::default(),
     });
     let chunks = Chunks::new(meta.clone(), blocks);
     let encryption = encryption.map(Arc::new);

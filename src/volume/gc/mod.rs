@@ -19,7 +19,7 @@ use crate::meta::store::redis::Options as RedisOptions;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
 use crate::types::{BlockId, Ino, SliceId};
 use crate::volume::stores::COMMAND_PATIENCE;
-use crate::volume::{CacheOptions, MetaUrl, Stores, Volume, VolumeError, VolumeOptions, gate};
+use crate::volume::{CacheOptions, MetaUrl, Stores, TransferOptions, Volume, VolumeError, VolumeOptions, gate};
 use bins::{Bins, Layout, Note};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +102,7 @@ pub struct GcSummary {
 /// Looks for what is of no use, and deletes it if that is asked for.
 pub async fn gc(url: &MetaUrl, options: GcOptions) -> Result<GcSummary, VolumeError> {
     let changes = options.delete || options.compact;
-    let stores = Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: changes }).await?;
+    let stores = Stores::open_for(url, RedisOptions { patience: Some(COMMAND_PATIENCE), writes: changes }, Duration::ZERO).await?;
     if changes {
         gate::check_writable(&stores.setting).map_err(VolumeError::Refused)?;
     }
@@ -122,6 +122,9 @@ async fn gc_in(stores: Stores, options: GcOptions) -> Result<GcSummary, VolumeEr
     closed.map(|()| summary)
 }
 
+/// Retries of a request before a command fails: some twenty seconds.
+const COMMAND_RETRIES: u32 = 10;
+
 fn volume_options(threads: usize) -> VolumeOptions {
     VolumeOptions {
         read_only: true,
@@ -129,8 +132,13 @@ fn volume_options(threads: usize) -> VolumeOptions {
         atime: AtimeMode::Never,
         buffer_bytes: 64 << 20,
         cache: CacheOptions::default(),
-        uploads_max: threads,
-        downloads_max: threads,
+        transfers: TransferOptions {
+            uploads_max: threads,
+            downloads_max: threads,
+            deletes_max: threads,
+            retries: Some(COMMAND_RETRIES),
+            ..TransferOptions::default()
+        },
         heartbeat: Duration::from_secs(12),
         backup: None,
         journal: false,

@@ -1,0 +1,194 @@
+//! A reader on another host than the writer, against all that the file ever held: requests to the bucket fail, come late or short, and compaction
+//! removes objects while their list is remembered. What is read is one state of the file, not older than a second, nor than what the reader's
+//! kernel was last told.
+
+use crate::block::{BlockConfig, BlockStore, Tuning};
+use crate::cache::MemoryCache;
+use crate::chunk::Chunks;
+use crate::chunk::testing::{BLOCK_BYTES, Bench};
+use crate::env::Clock;
+use crate::meta::Meta;
+use crate::object::ObjectError;
+use crate::object::fault::{Fault, Request};
+use crate::types::{Caller, Errno, Ino};
+use crate::vfs::reader::{Reader, Source, Streams};
+use crate::vfs::writer::{Writers, WritersConfig};
+use bytes::Bytes;
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The file stays below this: some blocks.
+const FILE_BYTES: u64 = 5 * BLOCK_BYTES as u64;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// The other host writes and closes.
+    Write(u64, usize),
+    /// It sets the length.
+    Truncate(u64),
+    /// It compacts, and deletes at once what was replaced.
+    Compact,
+    /// The reader's kernel asks for the attributes.
+    Stat,
+    Read(u64, u64),
+    /// Time passes (milliseconds).
+    Wait(u64),
+    /// One of the next requests to the bucket goes wrong.
+    Fault(u32, Wrong),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Wrong {
+    Late,
+    Cut,
+    Short,
+    /// As if somebody had deleted it just then.
+    Missing,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let at = || 0..FILE_BYTES - 400_000;
+    let wrong = prop_oneof![Just(Wrong::Late), Just(Wrong::Cut), Just(Wrong::Short), Just(Wrong::Missing)];
+    prop_oneof![
+        4 => (at(), prop_oneof![1usize..100, 70_000usize..400_000]).prop_map(|(at, len)| Op::Write(at, len)),
+        1 => (0..FILE_BYTES).prop_map(Op::Truncate),
+        2 => Just(Op::Compact),
+        1 => Just(Op::Stat),
+        8 => (0..FILE_BYTES, prop_oneof![1u64..5000, 100_000u64..1_000_000]).prop_map(|(at, len)| Op::Read(at, len)),
+        2 => (1u64..1500).prop_map(Op::Wait),
+        2 => (0u32..3, wrong).prop_map(|(skip, wrong)| Op::Fault(skip, wrong)),
+    ]
+}
+
+/// A host that reads.
+struct Host {
+    meta: Arc<Meta>,
+    reader: Reader,
+    streams: Arc<Streams>,
+}
+
+impl Host {
+    fn new(bench: &Bench, cache_bytes: u64) -> Host {
+        bench.world.store.far.store(true, Ordering::Relaxed);
+        let meta = bench.world.neighbour();
+        let blocks = BlockStore::new(BlockConfig {
+            objects: bench.faults.clone(),
+            prefix: "vol".into(),
+            hash_prefix: false,
+            block_bytes: BLOCK_BYTES,
+            codec: Default::default(),
+            cache: MemoryCache::new(cache_bytes),
+            disk: None,
+            frames: meta.clone(),
+            tuning: Tuning { prefetches_max: 1, ..Tuning::default() },
+        });
+        let chunks = Chunks::new(meta.clone(), blocks.clone());
+        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes: 4 << 20 });
+        let reader = Reader::new(meta.clone(), blocks, chunks, writers, SECOND);
+        Host { meta, reader, streams: Arc::default() }
+    }
+
+    async fn read(&self, ino: Ino, at: u64, len: u64) -> Result<Vec<u8>, Errno> {
+        let source = Source { ino, length: 0, streams: &self.streams };
+        Ok(self.reader.read(&Caller::root(), source, at..at + len).await?.concat())
+    }
+}
+
+/// All the file has held, and until when.
+struct History(Vec<(Vec<u8>, Duration)>);
+
+impl History {
+    fn now(&self) -> &[u8] {
+        &self.0.last().expect("never empty").0
+    }
+
+    fn change(&mut self, at: Duration, content: Vec<u8>) {
+        self.0.last_mut().expect("never empty").1 = at;
+        self.0.push((content, Duration::MAX));
+    }
+
+    /// The states a read may show: those of the last second, and none before `told`.
+    fn allowed(&self, now: Duration, told: usize) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().skip(told).filter(move |(_, until)| until.saturating_add(SECOND) >= now).map(|(content, _)| &content[..])
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn what_is_read_is_one_recent_state(cache in prop_oneof![Just(0u64), Just(2u64 << 20)], ops in prop::collection::vec(op(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new(0);
+            let (meta, blocks) = (bench.world.meta.clone(), bench.blocks.clone());
+            let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks, buffer_bytes: 4 << 20 });
+            let host = Host::new(&bench, cache);
+            let ino = bench.world.file(0);
+            let mut history = History(vec![(Vec::new(), Duration::MAX)]);
+            // State as of the last stat, and answers to short objects that may still come.
+            let (mut told, mut shorts) = (0, 0);
+            for (n, op) in ops.into_iter().enumerate() {
+                // No two commits happen at once.
+                bench.world.clock.advance(Duration::from_micros(1));
+                let now = bench.world.clock.elapsed();
+                match op {
+                    Op::Write(at, len) => {
+                        let data: Vec<u8> = (0..len).map(|i| (i % 251 + n + 1) as u8).collect();
+                        let mut content = history.now().to_vec();
+                        content.resize(content.len().max(at as usize + len), 0);
+                        content[at as usize..at as usize + len].copy_from_slice(&data);
+                        writers.write(&Caller::root(), ino, at, Bytes::from(data)).await.unwrap();
+                        writers.flush(ino).await.unwrap();
+                        history.change(now, content);
+                    }
+                    Op::Truncate(length) => {
+                        let mut content = history.now().to_vec();
+                        content.resize(length as usize, 0);
+                        meta.truncate(&Caller::root(), ino, length).await.unwrap();
+                        history.change(now, content);
+                    }
+                    Op::Compact => {
+                        // What goes wrong is meant for the reader.
+                        let _ = bench.chunks.compact(ino, 0).await;
+                    }
+                    Op::Stat => {
+                        let attr = host.meta.getattr(ino).await.unwrap();
+                        assert_eq!(attr.length, history.now().len() as u64);
+                        told = history.0.len() - 1;
+                    }
+                    Op::Wait(ms) => bench.world.clock.advance(Duration::from_millis(ms)),
+                    Op::Fault(skip, wrong) => {
+                        let fault = match wrong {
+                            Wrong::Late => Fault::Slow(Duration::from_millis(2)),
+                            Wrong::Cut => Fault::Fail(ObjectError::Retry("cut".into())),
+                            Wrong::Short => {
+                                shorts += 1;
+                                Fault::Short(10)
+                            }
+                            Wrong::Missing => Fault::Fail(ObjectError::Missing),
+                        };
+                        bench.faults.inject(Request::Get, skip, 1, fault);
+                    }
+                    Op::Read(at, len) => match host.read(ino, at, len).await {
+                        Ok(bytes) => {
+                            let part = |content: &[u8]| {
+                                let end = content.len().min((at + len) as usize);
+                                content.get(at as usize..end).unwrap_or_default().to_vec()
+                            };
+                            assert!(history.allowed(now, told).any(|content| part(content) == bytes), "read {at}+{len} in step {n}");
+                        }
+                        // Three objects missing one after the other, or one that is not whole.
+                        Err(errno) => assert!(errno == Errno::IO && shorts > 0, "{errno} in step {n}"),
+                    },
+                }
+            }
+            // All is well again: the bytes as they are.
+            bench.faults.heal();
+            bench.world.clock.advance(2 * SECOND);
+            assert!(host.read(ino, 0, FILE_BYTES).await.unwrap() == history.now());
+        });
+    }
+}
