@@ -137,3 +137,30 @@ async fn who_may_set_one() {
     w.edit(file, |attr| attr.flags = Flags(Flags::IMMUTABLE)).await;
     assert_eq!(set(Caller::root(), AclKind::Access, false).await, Err(Errno::PERM));
 }
+
+#[tokio::test]
+async fn who_asks_beside_the_kernel_is_held_to_the_same_permissions() {
+    use crate::meta::ops::acl::{ENTER, READ, WRITE};
+    let w = world().await;
+    let file = w.make(Ino::ROOT, "f", Kind::File).await;
+    w.edit(file, |attr| (attr.uid, attr.gid, attr.mode) = (1, 2, 0o642)).await;
+    let asker = |uid, gids: &[u32]| crate::types::Asker { uid, gids: gids.into(), ..Default::default() };
+    let allowed = async |uid, gids: &[u32]| {
+        let attr = w.meta.getattr(file).await.unwrap();
+        let mut bits = 0;
+        for want in [READ, WRITE, ENTER] {
+            bits |= w.meta.check_access(&asker(uid, gids), &attr, want).await.map_or(0, |()| want);
+        }
+        bits
+    };
+    // Owner, group, another group of many, others; the first class that matches decides.
+    for (uid, gids, bits) in [(1, &[2][..], 6), (5, &[2], 4), (5, &[7, 2], 4), (5, &[7], 2), (0, &[7], 7)] {
+        assert_eq!(allowed(uid, gids).await, bits, "{uid} {gids:?}");
+    }
+    let rule = Rule { owner: Some(6), group: Some(4), mask: Some(5), other: Some(1), users: vec![(5, 7)], groups: vec![(8, 6), (9, 1)] };
+    w.meta.set_acl(&Caller::root(), file, AclKind::Access, &rule, false).await.unwrap();
+    // The mask limits all but the owner and others; of several groups any may grant.
+    for (uid, gids, bits) in [(1, &[2][..], 6), (5, &[2], 5), (6, &[8], 4), (6, &[9], 1), (6, &[8, 9], 5), (6, &[2], 4), (6, &[7], 1)] {
+        assert_eq!(allowed(uid, gids).await, bits, "{uid} {gids:?}");
+    }
+}
