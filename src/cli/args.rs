@@ -297,9 +297,7 @@ mod tests {
             let normal = run(line).expect(line);
             crate::cli::Cli::try_parse_from(normal.args).expect(line);
         }
-        for (line, what) in [("mount vol /jfs --max-deletes 0", "max-deletes")] {
-            assert!(matches!(run(line), Err(Stop::Wrong(message)) if message.contains(what)), "{line}");
-        }
+        assert!(matches!(run("mount vol /jfs --max-deletes 0"), Err(Stop::Wrong(message)) if message.contains("max-deletes")));
     }
 
     #[test]
