@@ -28,7 +28,7 @@ impl LossesTold {
 
     /// Fails once for what the store has lost since the last call.
     pub fn tell(&self, losses: u64) -> Result<(), Errno> {
-        if self.0.swap(losses, Relaxed) < losses { Err(Errno::IO) } else { Ok(()) }
+        if self.0.fetch_max(losses, Relaxed) < losses { Err(Errno::IO) } else { Ok(()) }
     }
 }
 

@@ -68,10 +68,12 @@ pub(super) fn outdated(backups: &[Backup], now: i64) -> Vec<&Backup> {
         if backup.sec < edge(days) {
             kept = None;
             while backup.sec < edge(days) {
-                days += match days {
-                    ..DAILY_DAYS => 1,
-                    ..WEEKLY_DAYS => 7,
-                    _ => 30,
+                days += if days < DAILY_DAYS {
+                    1
+                } else if days < WEEKLY_DAYS {
+                    7
+                } else {
+                    30
                 };
             }
         }
