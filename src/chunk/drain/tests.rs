@@ -57,8 +57,7 @@ async fn coded_frames_tell_their_size() {
             cache: MemoryCache::new(0),
             disk: None,
             frames: bench.world.meta.clone(),
-            uploads_max: 4,
-            downloads_max: 4,
+            tuning: Default::default(),
         };
         let blocks = BlockStore::new(config(Codec::new(compression, None)));
         let data = bench.pattern(7, 65_536);

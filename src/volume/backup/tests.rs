@@ -38,7 +38,6 @@ async fn bench(encryption: Option<Encryption>) -> Bench {
         cache: MemoryCache::new(0),
         disk: None,
         frames: meta.clone(),
-        on_server: false,
         tuning: Default::default(),
     });
     let chunks = Chunks::new(meta.clone(), blocks);

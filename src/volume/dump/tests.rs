@@ -6,7 +6,7 @@ use super::{DumpOptions, Frames, Loaded, Slices, binary, json, load};
 use crate::meta::store::Store;
 use crate::meta::store::embedded::EmbeddedStore;
 use crate::volume::stores::{load_setting, usage};
-use crate::volume::{MetaUrl, VolumeError};
+use crate::volume::VolumeError;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
