@@ -41,6 +41,8 @@ pub(crate) struct FileHandle {
     pub streams: Arc<Streams>,
     /// Something was written through this handle since its last flush.
     wrote: std::sync::atomic::AtomicBool,
+    /// A write or an fsync was called off, and nothing has been stored through this handle since.
+    called_off: std::sync::atomic::AtomicBool,
 }
 
 impl FileHandle {
@@ -59,6 +61,15 @@ impl FileHandle {
     /// Those that remain, in order; none remain afterwards.
     pub fn take_lock_owners(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.owners())
+    }
+
+    /// Notes whether its user was called off.
+    pub fn set_called_off(&self, called_off: bool) {
+        self.called_off.store(called_off, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn was_called_off(&self) -> bool {
+        self.called_off.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     pub fn set_wrote(&self) {
@@ -109,7 +120,8 @@ impl Handles {
         *count += 1;
         inode.note(attr);
         let (inode, lock_owners) = (inode.clone(), Mutex::default());
-        let handle = FileHandle { inode, writable, append, lock_owners, streams: Arc::default(), wrote: Default::default() };
+        let (wrote, called_off) = Default::default();
+        let handle = FileHandle { inode, writable, append, lock_owners, streams: Arc::default(), wrote, called_off };
         table.add(Handle::File(Arc::new(handle)))
     }
 
