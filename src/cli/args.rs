@@ -253,7 +253,7 @@ mod tests {
             ("--version", Stop::Version),
             ("status vol --nosuch", wrong("unknown option: \"--nosuch\"")),
             ("umount -rf mnt", wrong("unknown option: \"-rf\"")),
-            ("summary vol", wrong("`summary` is not supported by this build")),
+            ("gateway vol", wrong("`gateway` is not supported by this build")),
             ("mount vol mnt -log", Stop::NoValue { option: "-log".into(), command: "mount".into() }),
             ("format vol", Stop::Count { message: "This command requires at least 2 arguments".into(), command: "format".into() }),
         ];

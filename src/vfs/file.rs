@@ -2,6 +2,7 @@
 
 use crate::meta::ops::{NewNode, OpenMode};
 use crate::types::{Attr, Caller, Errno, Ino, Kind, Name};
+use crate::vfs::handle::FileHandle;
 use crate::vfs::names::permissions;
 use crate::vfs::reader::Source;
 use crate::vfs::{Entry, OpenReply, Vfs, inode_errno, write_errno};
@@ -205,7 +206,9 @@ impl Vfs {
             }
         } else {
             offset.checked_add(u64::from(written)).ok_or(Errno::FBIG)?;
-            self.writers.write(caller, ino, offset, data).await.map_err(write_errno)?;
+            let outcome = self.writers.write(caller, ino, offset, data).await;
+            handle.set_called_off(outcome == Err(Errno::INTR));
+            outcome.map_err(write_errno)?;
         }
         handle.set_wrote();
         Ok(written)
@@ -218,7 +221,7 @@ impl Vfs {
         // Even if nothing is locked now: the release of this handle may come late, when the same owner has locked through another.
         handle.remove_lock_owner(lock_owner);
         let locked = self.ever_locked(ino);
-        let flushed = if handle.writable || locked { self.flush_for(caller, ino).await } else { Ok(()) };
+        let flushed = if handle.writable || locked { self.flush_for(caller, &handle, true).await } else { Ok(()) };
         if handle.take_wrote() {
             self.note_written(ino, handle.append).await;
         }
@@ -250,23 +253,27 @@ impl Vfs {
     pub async fn fsync(&self, caller: &Caller, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
-        self.flush_for(caller, ino).await?;
+        self.flush_for(caller, &handle, false).await?;
         self.meta.sync().await?;
         handle.tell_losses(self.losses())
     }
 
     /// Commits what was written, for a caller that may be killed while a bucket is away: then it goes (EINTR), and the data are stored when
-    /// they can be.
-    async fn flush_for(&self, caller: &Caller, ino: Ino) -> Result<(), Errno> {
+    /// they can be. The kernel sends no interruption for the close that ends a killed process, so that goes at once after a call that was called off.
+    async fn flush_for(&self, caller: &Caller, handle: &FileHandle, closes: bool) -> Result<(), Errno> {
         let called_off = async {
-            tokio::time::sleep(FLUSH_INTERRUPT_AFTER).await;
-            caller.cancel.cancelled().await;
+            if !(closes && handle.was_called_off()) {
+                tokio::time::sleep(FLUSH_INTERRUPT_AFTER).await;
+                caller.cancel.cancelled().await;
+            }
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            flushed = self.flush_data(ino) => flushed,
+            flushed = self.flush_data(handle.ino()) => flushed,
             () = called_off => Err(Errno::INTR),
-        }
+        };
+        handle.set_called_off(outcome == Err(Errno::INTR));
+        outcome
     }
 
     /// The last descriptor of a handle is gone. `flock_owner` is set if it may hold the lock of the open file.

@@ -60,6 +60,8 @@ pub(crate) struct FileHandle {
     /// Something was written through this handle since its last flush.
     wrote: std::sync::atomic::AtomicBool,
     losses: LossesTold,
+    /// A write or an fsync was called off, and nothing has been stored through this handle since.
+    called_off: std::sync::atomic::AtomicBool,
 }
 
 impl FileHandle {
@@ -85,6 +87,15 @@ impl FileHandle {
     /// Those that remain, in order; none remain afterwards.
     pub fn take_lock_owners(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.owners())
+    }
+
+    /// Notes whether its user was called off.
+    pub fn set_called_off(&self, called_off: bool) {
+        self.called_off.store(called_off, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn was_called_off(&self) -> bool {
+        self.called_off.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     pub fn set_wrote(&self) {
@@ -144,7 +155,8 @@ impl Handles {
         inode.note(attr);
         let losses = LossesTold::new(inode.losses.0.load(Relaxed));
         let (inode, lock_owners, streams) = (inode.clone(), Mutex::default(), Arc::default());
-        let handle = FileHandle { inode, writable, append, lock_owners, streams, wrote: Default::default(), losses };
+        let (wrote, called_off) = Default::default();
+        let handle = FileHandle { inode, writable, append, lock_owners, streams, wrote, called_off, losses };
         table.add(Handle::File(Arc::new(handle)))
     }
 

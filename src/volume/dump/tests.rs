@@ -5,8 +5,8 @@ use super::fixture::{FIXTURES, file, store};
 use super::{DumpOptions, Frames, Loaded, Slices, binary, json, load};
 use crate::meta::store::Store;
 use crate::meta::store::embedded::EmbeddedStore;
-use crate::volume::stores::{load_setting, usage};
 use crate::volume::VolumeError;
+use crate::volume::stores::{load_setting, usage};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
