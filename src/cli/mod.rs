@@ -107,7 +107,7 @@ enum Command {
     Undelete(undelete::Args),
     /// Restore everything that was deleted in an hour.
     Restore(restore::Args),
-    /// Check that a volume is consistent and complete; changes nothing.
+    /// Check that a volume is consistent and complete; mend directories with `--path` and `--repair`.
     Fsck(fsck::Args),
     /// Find, or delete, objects that nothing names and what waits for deletion; compact chunks.
     Gc(gc::Args),

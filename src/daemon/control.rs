@@ -9,12 +9,13 @@ use crate::daemon::{MountEntry, entries, mountpoint, record};
 use crate::types::{Asker, Cancel, Errno};
 use crate::volume::{Failure, Operator, Progress};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,10 +25,16 @@ use tracing::{debug, warn};
 
 /// Longest request: a thousand paths of 4096 bytes, and what JSON adds.
 const REQUEST_BYTES_MAX: u64 = 8 << 20;
+/// Longest request of another user than root: a few paths. Parsed, it may take thirty times as much memory.
+const OTHERS_REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Longest answer a command takes: the table of the blocks of a large file.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 /// Connections served at once; others wait in the kernel's queue. A command holds one, and works with many requests to the stores by itself.
 const CONNECTIONS_MAX: usize = 32;
+/// Of these, what users other than root may have: root always finds a place.
+const OTHERS_CONNECTIONS_MAX: usize = 24;
+/// And each of them.
+const USER_CONNECTIONS_MAX: usize = 4;
 /// How long a connection may be silent between requests. A command sends at once.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Between two lines of progress.
@@ -75,6 +82,7 @@ impl Control {
 
 async fn accept(listener: UnixListener, operator: Arc<Operator>, end: Cancel) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let users = Users::default();
     let mut serving = JoinSet::new();
     loop {
         let place = places.clone();
@@ -83,9 +91,9 @@ async fn accept(listener: UnixListener, operator: Arc<Operator>, end: Cancel) {
             Some(_) = serving.join_next() => {}
             accepted = async { (place.acquire_owned().await, listener.accept().await) } => match accepted {
                 (Ok(place), Ok((stream, _))) => {
-                    let (operator, end) = (operator.clone(), end.clone());
+                    let (operator, end, users) = (operator.clone(), end.clone(), users.clone());
                     serving.spawn(async move {
-                        if let Err(error) = serve(stream, &operator, &end).await {
+                        if let Err(error) = serve(stream, &operator, &end, &users).await {
                             debug!("a connection of a command ended: {error}");
                         }
                         drop(place);
@@ -103,14 +111,52 @@ async fn accept(listener: UnixListener, operator: Arc<Operator>, end: Cancel) {
     while serving.join_next().await.is_some() {}
 }
 
+/// Connections of users other than root.
+#[derive(Clone, Default)]
+struct Users(Arc<Mutex<HashMap<u32, usize>>>);
+
+/// One connection of a user.
+struct Place<'a> {
+    users: &'a Users,
+    uid: u32,
+}
+
+impl Users {
+    fn enter(&self, uid: u32) -> io::Result<Place<'_>> {
+        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, all) = (users.get(&uid).copied().unwrap_or_default(), users.values().sum::<usize>());
+        if uid != 0 && (own >= USER_CONNECTIONS_MAX || all >= OTHERS_CONNECTIONS_MAX) {
+            return Err(io::Error::other(format!("user {uid} has {own} connections, others have {all} together")));
+        }
+        if uid != 0 {
+            *users.entry(uid).or_default() += 1;
+        }
+        Ok(Place { users: self, uid })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut users = self.users.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = users.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.uid);
+            }
+        }
+    }
+}
+
 /// Request by request, until the other end closes or is silent for too long.
-async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel) -> io::Result<()> {
+async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel, users: &Users) -> io::Result<()> {
     let (uid, gids) = identity(&stream)?;
+    let _place = users.enter(uid)?;
+    let request_bytes_max = if uid == 0 { REQUEST_BYTES_MAX } else { OTHERS_REQUEST_BYTES_MAX };
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        let mut limited = (&mut read).take(REQUEST_BYTES_MAX);
+        let mut limited = (&mut read).take(request_bytes_max);
         let count = tokio::select! {
             () = end.cancelled() => return Ok(()),
             read = tokio::time::timeout(SILENCE_MAX, limited.read_until(b'\n', &mut line)) => read??,
@@ -121,10 +167,14 @@ async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel) -> io
         if line.last() != Some(&b'\n') {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without end"));
         }
-        let asker = Asker { uid, gids: gids.clone(), cancel: Cancel::default() };
-        let progress = Progress::default();
-        let answer = answer(operator, &asker, &line, &progress);
-        tokio::pin!(answer);
+        let (cancel, progress) = (Cancel::default(), Arc::new(Progress::default()));
+        let asker = Asker { uid, gids: gids.clone(), cancel: cancel.clone() };
+        // A task of its own: work on a store that is near may never pause, and the end of the connection must be seen all the same.
+        let mut answers = JoinSet::new();
+        answers.spawn({
+            let (operator, progress) = (operator.clone(), progress.clone());
+            async move { answer(&operator, &asker, &line, &progress).await }
+        });
         let mut tick = tokio::time::interval(PROGRESS_EVERY);
         tick.tick().await;
         let mut told = (0, 0);
@@ -132,13 +182,17 @@ async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel) -> io
         let answer = loop {
             tokio::select! {
                 biased;
-                answer = &mut answer => break answer,
+                answer = answers.join_next() => break match answer {
+                    Some(Ok(answer)) => answer,
+                    // It has panicked, and said so.
+                    _ => json!({ "Errno": libc::EIO, "Message": "the request failed; the log of the mount tells why" }),
+                },
                 // Called off, it comes to its end by itself, between two commits.
-                () = end.cancelled(), if !asker.cancel.is_cancelled() => asker.cancel.cancel(),
+                () = end.cancelled(), if !cancel.is_cancelled() => cancel.cancel(),
                 // Nothing is sent before the answer: whatever comes is the end.
                 _ = read.fill_buf(), if is_there => {
                     is_there = false;
-                    asker.cancel.cancel();
+                    cancel.cancel();
                 }
                 _ = tick.tick(), if is_there => {
                     let now = progress.get();
@@ -146,7 +200,7 @@ async fn serve(stream: UnixStream, operator: &Arc<Operator>, end: &Cancel) -> io
                     // Whoever cannot be told is gone; the request still comes to its end by itself.
                     if now != told && write.write_all(line.as_bytes()).await.is_err() {
                         is_there = false;
-                        asker.cancel.cancel();
+                        cancel.cancel();
                     }
                     told = now;
                 }

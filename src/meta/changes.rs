@@ -15,13 +15,20 @@ const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// When something was said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// The turn of the question; 0 if the store does not tell of changes of it.
+    /// The turn of the question.
     asked: u64,
     /// The turn of the answer.
     arrived: u64,
+    /// The store tells of changes of it, and it is known what commits of ours made of it.
+    is_sure: bool,
 }
 
 impl Stamp {
+    /// What is known by this is not relied on any more.
+    pub fn doubt(&mut self) {
+        self.is_sure = false;
+    }
+
     /// The stamp of an answer that says what was known, and may include a commit of ours that is not taken in yet.
     pub fn seen_again(self, turn: u64) -> Stamp {
         Stamp { arrived: turn, ..self }
@@ -89,20 +96,29 @@ impl Changes {
 
     /// The stamp of an answer to a question that was asked at `asked`. It may be of before or after a commit of ours that was taken in since.
     pub fn stamp(&self, key: &[u8], asked: u64, arrived: u64) -> Stamp {
-        let is_clear = self.by_us[class(key)] <= asked;
-        Stamp { asked: if is_clear { asked } else { 0 }, arrived }
+        Stamp { asked, arrived, is_sure: self.by_us[class(key)] <= asked }
+    }
+
+    /// The stamp of an answer about something whose changes the store does not tell.
+    pub fn unwatched(asked: u64, arrived: u64) -> Stamp {
+        Stamp { asked, arrived, is_sure: false }
     }
 
     /// The stamp of a value that had this one and that a commit of ours, sent at `asked` and taken in at `turn`, changed in part.
     pub fn after_commit(&self, key: &[u8], before: Stamp, asked: u64, turn: u64) -> Stamp {
         // Known before the commit was sent, and not changed by another one of ours: else nobody knows which was the later.
         let in_order = self.by_us[class(key)] <= asked && (before.arrived < asked || before.arrived == turn);
-        Stamp { asked: if in_order { before.asked } else { 0 }, arrived: turn }
+        Stamp { arrived: turn, is_sure: before.is_sure && in_order, ..before }
     }
 
     /// Whether what has this stamp is still so, as far as we have been told.
     pub fn stands(&self, key: &[u8], stamp: Stamp) -> bool {
-        stamp.asked > self.by_others[class(key)] && stamp.asked > self.flushed
+        stamp.is_sure && !self.is_outdated(key, stamp)
+    }
+
+    /// Whether a change of what has this stamp has been told, or may have been missed.
+    pub fn is_outdated(&self, key: &[u8], stamp: Stamp) -> bool {
+        stamp.asked <= self.by_others[class(key)] || stamp.asked <= self.flushed
     }
 }
 

@@ -141,7 +141,11 @@ impl Facts {
         let mut one_answer = None;
         let mut values = Vec::with_capacity(queries.len());
         for query in queries {
-            let fact = memory.facts.get(query).filter(|fact| fact.is_recent(now) && fact.answer != 0)?;
+            let Memory { facts, changes, .. } = &mut *memory;
+            let fact = facts.get(query).filter(|fact| fact.is_recent(now) && fact.answer != 0)?;
+            if changes.is_outdated(key_of_query(query)?, fact.stamp) {
+                return None;
+            }
             if *one_answer.get_or_insert(fact.answer) != fact.answer {
                 return None;
             }
@@ -154,7 +158,11 @@ impl Facts {
     pub fn recent(&self, query: &Query) -> Option<(Option<Bytes>, Duration)> {
         let mut memory = self.memory();
         let now = memory.now;
-        let fact = memory.facts.get(query).filter(|fact| fact.is_recent(now))?;
+        let Memory { facts, changes, .. } = &mut *memory;
+        let fact = facts.get(query).filter(|fact| fact.is_recent(now))?;
+        if changes.is_outdated(key_of_query(query)?, fact.stamp) {
+            return None;
+        }
         match &fact.value {
             Value::Bytes(value) => Some((value.clone(), now.saturating_sub(fact.learned?))),
             _ => None,
@@ -355,7 +363,11 @@ impl Memory {
     }
 
     fn stamp(&self, key: &Key, source: &Source) -> Stamp {
-        if source.is_watched && key::is_of_inode(key) { self.changes.stamp(key, source.asked, source.turn) } else { Stamp::default() }
+        if source.is_watched && key::is_of_inode(key) {
+            self.changes.stamp(key, source.asked, source.turn)
+        } else {
+            Changes::unwatched(source.asked, source.turn)
+        }
     }
 
     fn learn<'a>(&mut self, answers: impl IntoIterator<Item = (&'a Query, &'a Value)>, source: &Source) {
@@ -447,8 +459,10 @@ impl Memory {
         match bytes.get_mut(from..from.saturating_add(len)) {
             Some(range) => {
                 change(range);
-                let stamp =
-                    if source.is_watched { self.changes.after_commit(key, stamp, source.asked, source.turn) } else { Stamp::default() };
+                let mut stamp = self.changes.after_commit(key, stamp, source.asked, source.turn);
+                if !source.is_watched {
+                    stamp.doubt();
+                }
                 // The bytes around it are as old as they were.
                 self.put_as(query, Value::Bytes(Some(bytes.freeze())), learned, 0, stamp);
             }
@@ -461,7 +475,10 @@ impl Memory {
         if let Some((Value::Pairs(mut pairs), stamp)) = self.facts.get(&all).map(|fact| (fact.value.clone(), fact.stamp)) {
             pairs.retain(|(name, _)| name != field);
             pairs.extend(value.clone().map(|value| (field.clone(), value)));
-            let stamp = if source.is_watched { self.changes.after_commit(key, stamp, source.asked, source.turn) } else { Stamp::default() };
+            let mut stamp = self.changes.after_commit(key, stamp, source.asked, source.turn);
+            if !source.is_watched {
+                stamp.doubt();
+            }
             self.put_as(all, Value::Pairs(pairs), Some(self.now), 0, stamp);
         }
         if key::is_dir(key) {
@@ -475,7 +492,7 @@ impl Memory {
         if let Some(fact) = self.facts.get_mut(query)
             && !fact.stamp.is_of(source.turn)
         {
-            fact.stamp = Stamp::default();
+            fact.stamp.doubt();
         }
     }
 

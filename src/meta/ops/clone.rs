@@ -328,13 +328,20 @@ fn forget_step(view: &View, cx: &Cx, ino: Ino) -> Result<Plan<()>, Stop> {
     Ok(Plan::new(guards, writes, ()))
 }
 
-/// A large copy has its bytes: now it gets what else the source has.
-fn dress_step(view: &View, cx: &Cx, how: &Cloning<'_>, pair: &Pair) -> Result<Plan<()>, Stop> {
+/// A large copy has its bytes: now it gets what else the source has, if that has not changed since `before` was read and copying began.
+fn dress_step(view: &View, cx: &Cx, how: &Cloning<'_>, pair: &Pair, before: &Bytes) -> Result<Plan<bool>, Stop> {
     view.want([Query::Get(key::inode(pair.from)), Query::Get(key::inode(pair.to)), Query::HGetAll(key::xattr(pair.from))])?;
     let source = view.record(pair.from)?.ok_or(Errno::NOENT)?;
+    if source.bytes != *before {
+        return Ok(Plan::answer(false));
+    }
     let record = view.record(pair.to)?.ok_or(Errno::NOENT)?;
     let xattrs = view.fields(&key::xattr(pair.from))?.to_vec();
     let attr = Attr { nlink: record.attr.nlink, ..how.attr(cx, &source.attr, record.attr.parent) };
+    // The directories above were asked when it was made and written.
+    if (attr.uid, attr.gid) != (record.attr.uid, record.attr.gid) {
+        quota::check(view, cx, (attr.uid, attr.gid), &[], Usage { space: attr.space(), inodes: 1 })?;
+    }
     let mut guards = vec![
         Guard::Value(key::inode(pair.from), Some(source.bytes.clone())),
         Guard::Value(key::inode(pair.to), Some(record.bytes.clone())),
@@ -346,7 +353,7 @@ fn dress_step(view: &View, cx: &Cx, how: &Cloning<'_>, pair: &Pair) -> Result<Pl
     tally.owner((record.attr.uid, record.attr.gid), -record.attr.space(), -1)?;
     tally.owner((attr.uid, attr.gid), attr.space(), 1)?;
     tally.put(&mut guards, &mut writes);
-    Ok(Plan::new(guards, writes, ()))
+    Ok(Plan::new(guards, writes, true))
 }
 
 /// EINVAL if `dir` is `tree` or below it.
@@ -410,15 +417,15 @@ impl Meta {
     async fn clone_large(&self, dir: Ino, pair: &Pair, how: &Cloning<'_>) -> Result<(), Errno> {
         let root = Caller::root();
         for _ in 0..COPIES_MAX {
-            let before = self.getattr(pair.from).await?;
+            let before = self.source(pair.from).await?;
             let node = NewNode { kind: Kind::File, mode: 0o600, umask: 0, rdev: 0, target: b"" };
             let opened = self.create_unnamed(&root, dir, node).await?;
             let pair = Pair { to: opened.ino, ..pair.clone() };
-            let outcome = self.copy_whole(&pair, &before, how).await;
+            let outcome = self.copy_whole(&pair, before.attr.length, how).await;
             let named = match outcome {
-                Ok(true) => match self.run("clone", &root, |view, cx| dress_step(view, cx, how, &pair)).await {
-                    Ok(()) => self.link(&root, pair.to, dir, &pair.name).await.map(|_| true),
-                    Err(errno) => Err(errno),
+                Ok(true) => match self.run("clone", &root, |view, cx| dress_step(view, cx, how, &pair, &before.bytes)).await {
+                    Ok(true) => self.link(&root, pair.to, dir, &pair.name).await.map(|_| true),
+                    other => other,
                 },
                 other => other,
             };
@@ -426,7 +433,7 @@ impl Meta {
             self.close(pair.to).await?;
             match named {
                 Ok(true) => {
-                    (how.progress)(1, before.length);
+                    (how.progress)(1, before.attr.length);
                     return Ok(());
                 }
                 Ok(false) => {}
@@ -436,19 +443,23 @@ impl Meta {
         Err(Errno::BUSY)
     }
 
-    /// Whether the source stayed as it was while it was copied.
-    async fn copy_whole(&self, pair: &Pair, before: &Attr, how: &Cloning<'_>) -> Result<bool, Errno> {
+    /// The record of what is copied, as the store has it: what others have changed may not have been told yet.
+    async fn source(&self, ino: Ino) -> Result<Record, Errno> {
+        self.answer("clone", &Caller::root(), |view, _| Ok(Plan::answer(view.record(ino)?.ok_or(Errno::NOENT)?))).await
+    }
+
+    /// Copies so many bytes; false if there were not so many any more.
+    async fn copy_whole(&self, pair: &Pair, length: u64, how: &Cloning<'_>) -> Result<bool, Errno> {
         let mut at = 0;
-        while at < before.length {
+        while at < length {
             how.check()?;
-            let (copied, _) = self.copy_range(&Caller::root(), pair.from, at, pair.to, at, before.length - at).await?;
+            let (copied, _) = self.copy_range(&Caller::root(), pair.from, at, pair.to, at, length - at).await?;
             if copied == 0 {
                 return Ok(false);
             }
             at += copied;
         }
-        let after = self.getattr(pair.from).await?;
-        Ok((after.length, after.mtime, after.ctime) == (before.length, before.mtime, before.ctime))
+        Ok(true)
     }
 
     /// Copies what is in `from` into the new directory `to`.

@@ -232,6 +232,7 @@ impl Meta {
         if names.is_empty() {
             return Ok(false);
         }
+        removal.check()?;
         let caller = removal.asker.caller();
         // A file that is open here keeps its data; which are is decided in the commit, and none may be opened until that is done.
         let mut held = Vec::new();

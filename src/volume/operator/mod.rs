@@ -12,6 +12,7 @@ mod warmup;
 use crate::block::BlockStore;
 use crate::chunk::Chunks;
 use crate::meta::Meta;
+use crate::meta::ops::acl::{ENTER, READ};
 use crate::types::{Asker, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
 use crate::vfs::writer::Writers;
@@ -120,14 +121,31 @@ impl Operator {
             // A number says nothing of the way to it.
             Some(_) if !asker.is_root() => return Err(Failure::at("inode numbers are for root", Errno::ACCES)),
             Some(ino) => Ino(ino),
-            None => self.walk(asker, text(request, "Path")?).await?.ino,
+            None => {
+                let path = text(request, "Path")?;
+                let found = self.walk(asker, path).await?;
+                if !asker.is_root() {
+                    let at = |errno| Failure::at(format!("/{path}"), errno);
+                    let want = if found.attr.is_dir() { READ | ENTER } else { READ };
+                    self.meta.check_access(asker, &found.attr, want).await.map_err(at)?;
+                    if switch(request, "Recursive") && found.attr.is_dir() {
+                        return Err(Failure::at("a whole tree is for root; `summary` counts what you may read", Errno::ACCES));
+                    }
+                }
+                found.ino
+            }
         };
         // What was written through this mount is shown, also if nobody has closed it.
         if self.writers.is_dirty(ino) {
             self.writers.flush(ino).await?;
         }
         let described = info::describe(self.meta.store(), &self.meta.setting(), ino, self.root, switch(request, "Recursive")).await;
-        described.map(|described| described.document()).map_err(|error| Failure { errno: Errno::IO, message: error.to_string() })
+        let mut described = described.map_err(|error| Failure { errno: Errno::IO, message: error.to_string() })?;
+        if !asker.is_root() {
+            // Other names may lie where the user may not look.
+            described.paths = vec![format!("/{}", text(request, "Path")?.trim_matches('/'))];
+        }
+        Ok(described.document())
     }
 
     /// The mount ends: what goes on in the background is called off.

@@ -96,7 +96,7 @@ impl Operator {
             // What is covered by later writes is not read by anybody.
             let mut blocks = BTreeSet::new();
             for extent in flatten(&view.records).into_iter().filter(|extent| extent.id != 0 && extent.len > 0) {
-                let last = (extent.off + (extent.len - 1)) / block_bytes;
+                let last = (extent.off.saturating_add(extent.len - 1)) / block_bytes;
                 blocks.extend((extent.off / block_bytes..=last).map(|index| (extent.id, extent.size, index)));
             }
             let blocks = blocks.into_iter().filter_map(|(id, size, index)| BlockId::of(id, size, index, block_bytes));

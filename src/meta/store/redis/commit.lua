@@ -507,6 +507,9 @@ if count > 0 then
   end
 end
 
+-- A server that is out of memory refuses what may need more until a script has written something: the first write must be allowed to fail, or
+-- part of a commit would happen. Later ones are not refused any more.
+local wrote = false
 local replies = {}
 for _, w in ipairs(todo) do
   local name = w[1]
@@ -529,8 +532,10 @@ for _, w in ipairs(todo) do
       n = put_frame(unpack(w, 2))
     elseif name == '-' then
       n = del_frame(unpack(w, 2))
-    else
+    elseif wrote and (name == 'INCRBY' or name == 'HINCRBY') then
       n = try(unpack(w))
+    else
+      n = call(unpack(w))
     end
     if type(n) ~= 'number' then
       n = '?'
@@ -544,6 +549,7 @@ for _, w in ipairs(todo) do
   else
     call(unpack(w))
   end
+  wrote = wrote or name ~= '?'
 end
 replies = table.concat(replies, ',')
 if fence then

@@ -48,7 +48,9 @@ fn of_server(ServerCode { code, detail, kind }: ServerCode) -> Fault {
     if kind == Some(redis::ServerErrorKind::NoScript) {
         return Fault::NoScript;
     }
-    if ["LOADING", "TRYAGAIN", "BUSY", "MASTERDOWN", "NOREPLICAS", "ASK"].contains(&code)
+    // MISCONF: it cannot save to its disk at the moment.
+    if ["LOADING", "TRYAGAIN", "BUSY", "MASTERDOWN", "NOREPLICAS", "ASK", "MISCONF"].contains(&code)
+        || quotes("MISCONF ")
         || detail.contains("max number of clients")
         || quotes("NOREPLICAS ")
         // A key of the slot is on its way to another node.

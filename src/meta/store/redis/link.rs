@@ -183,6 +183,11 @@ impl Link {
         is_told
     }
 
+    /// What was read so far may have changed without our being told.
+    pub fn forget_told(&self) {
+        self.tracking.lost();
+    }
+
     /// What the server's clock shows when something sent now arrives, less what ours shows now.
     pub fn clock_ahead_us(&self) -> i64 {
         self.clock_ahead_us.load(Ordering::Relaxed)

@@ -161,6 +161,8 @@ impl RedisStore {
                     // Somebody removed our hash, or a newer connection has replaced the token. Nothing was done.
                     Answer::Fenced => {
                         lane.void(&pass);
+                        // The database may be another one by now, of whose changes nothing was told.
+                        self.link.forget_told();
                         self.link.pause(&mut patience, Fault::Later("the token of this process was removed".into())).await?;
                     }
                 },
