@@ -2,7 +2,7 @@
 
 use crate::env::Clock;
 use crate::meta::driver::{Basis, Driver, OpenFiles, errno_of};
-use crate::meta::facts::{Facts, Told};
+use crate::meta::facts::{Facts, RecordListener, Told};
 use crate::meta::fence::Fence;
 use crate::meta::ids::Ids;
 use crate::meta::journal::Journal;
@@ -191,8 +191,8 @@ impl Meta {
     }
 
     /// Everything others change from now on, as far as the store tells.
-    pub fn listen(&self) -> Option<tokio::sync::broadcast::Receiver<Told>> {
-        self.driver.facts.as_ref().map(|facts| facts.listen())
+    pub fn listen(&self, listener: std::sync::Weak<dyn RecordListener>) -> Option<tokio::sync::broadcast::Receiver<Told>> {
+        self.driver.facts.as_ref().map(|facts| facts.listen(listener))
     }
 
     /// Makes everything committed so far as durable as the tier says.

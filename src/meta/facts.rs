@@ -18,7 +18,7 @@ use crate::types::Ino;
 use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::sync::broadcast;
 
@@ -59,14 +59,19 @@ pub(crate) struct Facts {
     clock: Arc<dyn Clock>,
     bytes_max: usize,
     told: broadcast::Sender<Told>,
+    listeners: RwLock<Vec<Weak<dyn RecordListener>>>,
     memory: Mutex<Memory>,
 }
 
-/// What others have changed.
+/// Is told at once of records that others have changed: before any answer of the store that came after the change is handed out.
+pub trait RecordListener: Send + Sync {
+    /// Must not wait: the connection to the store waits for it.
+    fn record_changed(&self, ino: Ino);
+}
+
+/// What else others have changed.
 #[derive(Clone, Debug)]
 pub enum Told {
-    /// The record of an inode.
-    Inode(Ino),
     /// Names in a directory; and what was in it before, if that is known.
     Names(Ino, Option<Arc<HashMap<Bytes, Bytes>>>),
 }
@@ -109,7 +114,7 @@ impl Facts {
         let (facts, last) = (LruCache::unbounded(), vec![(0, 0); CLASSES]);
         let (listings, changes) = (Listings::new(), Changes::new());
         let memory = Memory { facts, listings, bytes: 0, bytes_max, now: Duration::ZERO, changes, last };
-        Facts { clock, bytes_max, told: broadcast::channel(TOLD_MAX).0, memory: Mutex::new(memory) }
+        Facts { clock, bytes_max, told: broadcast::channel(TOLD_MAX).0, listeners: RwLock::default(), memory: Mutex::new(memory) }
     }
 
     /// The answers to all of these, or nothing: if one has to be read, the others come along for free.
@@ -179,8 +184,11 @@ impl Facts {
         Asked { facts: self, turn: self.memory().changes.next_turn(), writes, is_watched: store::is_watched(parts) }
     }
 
-    /// Everything others change from now on, as far as it is watched.
-    pub fn listen(&self) -> broadcast::Receiver<Told> {
+    /// Everything others change from now on, as far as it is watched: records are told to `listener`, while it lives.
+    pub fn listen(&self, listener: Weak<dyn RecordListener>) -> broadcast::Receiver<Told> {
+        let mut listeners = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(listener);
         self.told.subscribe()
     }
 
@@ -213,10 +221,14 @@ impl Watcher for Facts {
                 let now = memory.now;
                 Some(Told::Names(ino, memory.listings.changed(&Key::copy_from_slice(key), now).map(Arc::new)))
             }
-            Some(ino) if key.starts_with(b"i") => Some(Told::Inode(ino)),
             _ => None,
         };
         drop(memory);
+        if let Some(ino) = key::inode_of(key).filter(|_| key.starts_with(b"i")) {
+            for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+                listener.record_changed(ino);
+            }
+        }
         if let Some(news) = news {
             // Nobody may be listening.
             let _ = self.told.send(news);

@@ -22,7 +22,7 @@ mod listings;
 mod pacing;
 mod reload;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};
-pub use facts::Told;
+pub use facts::{RecordListener, Told};
 
 #[cfg(test)]
 mod watch_test;

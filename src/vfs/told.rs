@@ -1,6 +1,6 @@
 //! What other clients change is passed on to the kernel of this host, so that it asks anew within milliseconds and not when timeouts end.
 
-use crate::meta::Told;
+use crate::meta::{RecordListener, Told};
 use crate::types::Ino;
 use crate::vfs::Vfs;
 use crate::vfs::handed::Names;
@@ -16,7 +16,6 @@ pub(crate) async fn pass_on(vfs: Weak<Vfs>, mut told: Receiver<Told>) {
         let news = told.recv().await;
         let Some(vfs) = vfs.upgrade() else { return };
         match news {
-            Ok(Told::Inode(ino)) => vfs.kernel().forget_attr(vfs.mount.outward(ino)),
             Ok(Told::Names(dir, before)) => match vfs.handed.take(dir) {
                 Names::These(names) => vfs.forget_names(dir, &names),
                 Names::Many => vfs.forget_differing(dir, before),
@@ -24,6 +23,15 @@ pub(crate) async fn pass_on(vfs: Weak<Vfs>, mut told: Receiver<Told>) {
             Err(RecvError::Lagged(_)) => vfs.kernel().forget_all(),
             Err(RecvError::Closed) => return,
         }
+    }
+}
+
+/// An invalidation makes the kernel throw away the attributes that are on their way to it, and go on with the length it had. One that came
+/// after a lock was granted would make the next program write at an old end: so those of what was changed before are sent before any
+/// answer that came after it.
+impl RecordListener for Vfs {
+    fn record_changed(&self, ino: Ino) {
+        self.kernel().forget_attr(self.mount.outward(ino));
     }
 }
 
@@ -47,7 +55,8 @@ impl Vfs {
 
     /// Begins to pass on what others change.
     pub(crate) fn listen(self: &Arc<Vfs>) {
-        if let Some(told) = self.meta.listen() {
+        let listener: Weak<Vfs> = Arc::downgrade(self);
+        if let Some(told) = self.meta.listen(listener) {
             tokio::spawn(pass_on(Arc::downgrade(self), told));
         }
     }
