@@ -225,9 +225,12 @@ impl Watcher for Facts {
         };
         drop(memory);
         if let Some(ino) = key::inode_of(key).filter(|_| key.starts_with(b"i")) {
-            for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
-                listener.record_changed(ino);
-            }
+            // Not told under the lock: each tells the kernel.
+            let listeners: Vec<_> = {
+                let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
+                listeners.iter().filter_map(Weak::upgrade).collect()
+            };
+            listeners.iter().for_each(|listener| listener.record_changed(ino));
         }
         if let Some(news) = news {
             // Nobody may be listening.

@@ -23,7 +23,7 @@ use crate::meta::key;
 use crate::types::BoxFuture;
 use connect::{Connector, ask};
 use error::Fault;
-use lane::{Lane, Owner};
+use lane::{Lane, Owner, Pass};
 use link::{Link, info_field};
 use redis::Value as Reply;
 use redis::aio::MultiplexedConnection;
@@ -160,9 +160,7 @@ impl RedisStore {
                     }
                     // Somebody removed our hash, or a newer connection has replaced the token. Nothing was done.
                     Answer::Fenced => {
-                        lane.void(&pass);
-                        // The database may be another one by now, of whose changes nothing was told.
-                        self.link.forget_told();
+                        self.void(&lane, &pass);
                         self.link.pause(&mut patience, Fault::Later("the token of this process was removed".into())).await?;
                     }
                 },
@@ -176,6 +174,12 @@ impl RedisStore {
                 }
             }
         }
+    }
+
+    /// The token of a pass is gone. The database may be another one by now, of whose changes nothing was told.
+    fn void(&self, lane: &Lane, pass: &Arc<Pass>) {
+        lane.void(pass);
+        self.link.forget_told();
     }
 
     /// About what the server's clock shows, in milliseconds.
@@ -220,7 +224,7 @@ impl RedisStore {
                 // Nothing may have been asked since the server started anew, or another took its place.
                 let token = script::bytes(ask(conn, redis::cmd("HGET").arg(&pass.hash[..]).arg("token")).await?).map_err(Fault::Store)?;
                 if token.as_ref() != Some(&pass.token) {
-                    lane.void(&pass);
+                    self.void(&lane, &pass);
                     return Err(Fault::Later("the token of this process was removed".into()));
                 }
                 // WAIT counts from the last write of its own connection, and this one comes after everything committed before.

@@ -528,3 +528,21 @@ async fn frames_are_counted_and_leave_a_server_that_is_out_of_memory() {
     assert_eq!(server.cli(&["exists", "_pando:f", "_pando:age", "_pando:bytes"]).trim(), "0");
     assert_eq!(put(3, 10).await, Ok(vec![Value::Int(10)]));
 }
+
+/// A server that is out of memory refuses a commit as a whole, whatever comes after the first write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_takes_no_part_of_a_commit() {
+    let server = RedisServer::with(&[]);
+    let store = open(&server.url(0), MOUNTED).await.unwrap();
+    let before = [Write::RPush(b("l"), vec![b("1")]), Write::HSet(b("turns"), b("f"), b("v")), Write::Set(b("s"), b("old"))];
+    store.commit(&[], &before, &[]).await.unwrap();
+    server.cli(&["config", "set", "maxmemory", "1"]);
+    // The second needs no memory: with it done, the server would take all others.
+    let writes =
+        [Write::RPush(b("l"), vec![b("2")]), Write::HDel(b("turns"), b("f")), Write::Set(b("s"), b("new")), Write::IncrBy(b("n"), 1)];
+    assert!(matches!(store.commit(&[], &writes, &[]).await, Err(StoreError::Full(_))));
+    server.cli(&["config", "set", "maxmemory", "0"]);
+    let queries = [Query::List(b("l")), Query::HGet(b("turns"), b("f")), Query::Get(b("s")), Query::Get(b("n"))];
+    let bytes = |text| Value::Bytes(Some(b(text)));
+    assert_eq!(store.read(&queries).await, Ok(vec![Value::List(vec![b("1")]), bytes("v"), bytes("old"), Value::Bytes(None)]));
+}
