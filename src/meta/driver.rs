@@ -224,8 +224,8 @@ impl Driver {
             errno_of(what, &e)
         })?;
         if let Commit::Done { replies, values } = &commit {
-            self.journal.learn(reads.iter().zip(values));
             self.journal.committed(writes, replies);
+            self.journal.learn(reads.iter().zip(values));
         }
         if let Some(asked) = asked {
             match &commit {

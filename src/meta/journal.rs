@@ -8,13 +8,14 @@ mod peers;
 
 use crate::env::{Clock, Random, SystemRandom};
 use crate::meta::Meta;
-use crate::meta::key;
-use crate::meta::store::{Guard, Query, Value, Write};
+use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::meta::view::{Stop, View};
+use crate::meta::{codec, key};
 use crate::types::{Errno, SliceId};
 use bytes::Bytes;
 use lru::LruCache;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -43,6 +44,8 @@ const EXAMINE_AGAIN: Duration = Duration::from_secs(12);
 const UNSEEN_COUNT_MAX: u64 = 1000;
 /// Slices of which it is known whether they have a frame.
 const TOLD_MAX: usize = 16 << 10;
+/// Lists of which it is known how far their frames are.
+const TOLD_LISTS_MAX: usize = 4 << 10;
 /// Frames kept in memory for the reads that follow on the list that brought them.
 const TOLD_BYTES_MAX: usize = 8 << 20;
 
@@ -94,6 +97,8 @@ struct State {
 struct Told {
     frames: LruCache<SliceId, Option<Bytes>>,
     bytes: usize,
+    /// The newest slice of a list that was told. What stands before it and is not known (somebody else's, or forgotten) is asked for by itself.
+    newest: LruCache<Key, SliceId>,
     /// How often the store had lost something when the first of them was told.
     losses: u64,
 }
@@ -118,7 +123,6 @@ impl Journal {
     /// Of a store on this host, or a server: then it takes nothing before the sessions were examined.
     pub(crate) fn new(clock: Arc<dyn Clock>, far: bool) -> Journal {
         let state = State { bytes_max: BYTES_MAX_UNKNOWN, credit: BYTES_PER_SECOND, ..State::default() };
-        let told = Told { frames: LruCache::unbounded(), bytes: 0, losses: 0 };
         let name = SystemRandom.u64();
         Journal {
             clock,
@@ -127,7 +131,7 @@ impl Journal {
             name,
             state: Mutex::new(state),
             examining: Default::default(),
-            told: Mutex::new(told),
+            told: Mutex::new(Told::new(0)),
             work: Notify::new(),
         }
     }
@@ -268,10 +272,10 @@ impl Journal {
 
     /// Takes in what came with answers of the store.
     pub(crate) fn learn<'a>(&self, answers: impl IntoIterator<Item = (&'a Query, &'a Value)>) {
-        for (_, value) in answers {
-            match value {
-                Value::Frames(frames) => self.told().learn(frames),
-                Value::Kept(kept) => self.note_kept(kept.bytes),
+        for (query, value) in answers {
+            match (query, value) {
+                (Query::Frames { list, .. }, Value::Frames(frames)) => self.told().learn_list(list, frames),
+                (_, Value::Kept(kept)) => self.note_kept(kept.bytes),
                 _ => {}
             }
         }
@@ -284,6 +288,17 @@ impl Journal {
                 self.note_kept(u64::try_from(*bytes).unwrap_or(0));
             }
         }
+        if self.far {
+            self.told().learn_own(writes);
+        }
+    }
+
+    /// Asks for the frames of a list from behind the newest slice that is known.
+    pub(crate) fn frames_behind_known(&self, list: Key) -> Query {
+        let mut told = self.told();
+        let known = told.newest.get(&list).copied();
+        let until = known.filter(|id| told.frames.contains(id)).unwrap_or(0);
+        Query::Frames { list, until }
     }
 
     /// What is known of the frame of a slice: its bytes, or that it has none; `None` if nothing is known.
@@ -295,7 +310,7 @@ impl Journal {
     pub(crate) fn outlive(&self, losses: u64) {
         let mut told = self.told();
         if told.losses != losses {
-            *told = Told { frames: LruCache::unbounded(), bytes: 0, losses };
+            *told = Told::new(losses);
         }
     }
 
@@ -333,6 +348,40 @@ impl State {
 }
 
 impl Told {
+    fn new(losses: u64) -> Told {
+        let lists = NonZeroUsize::new(TOLD_LISTS_MAX).expect("not zero");
+        Told { frames: LruCache::unbounded(), bytes: 0, newest: LruCache::new(lists), losses }
+    }
+
+    /// Takes in the answer to a query for the frames of a list.
+    fn learn_list(&mut self, list: &Key, frames: &[(SliceId, Option<Bytes>)]) {
+        self.learn(frames);
+        if let Some((newest, _)) = frames.first() {
+            self.newest.put(list.clone(), *newest);
+        }
+    }
+
+    /// Takes in the frames this process has committed. Only of these it is known from the writes alone: a record without a frame in its own commit
+    /// may be a copy of one whose frame is still there.
+    fn learn_own(&mut self, writes: &[Write]) {
+        for write in writes {
+            let Write::RPush(list, elements) = write else { continue };
+            let ids: Vec<_> =
+                elements.iter().filter_map(|element| codec::decode_slice(element)).map(|r| r.id).filter(|id| *id != 0).collect();
+            let put = |id: &SliceId| {
+                writes.iter().find_map(|write| match write {
+                    Write::PutFrame(own, frame) if own == id => Some((*id, Some(frame.clone()))),
+                    _ => None,
+                })
+            };
+            let frames: Vec<_> = ids.iter().filter_map(put).collect();
+            self.learn(&frames);
+            if let Some(newest) = ids.last().filter(|_| frames.len() == ids.len()) {
+                self.newest.put(list.clone(), *newest);
+            }
+        }
+    }
+
     fn learn(&mut self, frames: &[(SliceId, Option<Bytes>)]) {
         let size = |frame: &Option<Bytes>| frame.as_ref().map_or(0, Bytes::len);
         for (id, frame) in frames {

@@ -126,6 +126,10 @@ impl Setting {
             return Ok(());
         }
         self.check_secret_algorithm()?;
+        // Encrypted anew it would look changed, and every client would load the format again.
+        if self.switch("KeyEncrypted") && self.secret(field).is_ok_and(|kept| kept == text) {
+            return Ok(());
+        }
         let stored = secret::encrypt(self.uuid(), text)?;
         self.set(field, json!(stored));
         self.set("KeyEncrypted", json!(true));
@@ -361,6 +365,9 @@ mod tests {
         setting.set_secret("SessionToken", "token").unwrap();
         assert!(!String::from_utf8(setting.encode()).unwrap().contains("\"sk\""));
         assert_eq!((setting.secret_key(), setting.session_token()), (Ok("sk".into()), Ok("token".into())));
+        let stored = setting.clone();
+        setting.set_secret("SecretKey", "sk").unwrap();
+        assert_eq!(setting, stored, "the same secret changes nothing");
         let shown = setting.without_secrets();
         assert_eq!((&shown["SecretKey"], &shown["KeyEncrypted"], shown.get("EncryptKey")), (&json!("removed"), &json!(true), None));
         setting.set("SecretKey", json!("removed"));

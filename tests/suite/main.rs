@@ -7,6 +7,7 @@ mod differential;
 mod dump;
 mod faults;
 mod files;
+mod fleet;
 mod gc;
 mod journal;
 mod locks;

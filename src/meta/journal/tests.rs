@@ -213,3 +213,27 @@ fn own_frames_settle_in_any_order() {
     meta.journal().settle(&[1, 3, 99].into());
     assert_eq!(ids(9), [4, 5]);
 }
+
+#[test]
+fn a_lock_brings_the_frames_of_others_only() {
+    let (world, meta, ino) = world();
+    let until = |meta: &Meta| match meta.journal().frames_behind_known(key::chunk(ino, 0)) {
+        Query::Frames { until, .. } => until,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(until(&meta), 0);
+    assert_eq!(write(&world, &meta, ino, 1), Ok(()));
+    assert_eq!((until(&meta), meta.journal().recall(1)), (1, Some(Some(Bytes::from_static(b"frame")))));
+    // A record alone says nothing of a frame: it may be a copy, and then there is one.
+    assert_eq!(ready(meta.write(ino, 0, &[slice(5, 2, 5)], world.now())).map(|_| ()), Ok(()));
+    assert_eq!((until(&meta), meta.journal().recall(2)), (1, None));
+    let other = client(&world);
+    ready(other.examine_sessions()).unwrap();
+    assert_eq!(write(&world, &other, ino, 3), Ok(()));
+    ready(meta.flock(ino, 7, crate::meta::ops::lock::LockKind::Exclusive)).unwrap().unwrap();
+    assert_eq!(until(&meta), 3);
+    assert_eq!((meta.journal().recall(2), meta.journal().recall(3)), (Some(None), Some(Some(Bytes::from_static(b"frame")))));
+    // What was forgotten is brought again.
+    meta.journal().told().frames.pop(&3);
+    assert_eq!(until(&meta), 0);
+}

@@ -36,7 +36,7 @@ impl Meta {
             Query::List(list.clone()),
             Query::Get(key::inode(ino)),
             Query::ZScore(key::DELFILES, key::delfile(ino, length)),
-            Query::Frames(list),
+            Query::Frames { list, until: 0 },
         ];
         // On this host a frame is asked for when it is needed.
         let wanted = if self.is_far() { &queries[..] } else { &queries[..3] };

@@ -34,16 +34,29 @@ impl Meta {
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
         let goes_on = kind != LockKind::Unlock;
-        self.change_lock("flock", ino, key::flock(ino), owner, kind, goes_on, |view, cx| flock_step(view, cx, ino, owner, kind)).await
+        let step = |view: &View, cx: &Cx| flock_step(view, cx, ino, owner, kind, self.brought_by_grant(ino));
+        self.change_lock("flock", ino, key::flock(ino), owner, kind, goes_on, step).await
     }
 
     /// Sets the POSIX lock of an owner on `start..=end`. Otherwise as `flock`.
     pub async fn set_lock(&self, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<Option<Attr>, Errno> {
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
-        let step = |view: &View, cx: &Cx| set_step(view, cx, ino, owner, pid, start, end, kind);
+        let step = |view: &View, cx: &Cx| set_step(view, cx, ino, owner, pid, start, end, kind, self.brought_by_grant(ino));
         let goes_on = kind != LockKind::Unlock || start > 0 || end < LOCK_END_MAX;
         self.change_lock("set lock", ino, key::plock(ino), owner, kind, goes_on, step).await
+    }
+
+    /// The inode and its first list as they are in the moment of a grant: whatever was known of them before may be older than the last holder's
+    /// changes. Frames only behind what is known of the list: who locks a small file often wrote most of it, and looking up sixty frames
+    /// takes the server as long as the exchange.
+    fn brought_by_grant(&self, ino: Ino) -> Vec<Query> {
+        let list = key::chunk(ino, 0);
+        let mut reads = vec![Query::Get(key::inode(ino)), Query::List(list.clone())];
+        if self.is_far() {
+            reads.push(self.journal().frames_behind_known(list));
+        }
+        reads
     }
 
     /// Most files are locked by nobody: that is presumed, and the commit that takes the lock tells if it is wrong. If the owner `goes_on` to hold
@@ -195,16 +208,15 @@ struct Changed {
     excluding: Option<Bytes>,
 }
 
-/// The plan that gives our field of a lock hash a new value, or none. A grant brings the inode and its first list as they are in that moment:
-/// whatever was known of them before may be older than the last holder's changes.
+/// The plan that gives our field of a lock hash a new value, or none. A grant answers `grant`.
 fn store_field(
     cx: &Cx,
-    ino: Ino,
     hash: Key,
     fields: &[(Bytes, Bytes)],
     field: Bytes,
     value: Option<Bytes>,
     excludes: bool,
+    grant: Vec<Query>,
 ) -> Plan<Changed> {
     let registry = key::locked(cx.sid);
     let mut writes = Vec::new();
@@ -212,8 +224,7 @@ fn store_field(
     let excluding = value.clone().filter(|_| excludes);
     match value {
         Some(value) => {
-            let list = key::chunk(ino, 0);
-            reads = vec![Query::Get(key::inode(ino)), Query::List(list.clone()), Query::Frames(list)];
+            reads = grant;
             writes.push(Write::HSet(hash.clone(), field, value));
             // For shared locks, too: what is not listed survives the session for ever.
             writes.push(Write::SAdd(registry, hash.clone()));
@@ -236,7 +247,7 @@ fn store_field(
     Plan { guards: vec![Guard::Fields(hash, fields.to_vec())], writes, reads, while_closed: None, finish: Box::new(finish) }
 }
 
-fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind) -> Result<Plan<Changed>, Stop> {
+fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind, grant: Vec<Query>) -> Result<Plan<Changed>, Stop> {
     require_session(cx)?;
     let (hash, field) = (key::flock(ino), key::lock_field(cx.sid, owner));
     let fields = view.fields(&hash)?;
@@ -244,7 +255,7 @@ fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind) -> Res
     let mut others = fields.iter().filter(|(name, _)| *name != field);
     let value: &'static [u8] = match kind {
         LockKind::Unlock if own.is_none() => return Ok(Plan::answer(Changed { attr: None, excluding: None })),
-        LockKind::Unlock => return Ok(store_field(cx, ino, hash.clone(), fields, field, None, false)),
+        LockKind::Unlock => return Ok(store_field(cx, hash.clone(), fields, field, None, false, grant)),
         LockKind::Shared if others.any(|(_, value)| *value == b"W"[..]) => return Err(Errno::AGAIN.into()),
         LockKind::Exclusive if others.next().is_some() => return Err(Errno::AGAIN.into()),
         LockKind::Shared => b"R",
@@ -255,11 +266,21 @@ fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind) -> Res
         let excluding = excludes.then(|| Bytes::from_static(value));
         return Ok(Plan::answer(Changed { attr: None, excluding }));
     }
-    Ok(store_field(cx, ino, hash.clone(), fields, field, Some(Bytes::from_static(value)), excludes))
+    Ok(store_field(cx, hash.clone(), fields, field, Some(Bytes::from_static(value)), excludes, grant))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the fields of struct flock")]
-fn set_step(view: &View, cx: &Cx, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<Plan<Changed>, Stop> {
+fn set_step(
+    view: &View,
+    cx: &Cx,
+    ino: Ino,
+    owner: u64,
+    pid: u32,
+    start: u64,
+    end: u64,
+    kind: LockKind,
+    grant: Vec<Query>,
+) -> Result<Plan<Changed>, Stop> {
     require_session(cx)?;
     let end = end.min(LOCK_END_MAX);
     if start > end {
@@ -280,7 +301,7 @@ fn set_step(view: &View, cx: &Cx, ino: Ino, owner: u64, pid: u32, start: u64, en
     if merged == own {
         return Ok(Plan::answer(Changed { attr: None, excluding: value.filter(|_| excludes) }));
     }
-    Ok(store_field(cx, ino, hash.clone(), fields, field, value, excludes))
+    Ok(store_field(cx, hash.clone(), fields, field, value, excludes, grant))
 }
 
 fn get_step(view: &View, cx: &Cx, ino: Ino, owner: u64, start: u64, end: u64, kind: LockKind) -> Result<Plan<Option<LockRecord>>, Stop> {

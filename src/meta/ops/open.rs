@@ -138,7 +138,7 @@ impl Meta {
                 if self.is_far() {
                     // Most files have one list, and the first read asks for it, and for what is not an object yet.
                     let list = key::chunk(ino, 0);
-                    view.want([Query::Get(key::inode(ino)), Query::List(list.clone()), Query::Frames(list)])?;
+                    view.want([Query::Get(key::inode(ino)), Query::List(list.clone()), Query::Frames { list, until: 0 }])?;
                 }
                 step(view, ino, mode, is_open)
             })

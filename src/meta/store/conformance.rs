@@ -537,9 +537,11 @@ impl Suite<'_> {
         let elements = vec![record(1, 5), record(2, 70_000), hole, b("no record"), record(3, 64 << 10), record(4, 1)];
         let frames = [Write::PutFrame(2, b("x")), Write::PutFrame(3, half.clone()), Write::PutFrame(4, b("4"))];
         self.write(&[&[Write::RPush(k(), elements)], &frames[..]].concat()).await;
-        let frames = [Query::Frames(k()), Query::Frames(b("nothing"))];
+        let frames = [(k(), 0), (b("nothing"), 0), (k(), 3), (k(), 4), (k(), 77)].map(|(list, until)| Query::Frames { list, until });
         let told = Value::Frames(vec![(4, Some(b("4"))), (3, Some(half.clone())), (1, None)]);
-        assert_eq!(self.store.read(&frames).await, Ok(vec![told.clone(), Value::Frames(Vec::new())]));
+        let nothing = Value::Frames(Vec::new());
+        let new = Value::Frames(vec![(4, Some(b("4")))]);
+        assert_eq!(self.store.read(&frames).await, Ok(vec![told.clone(), nothing.clone(), new, nothing, told.clone()]));
         assert_eq!(self.done(&[], &[Write::Set(b("other"), b("v"))], &frames[..1]).await.1, vec![told]);
         // The answer is bounded, in slices and in bytes.
         let more = (10..10 + FRAMES_LOOKED_AT_MAX as u64).map(|id| record(id, 1)).collect();

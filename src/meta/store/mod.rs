@@ -62,7 +62,12 @@ pub enum Query {
     /// The frame of a small block, if it is kept here → `Value::Bytes`.
     Frame(SliceId),
     /// The frames of the small slices that the newest records of a chunk's list name → `Value::Frames`.
-    Frames(Key),
+    Frames {
+        /// The list.
+        list: Key,
+        /// A slice whose record, and all before it, are not looked at; 0: none.
+        until: SliceId,
+    },
     /// The slices whose frames were put first, as 8 big-endian bytes, and when (milliseconds of the store's clock, 0 if it is not known)
     /// → `Value::Scored`.
     OldestFrames {

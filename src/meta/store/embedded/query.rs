@@ -87,7 +87,7 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> Result<Value, Trouble>
             }
         }),
         Query::Frame(id) => Value::Bytes(frame(conn, *id)?),
-        Query::Frames(key) => Value::Frames(frames(conn, &list(conn, key)?)?),
+        Query::Frames { list: key, until } => Value::Frames(frames(conn, &list(conn, key)?, *until)?),
         Query::OldestFrames { limit } => {
             let ids = rows(conn, "SELECT id FROM frame ORDER BY id LIMIT ?1", [limit], |row| row.get::<_, i64>(0))?;
             Value::Scored(ids.into_iter().map(|id| (Bytes::copy_from_slice(&id.to_be_bytes()), 0)).collect())
@@ -101,10 +101,13 @@ pub(super) fn answer(conn: &Connection, query: &Query) -> Result<Value, Trouble>
     })
 }
 
-/// The frames that the newest elements of a list name.
-fn frames(conn: &Connection, elements: &[Bytes]) -> Result<Vec<(SliceId, Option<Bytes>)>, Trouble> {
+/// The frames that the newest elements of a list name, those behind `until`.
+fn frames(conn: &Connection, elements: &[Bytes], until: SliceId) -> Result<Vec<(SliceId, Option<Bytes>)>, Trouble> {
     let (mut found, mut room) = (Vec::new(), FRAMES_BYTES_MAX);
     for record in elements.iter().rev().take(FRAMES_LOOKED_AT_MAX).filter_map(|element| codec::decode_slice(element)) {
+        if until != 0 && record.id == until {
+            break;
+        }
         if record.id == 0 || record.size > FRAME_BYTES_MAX {
             continue;
         }
@@ -122,5 +125,5 @@ fn list(conn: &Connection, key: &Key) -> Result<Vec<Bytes>, Trouble> {
 
 /// Whether a query is answered by a single statement, so that it needs no transaction to see one state.
 pub(super) fn is_single(query: &Query) -> bool {
-    !matches!(query, Query::Entry { .. } | Query::Frames(_))
+    !matches!(query, Query::Entry { .. } | Query::Frames { .. })
 }

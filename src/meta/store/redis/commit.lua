@@ -89,20 +89,25 @@ local query = {
     end
     return {entry, type(record) == 'string' and record}
   end,
-  -- The newest records of a list that name small slices, and their frames, up to so many bytes.
+  -- The newest records of a list that name small slices, and their frames, up to so many bytes and to a slice that is known already.
   C = function()
-    local records, frames, room, small, out = call('LRANGE', key(), -num(), -1), key(), num(), num(), {}
+    local records, frames, room, small, known, out = call('LRANGE', key(), -num(), -1), key(), num(), num(), nxt(), {}
+    local none = '\0\0\0\0\0\0\0\0'
     for i = #records, 1, -1 do
       local r = records[i]
       local a, b, c, d = string.byte(r, 13, 16)
-      if #r == 24 and string.sub(r, 5, 12) ~= '\0\0\0\0\0\0\0\0' and ((a * 256 + b) * 256 + c) * 256 + d <= small then
-        local frame = try('HGET', frames, string.sub(r, 5, 12))
+      local id = string.sub(r, 5, 12)
+      if id == known and known ~= none then
+        break
+      end
+      if #r == 24 and id ~= none and ((a * 256 + b) * 256 + c) * 256 + d <= small then
+        local frame = try('HGET', frames, id)
         frame = type(frame) == 'string' and frame
         room = room - (frame and #frame or 0)
         if room < 0 then
           break
         end
-        out[#out + 1] = string.sub(r, 5, 12)
+        out[#out + 1] = id
         out[#out + 1] = frame
       end
     end

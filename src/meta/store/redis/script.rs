@@ -243,7 +243,7 @@ impl<'a> Program<'a> {
             Query::ZScore(..) => "Z",
             Query::ZRange { .. } | Query::OldestFrames { .. } => "R",
             Query::Entry { .. } => "E",
-            Query::Frames(_) => "C",
+            Query::Frames { .. } => "C",
             Query::FramesKept => "K",
         });
         self.key(key_of_query(query));
@@ -251,10 +251,10 @@ impl<'a> Program<'a> {
             Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => self.args.push(name.clone()),
             Query::ZRange { max, limit, .. } => self.args.extend([text(max), text(limit)]),
             Query::Frame(id) => self.args.push(frame_field(*id)),
-            Query::Frames(_) => {
+            Query::Frames { until, .. } => {
                 self.args.push(text(FRAMES_LOOKED_AT_MAX));
                 self.key(&key::FRAMES);
-                self.args.extend([text(FRAMES_BYTES_MAX), text(FRAME_BYTES_MAX)]);
+                self.args.extend([text(FRAMES_BYTES_MAX), text(FRAME_BYTES_MAX), frame_field(*until)]);
             }
             Query::OldestFrames { limit } => self.args.extend([Bytes::from_static(b"+inf"), text(limit)]),
             Query::FramesKept => {
@@ -383,7 +383,7 @@ fn key_of_query(query: &Query) -> &Key {
         | Query::SMembers(key)
         | Query::ZScore(key, _)
         | Query::ZRange { key, .. }
-        | Query::Frames(key) => key,
+        | Query::Frames { list: key, .. } => key,
         Query::Entry { dir, .. } => dir,
         Query::Frame(_) | Query::FramesKept => &FRAMES,
         Query::OldestFrames { .. } => &FRAME_AGES,
@@ -458,7 +458,7 @@ pub(super) fn plain(prefix: &[u8], query: &Query) -> Option<Cmd> {
         Query::ZRange { key, .. } => ("ZRANGEBYSCORE", key),
         Query::Frame(_) => ("HGET", &key::FRAMES),
         Query::OldestFrames { .. } => ("ZRANGEBYSCORE", &key::FRAME_AGES),
-        Query::Entry { .. } | Query::Frames(_) | Query::FramesKept => return None,
+        Query::Entry { .. } | Query::Frames { .. } | Query::FramesKept => return None,
     };
     let mut cmd = redis::cmd(name);
     cmd.arg(&prefixed(prefix, key)[..]);
@@ -521,7 +521,7 @@ pub(super) fn value(prefix: &[u8], query: &Query, reply: Reply) -> Result<Value,
             let record = if codec::decode_entry(&entry).is_some() { bytes(record)? } else { None };
             Value::Entry(Some((entry, record)))
         }
-        Query::Frames(_) => Value::Frames(frames(reply)?),
+        Query::Frames { .. } => Value::Frames(frames(reply)?),
         Query::FramesKept => Value::Kept(kept(reply)?),
     })
 }
