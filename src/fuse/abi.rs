@@ -193,8 +193,8 @@ pub(crate) const LK_FLOCK: u32 = 1 << 0;
 pub(crate) mod notify {
     pub(crate) const INVAL_INODE: i32 = 2;
     pub(crate) const INVAL_ENTRY: i32 = 3;
-    /// Makes every cached entry be looked up again; 7.44.
-    pub(crate) const INC_EPOCH: i32 = 8;
+    /// Flag of INVAL_ENTRY: the entry is looked up again, but not thrown away with all that is mounted on it; 7.38.
+    pub(crate) const EXPIRE_ONLY: u32 = 1;
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ fn acl_capabilities() -> InitFlags {
 pub(crate) struct Handshake {
     max_write: u32,
     acl: bool,
+    /// The kernel can let a directory entry expire.
+    expires: Arc<AtomicBool>,
 }
 
 impl Filesystem for Handshake {
@@ -70,6 +72,7 @@ impl Filesystem for Handshake {
             }
             kernel.add_capabilities(acl_capabilities()).map_err(|_| refused("ACL capabilities it offered"))?;
         }
+        self.expires.store(available.contains(InitFlags::FUSE_HAS_EXPIRE_ONLY), Ordering::Relaxed);
         let missing = (InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS) & !available;
         if !missing.is_empty() {
             tracing::warn!(?missing, "locks are local to this host: the kernel cannot hand them on");
@@ -86,13 +89,23 @@ pub(crate) fn write_bytes(wish: u32) -> u32 {
     wish.clamp(MIN_WRITE_BYTES, MAX_WRITE_BYTES) / MIN_WRITE_BYTES * MIN_WRITE_BYTES
 }
 
-/// Mounts and shakes hands. A dead mount in the way is removed first. With the session comes the real path of the mount point, found
-/// before the mount, when looking at it did not yet ask us.
-pub(crate) fn mount(mountpoint: &Path, config: &FuseConfig) -> io::Result<(Session<Handshake>, PathBuf)> {
+/// Mounts and shakes hands. A dead mount in the way is removed first.
+pub(crate) fn mount(mountpoint: &Path, config: &FuseConfig) -> io::Result<Shaken> {
     detach_stale(mountpoint)?;
     let path = mountpoint.canonicalize()?;
-    let session = Session::new(Handshake { max_write: write_bytes(config.max_write), acl: config.acl }, &path, &mount_config(config)?)?;
-    Ok((session, path))
+    let expires = Arc::new(AtomicBool::new(false));
+    let handshake = Handshake { max_write: write_bytes(config.max_write), acl: config.acl, expires: expires.clone() };
+    let session = Session::new(handshake, &path, &mount_config(config)?)?;
+    Ok(Shaken { session, path, expires: expires.load(Ordering::Relaxed) })
+}
+
+/// A mount whose handshake is done.
+pub(crate) struct Shaken {
+    pub session: Session<Handshake>,
+    /// The real path of the mount point, found before the mount, when looking at it did not yet ask us.
+    pub path: PathBuf,
+    /// The kernel can let a directory entry expire.
+    pub expires: bool,
 }
 
 fn mount_config(config: &FuseConfig) -> io::Result<Config> {

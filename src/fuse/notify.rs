@@ -2,7 +2,11 @@
 //!
 //! An attribute-only invalidation takes neither a page lock nor a directory lock in the kernel and is written on the caller's thread. All
 //! others take the lock of the directory, which a request that waits for us may hold: they are written by a thread of their own that nobody
-//! waits for. Its queue is bounded and holds each entry once; when it is full, everything is forgotten instead.
+//! waits for. Its queue is bounded and holds each entry once; what finds no place is believed until its timeout ends.
+//!
+//! Entries are made to expire, never thrown away: with an entry the kernel also takes away whatever is mounted on it, in every namespace, and
+//! homes have mounts in them. For the same reason nothing makes all entries invalid at once (INC_EPOCH), and kernels that cannot let one entry
+//! expire (before 6.2) are told of none.
 
 use crate::fuse::abi::{self, bytes_of};
 use crate::fuse::device::Device;
@@ -13,8 +17,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-/// Entries waiting to be forgotten. Beyond it, looking everything up again is cheaper than telling one by one.
-const ENTRIES_QUEUED_MAX: usize = 4096;
+/// Entries waiting to be forgotten: as many as are remembered of a mount (`vfs/handed.rs`), and about as much memory.
+const ENTRIES_QUEUED_MAX: usize = 65_536;
 
 /// The kernel's cache of one mount.
 pub(crate) struct Notifier {
@@ -24,6 +28,8 @@ pub(crate) struct Notifier {
 
 struct Shared {
     device: Arc<Device>,
+    /// The kernel can let an entry expire.
+    expires: bool,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -31,15 +37,14 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     entries: BTreeSet<(Ino, Box<[u8]>)>,
-    all: bool,
     /// Nothing is sent any more.
     disarmed: bool,
 }
 
 impl Notifier {
-    /// Starts the thread.
-    pub(crate) fn start(device: Arc<Device>) -> io::Result<Notifier> {
-        let shared = Arc::new(Shared { device, queue: Mutex::default(), changed: Condvar::new() });
+    /// Starts the thread. `expires`: the kernel can let an entry expire.
+    pub(crate) fn start(device: Arc<Device>, expires: bool) -> io::Result<Notifier> {
+        let shared = Arc::new(Shared { device, expires, queue: Mutex::default(), changed: Condvar::new() });
         let thread = std::thread::Builder::new().name("fuse-notify".into()).spawn({
             let shared = shared.clone();
             move || shared.run()
@@ -80,66 +85,29 @@ impl KernelCache for Notifier {
     }
 
     fn forget_entry(&self, parent: Ino, name: &[u8]) {
-        self.shared.put(|queue| {
-            if queue.all || queue.entries.len() >= ENTRIES_QUEUED_MAX {
-                queue.forget_all();
-            } else {
-                queue.entries.insert((parent, name.into()));
-            }
-        });
-    }
-
-    fn forget_all(&self) {
-        self.shared.put(Queue::forget_all);
-    }
-}
-
-/// One piece of work.
-enum Next {
-    Entry(Ino, Box<[u8]>),
-    All,
-}
-
-impl Queue {
-    fn forget_all(&mut self) {
-        self.entries.clear();
-        self.all = true;
-    }
-
-    fn next(&mut self) -> Option<Next> {
-        if std::mem::take(&mut self.all) {
-            return Some(Next::All);
+        let mut queue = self.shared.queue();
+        if self.shared.expires && !queue.disarmed && queue.entries.len() < ENTRIES_QUEUED_MAX {
+            queue.entries.insert((parent, name.into()));
+            self.shared.changed.notify_one();
         }
-        self.entries.pop_first().map(|(parent, name)| Next::Entry(parent, name))
     }
 }
 
 impl Shared {
-    fn put(&self, put: impl FnOnce(&mut Queue)) {
-        let mut queue = self.queue();
-        if !queue.disarmed {
-            put(&mut queue);
-            self.changed.notify_one();
-        }
-    }
-
     fn run(&self) {
-        while let Some(next) = self.wait() {
-            match next {
-                Next::Entry(parent, name) => self.forget_entry(parent, &name),
-                Next::All => self.forget_all(),
-            }
+        while let Some((parent, name)) = self.wait() {
+            self.forget_entry(parent, &name);
         }
     }
 
-    /// The next piece of work; `None` once disarmed.
-    fn wait(&self) -> Option<Next> {
+    /// The next entry; `None` once disarmed.
+    fn wait(&self) -> Option<(Ino, Box<[u8]>)> {
         let mut queue = self.queue();
         loop {
             if queue.disarmed {
                 return None;
             }
-            if let Some(next) = queue.next() {
+            if let Some(next) = queue.entries.pop_first() {
                 return Some(next);
             }
             queue = self.changed.wait(queue).expect("nobody panics holding this lock");
@@ -148,14 +116,8 @@ impl Shared {
 
     fn forget_entry(&self, parent: Ino, name: &[u8]) {
         let Ok(namelen) = u32::try_from(name.len()) else { return };
-        let message = abi::NotifyInvalEntryOut { parent: parent.0, namelen, flags: 0 };
+        let message = abi::NotifyInvalEntryOut { parent: parent.0, namelen, flags: abi::notify::EXPIRE_ONLY };
         self.send(abi::notify::INVAL_ENTRY, &[bytes_of(&message), name, &[0]]);
-    }
-
-    /// Every cached entry is looked up again, which brings fresh attributes, too. Attributes of what is open and not looked up again are
-    /// fresh after their timeout. Kernels before 6.16 don't know this message and rely on the timeouts for both.
-    fn forget_all(&self) {
-        self.send(abi::notify::INC_EPOCH, &[]);
     }
 
     fn send(&self, code: i32, pieces: &[&[u8]]) {
@@ -186,9 +148,12 @@ mod tests {
     }
 
     #[test]
-    fn entries_coalesce_and_overflow_into_forgetting_all() {
-        let shared = Shared { device: nowhere(), queue: Mutex::default(), changed: Condvar::new() };
-        let notifier = Notifier { shared: Arc::new(shared), thread: Mutex::new(None) };
+    fn entries_coalesce_and_are_bounded() {
+        let start = |expires| {
+            let shared = Shared { device: nowhere(), expires, queue: Mutex::default(), changed: Condvar::new() };
+            Notifier { shared: Arc::new(shared), thread: Mutex::new(None) }
+        };
+        let notifier = start(true);
         notifier.forget_entry(Ino(1), b"a");
         notifier.forget_entry(Ino(1), b"a");
         notifier.forget_entry(Ino(2), b"a");
@@ -196,18 +161,21 @@ mod tests {
         for i in 0..ENTRIES_QUEUED_MAX {
             notifier.forget_entry(Ino(3), i.to_string().as_bytes());
         }
-        assert!(notifier.shared.queue().all && notifier.shared.queue().entries.is_empty());
-        assert!(matches!(notifier.shared.wait(), Some(Next::All)));
+        assert_eq!(notifier.shared.queue().entries.len(), ENTRIES_QUEUED_MAX);
+        assert_eq!(notifier.shared.wait(), Some((Ino(1), b"a"[..].into())));
         notifier.disarm();
         notifier.forget_entry(Ino(1), b"late");
-        assert!(notifier.shared.wait().is_none() && notifier.shared.queue().entries.is_empty());
+        assert!(notifier.shared.wait().is_none() && notifier.shared.queue().entries.len() < ENTRIES_QUEUED_MAX);
+        let old = start(false);
+        old.forget_entry(Ino(1), b"a");
+        assert!(old.shared.queue().entries.is_empty(), "the kernel would throw away what is mounted there");
     }
 
     #[test]
     fn the_thread_ends_when_disarmed() {
-        let notifier = Notifier::start(nowhere()).unwrap();
+        let notifier = Notifier::start(nowhere(), true).unwrap();
         notifier.forget_attr(Ino(1));
-        notifier.forget_all();
+        notifier.forget_entry(Ino(1), b"a");
         notifier.join();
     }
 }

@@ -5,7 +5,7 @@ use crate::fuse::decode::{Damaged, Operation, Request, decode};
 use crate::fuse::device::{Device, RequestBuffer};
 use crate::fuse::dispatch::{Work, dispatch};
 use crate::fuse::interrupt::Requests;
-use crate::fuse::mount::{self, Handshake, Unmounter};
+use crate::fuse::mount::{self, Handshake, Shaken, Unmounter};
 use crate::fuse::notify::Notifier;
 use crate::fuse::reply::Reply;
 use crate::vfs::{NoKernelCache, Vfs};
@@ -36,12 +36,12 @@ pub struct FuseSession {
 impl FuseSession {
     /// Mounts and shakes hands with the kernel. Requests are answered once `run` is called.
     pub fn mount(vfs: Arc<Vfs>, mountpoint: &Path, config: FuseConfig, runtime: tokio::runtime::Handle) -> io::Result<FuseSession> {
-        let (session, mountpoint) = mount::mount(mountpoint, &config)?;
+        let Shaken { session, path, expires } = mount::mount(mountpoint, &config)?;
         let device = Arc::new(Device::duplicate(&session)?);
         let ended = Arc::new(AtomicBool::new(false));
-        let unmounter = Unmounter::new(mountpoint, ended.clone());
+        let unmounter = Unmounter::new(path, ended.clone());
         let mounted = Mounted { session: Some(session), unmounter, ended };
-        let notifier = Arc::new(Notifier::start(device.clone())?);
+        let notifier = Arc::new(Notifier::start(device.clone(), expires)?);
         vfs.set_kernel_cache(notifier.clone());
         let buffer_bytes = (mount::write_bytes(config.max_write) as usize + HEADER_BYTES_MAX).max(REQUEST_BYTES_MIN);
         let server = Server { vfs, device, requests: Arc::default(), runtime, xattr: config.xattr, acl: config.acl, buffer_bytes };

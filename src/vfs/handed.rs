@@ -72,6 +72,18 @@ impl Handed {
         Names::These(names.into_iter().collect())
     }
 
+    /// What the kernel was told of all directories so far. Names of large ones are believed until the kernel's timeout ends.
+    pub fn take_all(&self) -> Vec<(Ino, Vec<Bytes>)> {
+        let mut all = self.lock();
+        all.names = 0;
+        let dirs = all.dirs.iter_mut().map(|(dir, known)| (*dir, known.names.drain().collect())).collect();
+        let small: Vec<Ino> = all.dirs.iter().filter(|(_, known)| !known.is_many).map(|(dir, _)| *dir).collect();
+        for dir in small {
+            all.dirs.pop(&dir);
+        }
+        dirs
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Dirs> {
         self.0.lock().expect("never poisoned: no code under it panics")
     }
@@ -100,8 +112,15 @@ mod tests {
         assert_eq!(handed.take(Ino(10)), Names::These(Vec::new()));
         let Names::These(names) = handed.take(Ino(2009)) else { panic!("not so many") };
         assert_eq!(names.len(), 50);
-        let all = handed.lock();
-        assert!(all.names + all.dirs.len() <= ALL_NAMES_MAX);
-        assert_eq!(all.names, all.dirs.iter().map(|(_, dir)| dir.names.len()).sum::<usize>());
+        {
+            let all = handed.lock();
+            assert!(all.names + all.dirs.len() <= ALL_NAMES_MAX);
+            assert_eq!(all.names, all.dirs.iter().map(|(_, dir)| dir.names.len()).sum::<usize>());
+        }
+        handed.note(Ino(2008), b"new");
+        let taken = handed.take_all();
+        assert_eq!(taken.iter().find(|(dir, _)| *dir == Ino(2008)).map(|(_, names)| names.len()), Some(51));
+        let none: Vec<_> = handed.take_all().into_iter().filter(|(_, names)| !names.is_empty()).collect();
+        assert_eq!((none, handed.lock().names), (Vec::new(), 0));
     }
 }

@@ -20,7 +20,12 @@ pub(crate) async fn pass_on(vfs: Weak<Vfs>, mut told: Receiver<Told>) {
                 Names::These(names) => vfs.forget_names(dir, &names),
                 Names::Many => vfs.forget_differing(dir, before),
             },
-            Err(RecvError::Lagged(_)) => vfs.kernel().forget_all(),
+            // Which directories were changed is not known.
+            Err(RecvError::Lagged(_)) => {
+                for (dir, names) in vfs.handed.take_all() {
+                    vfs.forget_names(dir, &names);
+                }
+            }
             Err(RecvError::Closed) => return,
         }
     }

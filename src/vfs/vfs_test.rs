@@ -35,7 +35,6 @@ impl KernelCache for Forgotten {
         self.0.lock().unwrap().push(ino);
     }
     fn forget_entry(&self, _parent: Ino, _name: &[u8]) {}
-    fn forget_all(&self) {}
 }
 
 /// Takes at most `room` entries: name, cookie, inode and, with attributes, length.

@@ -3,7 +3,7 @@
 
 use crate::s3_server::{ACCESS_KEY, SECRET_KEY, Server};
 use crate::servers::RedisServer;
-use crate::support::{PANDO, die_with_parent, eventually, is_mounted, run, sh, text};
+use crate::support::{Mount, PANDO, Volume, die_with_parent, eventually, is_mounted, run, sh, text};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -93,7 +93,7 @@ impl Platform {
     /// Runs an agent in mount and process namespaces of its own: what it mounts nobody else sees, and it dies with all it started.
     fn agent(&self, name: &str) -> Child {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", AGENT, "agent", name]);
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-xc", AGENT, "agent", name]);
         let path = format!("{}:{}", self.temp.path().display(), std::env::var("PATH").expect("set"));
         command.env("PATH", path).env("URL", self.url()).env("CACHE", self.path("cache"));
         command.env("HOMES", self.path("homes")).env("RUN", self.path("run"));
@@ -183,4 +183,37 @@ impl Drop for Detached<'_> {
             let _ = Command::new("umount").arg("-l").arg(self.0).status();
         }
     }
+}
+
+/// What is mounted on an entry goes with the entry, if the kernel is told to throw it away.
+#[test]
+fn what_others_change_leaves_mounts_inside_a_mount_alone() {
+    let volume = Volume::served(0);
+    let [home, other] = ["home", "other"].map(|name| volume.mount_at(name, &[]));
+    fs::create_dir(home.join("inside")).expect("made");
+    fs::create_dir(home.join("elsewhere")).expect("made");
+    let inside = Mount::start(
+        &volume.dir(),
+        &home.join("inside"),
+        &["--subdir", "elsewhere", "--cache-dir", &volume.temp.path().join("c").display().to_string()],
+    );
+    fs::write(inside.join("f"), "x").expect("written");
+    let look = |name: &str| fs::metadata(home.join(name));
+    for round in 0..5 {
+        // Known to the kernel as a name that is not there, and as a directory with something mounted on it.
+        let name = format!("from-other-{round}");
+        assert!(look(&name).is_err() && look("inside/f").is_ok());
+        fs::write(other.join(&name), "").expect("written");
+        eventually("the new name is seen", || look(&name).is_ok());
+        assert!(look("inside/f").is_ok(), "in round {round} what was mounted there is gone");
+    }
+    for i in 0..300 {
+        fs::write(other.join(format!("many-{i}")), "").expect("written");
+    }
+    eventually("the last name is seen", || look("many-299").is_ok());
+    assert_eq!(fs::read(inside.join("f")).expect("still mounted"), b"x");
+    inside.unmount();
+    home.unmount();
+    other.unmount();
+    volume.assert_clean();
 }
