@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 const SETTLED: Duration = Duration::from_millis(2500);
 /// Longest wait for the server to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long both clients change the same directories.
-const STORM: Duration = Duration::from_secs(20);
+/// How long both clients change the same directories: quickly, and with `PANDO_SOAK` set.
+const STORM: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(600));
 /// Programs that work through each client in the storm.
 const WORKERS: u64 = 3;
 /// Programs that create files in one directory through this program, beside one through the other client.
@@ -31,6 +31,10 @@ const CREATORS: usize = 16;
 const VIRTUAL: &[&str] = &[".trash", ".accesslog", ".stats", ".config"];
 /// Mount options that both have, as programs that mount JuiceFS give them.
 const MOUNT: &[&str] = &["-d", "--no-usage-report", "--backup-meta", "3600", "--prefetch", "1", "--max-uploads", "20", "--enable-xattr"];
+
+fn storm_length() -> Duration {
+    if std::env::var_os("PANDO_SOAK").is_some() { STORM.1 } else { STORM.0 }
+}
 
 /// Runs all checks.
 pub fn run(root: &Path) -> Result<()> {
@@ -206,7 +210,7 @@ fn storm(mount: &Path, seed: u64) -> Result<Vec<u64>> {
         state ^= state << 17;
         (state >> 11) % n
     };
-    let (end, mut won) = (Instant::now() + STORM, Vec::new());
+    let (end, mut won) = (Instant::now() + storm_length(), Vec::new());
     while Instant::now() < end {
         let mut path = || mount.join(["a", "b"][below(2) as usize]).join(format!("n{}", below(20)));
         let (from, to) = (path(), path());
@@ -233,7 +237,7 @@ fn storm(mount: &Path, seed: u64) -> Result<Vec<u64>> {
 
 /// Creates empty files; how many.
 fn create_many(dir: &Path, creator: usize) -> Result<usize> {
-    let (end, mut created) = (Instant::now() + STORM / 2, 0);
+    let (end, mut created) = (Instant::now() + storm_length() / 2, 0);
     while Instant::now() < end {
         let path = dir.join(format!("{creator}-{created}"));
         OpenOptions::new().write(true).create_new(true).open(&path).with_context(|| path.display().to_string())?;
