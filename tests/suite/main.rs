@@ -8,6 +8,7 @@ mod dump;
 mod faults;
 mod files;
 mod gc;
+mod hostile;
 mod hosts;
 mod journal;
 mod locks;
