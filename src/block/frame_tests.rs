@@ -156,3 +156,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_bytes_upset_the_decoders() {
+    for codec in CODECS.iter() {
+        let blocks = [text(3000), text(1), Bytes::from(vec![0; 5000])];
+        let frames: Vec<Vec<u8>> = blocks.iter().map(|block| codec.encode(block).unwrap().to_vec()).collect();
+        // Unwrapping a key takes a millisecond.
+        let count = if codec.encryption.is_some() { 100 } else { 2000 };
+        crate::env::fuzz::decoder_of(count, &frames, |frame| {
+            for len in [3000, 1, 5000] {
+                if let Ok(block) = codec.decode(Bytes::copy_from_slice(frame), len) {
+                    assert_eq!(block.len() as u32, len);
+                }
+            }
+            if let Ok(len) = codec.block_len(frame, 1 << 20) {
+                assert!(len <= 1 << 20);
+            }
+        });
+    }
+}

@@ -17,7 +17,7 @@ mod transfers;
 pub use compress::Compression;
 pub use encrypt::Encryption;
 pub use frame::Codec;
-pub(crate) use retry::retrying;
+pub(crate) use retry::{delete_all, retrying};
 pub use store::{BlockConfig, BlockStore};
 pub use transfers::{Bandwidth, Tuning};
 

@@ -1,7 +1,7 @@
 //! Trying an object request again while that may help.
 
 use crate::env::{Random, SystemRandom};
-use crate::object::ObjectError;
+use crate::object::{ObjectError, ObjectStore};
 use std::time::Duration;
 use tracing::debug;
 
@@ -40,12 +40,43 @@ where
             }
             result => return result,
         }
-        let pause = pauses_ms[(failures as usize).min(pauses_ms.len() - 1)];
+        pause(pauses_ms, failures).await;
         failures = failures.saturating_add(1);
-        // Half to all of the pause: many requests that failed together do not come back together.
-        let jitter = SystemRandom.u64() % (pause / 2).max(1);
-        tokio::time::sleep(Duration::from_millis(pause - jitter)).await;
     }
+}
+
+/// Removes objects; those whose removal fails are tried again while that may help. Answers for each.
+pub(crate) async fn delete_all(objects: &dyn ObjectStore, keys: &[String]) -> Vec<Result<(), ObjectError>> {
+    delete_all_up_to(RETRIES_DEFAULT, &PAUSES_MS, objects, keys).await
+}
+
+/// The same with so many retries.
+pub(super) async fn delete_all_up_to(
+    retries: u32,
+    pauses_ms: &[u64],
+    objects: &dyn ObjectStore,
+    keys: &[String],
+) -> Vec<Result<(), ObjectError>> {
+    let mut outcomes = objects.delete_all(keys).await;
+    for failures in 0..retries {
+        let again: Vec<usize> = (0..keys.len()).filter(|at| matches!(outcomes[*at], Err(ObjectError::Retry(_)))).collect();
+        let Some(first) = again.first() else { break };
+        debug!(count = again.len(), "trying again to delete {} and others: {:?}", keys[*first], outcomes[*first]);
+        pause(pauses_ms, failures).await;
+        let some: Vec<String> = again.iter().map(|at| keys[*at].clone()).collect();
+        for (at, outcome) in again.into_iter().zip(objects.delete_all(&some).await) {
+            outcomes[at] = outcome;
+        }
+    }
+    outcomes
+}
+
+/// Waits after so many failures.
+async fn pause(pauses_ms: &[u64], failures: u32) {
+    let pause = pauses_ms[(failures as usize).min(pauses_ms.len() - 1)];
+    // Half to all of the pause: many requests that failed together do not come back together.
+    let jitter = SystemRandom.u64() % (pause / 2).max(1);
+    tokio::time::sleep(Duration::from_millis(pause - jitter)).await;
 }
 
 #[cfg(test)]

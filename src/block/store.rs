@@ -4,8 +4,9 @@ use crate::block::flight::Flights;
 use crate::block::transfers::Transfers;
 use crate::block::{BlockError, Codec, Tuning};
 use crate::cache::{DiskCache, MemoryCache};
+use crate::env::join;
 use crate::object::{ObjectError, ObjectStore};
-use crate::types::{BlockId, FRAME_BYTES_MAX, FrameSource, SliceId, block_count};
+use crate::types::{BlockId, BoxFuture, FRAME_BYTES_MAX, FrameSource, SliceId, block_count};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -264,18 +265,31 @@ impl BlockStore {
         });
     }
 
-    /// Removes the objects of a slice that nothing names any more, and what is cached of it.
-    pub async fn delete_slice(&self, id: SliceId, size: u32) -> Result<(), BlockError> {
-        for index in 0..block_count(size, self.config.block_bytes) {
-            let Some(block) = BlockId::of(id, size, index, self.config.block_bytes) else { break };
-            self.config.cache.remove(&block);
-            if let Some(disk) = &self.config.disk {
-                disk.remove(&block);
+    /// Removes the objects of slices that nothing names any more, and what is cached of them. Answers for each.
+    pub async fn delete_slices(&self, slices: &[(SliceId, u32)]) -> Vec<Result<(), BlockError>> {
+        let (mut keys, mut owners) = (Vec::new(), Vec::new());
+        for (at, &(id, size)) in slices.iter().enumerate() {
+            for index in 0..block_count(size, self.config.block_bytes) {
+                let Some(block) = BlockId::of(id, size, index, self.config.block_bytes) else { break };
+                self.config.cache.remove(&block);
+                if let Some(disk) = &self.config.disk {
+                    disk.remove(&block);
+                }
+                keys.push(self.key(&block));
+                owners.push(at);
             }
-            let key = self.key(&block);
-            self.transfers.delete(&key).await.map_err(|e| self.failed("delete", key.clone(), e))?;
         }
-        Ok(())
+        let batches = keys.chunks(self.transfers.deletes_at_once()).map(|keys| -> BoxFuture<'_, Result<_, std::convert::Infallible>> {
+            Box::pin(async move { Ok(self.transfers.delete_all(keys).await) })
+        });
+        let Ok(told) = join(batches.collect(), self.deletes_max().max(1)).await;
+        let mut outcomes = vec![Ok(()); slices.len()];
+        for ((key, at), outcome) in keys.iter().zip(owners).zip(told.into_iter().flatten()) {
+            if let Err(error) = outcome {
+                outcomes[at] = Err(self.failed("delete", key.clone(), error));
+            }
+        }
+        outcomes
     }
 
     /// The object of a block.
@@ -364,7 +378,7 @@ mod tests {
     use crate::cache::{CacheOptions, DiskCacheConfig};
     use crate::object::fault::{Fault, FaultStore, Request};
     use crate::object::memory::MemoryStore;
-    use crate::types::{BoxFuture, Errno};
+    use crate::types::Errno;
     use std::collections::HashMap;
     use std::time::Duration;
 
@@ -502,7 +516,7 @@ mod tests {
             assert_eq!(blocks.fetch(tail).await, Ok(pattern(100_000)));
         }
         assert!(faults.calls(Request::Get) < 40, "{} of 80 reads went to the bucket", faults.calls(Request::Get));
-        blocks.delete_slice(1, BLOCK_BYTES + 100_000).await.unwrap();
+        blocks.delete_slices(&[(1, BLOCK_BYTES + 100_000)]).await[0].clone().unwrap();
         disk.flush(Duration::from_secs(10));
         assert!(memory.objects().is_empty() && !disk.contains(&whole) && !disk.contains(&tail));
         assert!(blocks.fetch(tail).await.is_err(), "nor is a file left");
@@ -605,10 +619,10 @@ mod tests {
             blocks.upload(id, pattern(id.len)).await.unwrap();
         }
         assert_eq!(memory.objects().len(), 3);
-        blocks.delete_slice(3, size).await.unwrap();
+        blocks.delete_slices(&[(3, size)]).await[0].clone().unwrap();
         assert_eq!(memory.objects().len(), 0);
         let first = BlockId::of(3, size, 0, BLOCK_BYTES).unwrap();
         assert!(matches!(blocks.fetch(first).await, Err(BlockError::Missing { .. })), "nor is it cached");
-        blocks.delete_slice(3, size).await.unwrap();
+        blocks.delete_slices(&[(3, size)]).await[0].clone().unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::block::hedge::Hedge;
 use crate::block::limit::Limit;
-use crate::block::retry::{PAUSES_MS, RETRIES_DEFAULT, retrying_up_to};
+use crate::block::retry::{PAUSES_MS, RETRIES_DEFAULT, delete_all_up_to, retrying_up_to};
 use crate::object::{ObjectError, ObjectStore};
 use bytes::Bytes;
 use std::ops::Range;
@@ -151,11 +151,17 @@ impl Transfers {
         self.done(retrying_up_to(self.tuning.retries, self.pauses_ms, "fetch", key, once, |why| self.failing(why)).await)
     }
 
-    /// Removes an object. Nobody waits for it, so it is not tried for ever.
-    pub async fn delete(&self, key: &str) -> Result<(), ObjectError> {
+    /// How many objects are best removed together.
+    pub fn deletes_at_once(&self) -> usize {
+        self.objects.deletes_at_once()
+    }
+
+    /// Removes objects; answers for each. Nobody waits for it, so it is not tried for ever.
+    pub async fn delete_all(&self, keys: &[String]) -> Vec<Result<(), ObjectError>> {
         let _slot = self.deletes.acquire().await.expect("never closed");
-        let retries = Some(self.tuning.retries.unwrap_or(RETRIES_DEFAULT));
-        self.done(retrying_up_to(retries, self.pauses_ms, "delete", key, || self.objects.delete(key), |_| ()).await)
+        let retries = self.tuning.retries.unwrap_or(RETRIES_DEFAULT);
+        let outcomes = delete_all_up_to(retries, self.pauses_ms, self.objects.as_ref(), keys).await;
+        outcomes.into_iter().map(|outcome| self.done(outcome)).collect()
     }
 
     async fn get_once(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes, ObjectError> {
@@ -263,7 +269,7 @@ mod tests {
         assert!(transfers.away.lock().unwrap().is_none());
         // What nobody waits for is given up.
         faults.always(Request::Delete, busy());
-        assert!(transfers.delete("k").await.is_err());
+        assert!(transfers.delete_all(&["k".into()]).await[0].is_err());
     }
 
     #[tokio::test]

@@ -86,8 +86,10 @@ impl Chunks {
 
     /// Removes what was stored of a slice that no record will ever name.
     async fn discard(&self, id: SliceId, len: u32) {
-        if let Err(error) = self.blocks.delete_slice(id, len).await {
-            debug!(id, "objects nobody names are left: {error}");
+        for outcome in self.blocks.delete_slices(&[(id, len)]).await {
+            if let Err(error) = outcome {
+                debug!(id, "objects nobody names are left: {error}");
+            }
         }
     }
 }

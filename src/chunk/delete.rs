@@ -5,13 +5,15 @@
 //! objects go some seconds later, if the change is still there.
 
 use crate::chunk::Chunks;
-use crate::env::join;
-use crate::types::{BoxFuture, Errno, Ino, SliceId};
+use crate::types::{Errno, Ino, SliceId};
 use std::time::Duration;
 
 /// A server that writes its log every second loses up to two of them when it crashes. What was deleted in them is there again then, and its
 /// objects must be, too.
 pub(super) const LOSS_WINDOW: Duration = Duration::from_secs(3);
+
+/// Slices whose objects are named at once: some megabytes of keys, and many requests' worth of them.
+const SLICES_AT_ONCE: usize = 4096;
 
 impl Chunks {
     /// Deletes the data of a file whose inode is gone.
@@ -40,14 +42,14 @@ impl Chunks {
         } else {
             slices.to_vec()
         };
-        let deletions = slices.iter().map(|&(id, size)| -> BoxFuture<'_, Result<_, Errno>> {
-            Box::pin(async move { Ok(((id, size), self.blocks.delete_slice(id, size).await)) })
-        });
-        let outcomes = join(deletions.collect(), self.blocks.deletes_max()).await?;
+        let mut outcomes = Vec::with_capacity(slices.len());
+        for some in slices.chunks(SLICES_AT_ONCE) {
+            outcomes.extend(self.blocks.delete_slices(some).await);
+        }
         // Those whose objects are still there keep their count below zero, and are found again.
-        let deleted: Vec<_> = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).map(|(slice, _)| *slice).collect();
+        let deleted: Vec<_> = slices.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok()).map(|(slice, _)| *slice).collect();
         self.meta.forget_slices(&deleted).await?;
-        outcomes.into_iter().try_for_each(|(_, outcome)| outcome.map_err(|e| e.errno()))
+        outcomes.into_iter().try_for_each(|outcome| outcome.map_err(|e| e.errno()))
     }
 }
 

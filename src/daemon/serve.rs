@@ -3,6 +3,7 @@
 use crate::daemon::control::Control;
 use crate::daemon::{MountError, MountPlan, Record, entries, system};
 use crate::fuse::{FuseConfig, FuseSession, Unmounter};
+use crate::types::STACK_BYTES;
 use crate::volume::{self, Created, Operator, Volume, VolumeError};
 use std::io;
 use std::sync::Arc;
@@ -24,7 +25,12 @@ const LOOP_THREADS: usize = 1;
 /// Serves until the mount ends. `ready` is called once it can be used.
 pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountError> {
     raise_open_files();
-    let runtime = Builder::new_multi_thread().enable_all().thread_name("pando").build().map_err(system("cannot start threads"))?;
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("pando")
+        .thread_stack_size(STACK_BYTES)
+        .build()
+        .map_err(system("cannot start threads"))?;
     // Before the volume is opened: from then on a signal must lead through the orderly end.
     let mut signals = Signals::listen(&runtime).map_err(system("cannot listen for signals"))?;
     let volume = runtime.block_on(open(plan))?;

@@ -1,6 +1,8 @@
 //! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. And running several futures at once.
 
 mod clock;
+#[cfg(test)]
+pub(crate) mod fuzz;
 mod join;
 mod random;
 

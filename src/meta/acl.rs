@@ -302,4 +302,24 @@ mod tests {
         assert_eq!(rule.users, golden().users);
         assert_eq!(Rule { mask: Some(4), users: vec![(1, 2)], ..Rule::default() }.filled(0o751).mode_bits(), 0o741);
     }
+
+    #[test]
+    fn no_bytes_upset_the_decoders() {
+        let rule =
+            Rule { owner: Some(7), group: Some(5), mask: Some(6), other: Some(1), users: vec![(5, 4), (6, 2)], groups: vec![(9, 7)] };
+        let plain = Rule { mask: None, users: Vec::new(), groups: Vec::new(), ..rule.clone() };
+        crate::env::fuzz::decoder(&[rule.encode().into(), plain.encode().into()], |bytes| {
+            if let Some(rule) = Rule::decode(bytes) {
+                assert_eq!(Rule::decode(&rule.encode()), Some(rule));
+            }
+        });
+        crate::env::fuzz::decoder(&[rule.to_wire().into(), plain.to_wire().into(), Vec::new()], |bytes| {
+            if let Some(rule) = Rule::of_wire(bytes) {
+                assert_eq!(Rule::decode(&rule.encode()), Some(rule.clone()));
+                if !bytes.is_empty() {
+                    assert_eq!(Rule::of_wire(&rule.to_wire()), Some(rule));
+                }
+            }
+        });
+    }
 }

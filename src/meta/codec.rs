@@ -258,6 +258,7 @@ pub fn decode_decimal(value: Option<&[u8]>) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::fuzz::decoder;
 
     fn golden() -> Attr {
         Attr {
@@ -345,5 +346,54 @@ mod tests {
         let lock = LockRecord { exclusive: true, pid: 42, start: 0, end: i64::MAX as u64 };
         assert_eq!(hex(&encode_locks(&[lock])), "000000010000002a00000000000000007fffffffffffffff");
         assert_eq!(decode_locks(&encode_locks(&[lock])), Some(vec![lock]));
+    }
+
+    #[test]
+    fn no_bytes_upset_the_decoders() {
+        let acls = Attr { access_acl: 7, default_acl: 8, tier: 2, ..golden() };
+        let mut records: Vec<Vec<u8>> =
+            [golden(), acls.clone(), Attr { kind: Kind::Dir, tier: 1, ..golden() }].iter().map(|attr| encode_attr(attr).to_vec()).collect();
+        records.push([&encode_attr(&acls)[..], b"of later clients"].concat());
+        records.push(records[0][..PARENT_AT as usize].to_vec());
+        decoder(&records, |bytes| {
+            let Some(record) = Record::decode(Bytes::copy_from_slice(bytes)) else { return };
+            assert_eq!(decode_attr(&encode_attr(&record.attr)), Some(record.attr.clone()));
+            assert_eq!(decode_attr(&record.rewrite(&record.attr)), Some(record.attr.clone()));
+            let changed = Attr { nlink: 77, length: 5, ..record.attr.clone() };
+            assert_eq!(decode_attr(&record.rewrite(&changed)), Some(changed));
+        });
+        decoder(&[encode_entry(Kind::Dir, Ino(7)).into(), encode_entry(Kind::File, Ino(u64::MAX)).into()], |bytes| {
+            if let Some((kind, ino)) = decode_entry(bytes) {
+                assert_eq!(encode_entry(kind, ino), bytes);
+            }
+        });
+        let slice = SliceRecord { pos: 4096, id: 5, size: 65536, off: 16, len: 1024 };
+        decoder(&[encode_slice(&slice).into(), encode_slice(&SliceRecord { id: 0, ..slice }).into()], |bytes| {
+            if let Some(slice) = decode_slice(bytes) {
+                assert_eq!(encode_slice(&slice), bytes);
+                assert!(u64::from(slice.pos) + u64::from(slice.len) <= crate::types::CHUNK_BYTES);
+            }
+        });
+        decoder(&[encode_slices([(1, 2), (3, 4)]).into(), Vec::new()], |bytes| {
+            if let Some(slices) = decode_slices(bytes) {
+                assert_eq!(encode_slices(slices), bytes);
+            }
+        });
+        decoder(&[encode_quota(1 << 40, -1).into()], |bytes| {
+            if let Some((space, inodes)) = decode_quota(bytes) {
+                assert_eq!(encode_quota(space, inodes), bytes);
+            }
+        });
+        let lock = LockRecord { exclusive: true, pid: 42, start: 0, end: i64::MAX as u64 };
+        decoder(&[encode_locks(&[lock, LockRecord { exclusive: false, ..lock }]).into()], |bytes| {
+            if let Some(locks) = decode_locks(bytes) {
+                assert_eq!(encode_locks(&locks), bytes);
+            }
+        });
+        decoder(&[b"123".to_vec(), b"-9223372036854775808".to_vec()], |bytes| {
+            if let Some(number) = decode_decimal(Some(bytes)) {
+                assert_eq!(decode_decimal(Some(number.to_string().as_bytes())), Some(number));
+            }
+        });
     }
 }

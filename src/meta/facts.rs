@@ -305,7 +305,7 @@ impl Asked<'_> {
         for (at, write) in writes.iter().enumerate() {
             memory.apply(write, replies.get(at), reads, &source);
         }
-        for key in writes.iter().filter_map(key_of) {
+        for key in writes.iter().map(Write::key) {
             memory.overlaps(key, &source);
             memory.changes.committed(key, source.turn);
             if !self.is_watched && key::is_of_inode(key) {
@@ -327,7 +327,7 @@ impl Drop for Asked<'_> {
             return;
         }
         let mut memory = self.facts.memory();
-        for key in self.writes.iter().filter_map(key_of).filter(|key| key::is_of_inode(key)) {
+        for key in self.writes.iter().map(Write::key).filter(|key| key::is_of_inode(key)) {
             memory.changes.changed(key);
         }
     }
@@ -570,30 +570,7 @@ impl Memory {
 
 /// The key whose value a query asks for, if it is of a kind that is kept.
 fn key_of_query(query: &Query) -> Option<&Key> {
-    match query {
-        Query::Get(key) | Query::HGetAll(key) | Query::List(key) | Query::HGet(key, _) => Some(key),
-        _ => None,
-    }
-}
-
-/// The key a write changes, if it may be of a kind that is kept.
-fn key_of(write: &Write) -> Option<&Key> {
-    match write {
-        Write::Set(key, _)
-        | Write::Patch { key, .. }
-        | Write::AddU32 { key, .. }
-        | Write::Del(key)
-        | Write::IncrBy(key, _)
-        | Write::HSet(key, ..)
-        | Write::HDel(key, _)
-        | Write::HIncrBy(key, ..)
-        | Write::HIncrIfPresent(key, ..)
-        | Write::RPush(key, _)
-        | Write::RPushX(key, _)
-        | Write::LPush(key, _)
-        | Write::LTrim(key, _) => Some(key),
-        Write::SAdd(..) | Write::SRem(..) | Write::ZAdd(..) | Write::ZRem(..) | Write::PutFrame(..) | Write::DelFrame(..) => None,
-    }
+    matches!(query, Query::Get(_) | Query::HGetAll(_) | Query::List(_) | Query::HGet(..)).then(|| query.key())
 }
 
 fn bytes_of_query(query: &Query) -> usize {

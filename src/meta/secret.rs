@@ -69,4 +69,16 @@ mod tests {
             assert!(decrypt(uuid, stored).unwrap_err().contains("damaged or belongs to another volume"));
         }
     }
+
+    #[test]
+    fn no_text_upsets_the_decoder() {
+        let stored = sealed(UUID, "secret", [0; NONCE_LEN]).unwrap();
+        crate::env::fuzz::decoder(&[stored.clone().into_bytes(), b"removed".to_vec()], |bytes| {
+            if let Ok(text) = std::str::from_utf8(bytes)
+                && let Ok(secret) = decrypt(UUID, text)
+            {
+                assert_eq!(secret, "secret", "{text}");
+            }
+        });
+    }
 }

@@ -402,4 +402,16 @@ mod tests {
             assert!(Setting::parse(damage.as_bytes()).expect_err("refused").contains(what));
         }
     }
+
+    #[test]
+    fn no_bytes_upset_the_decoder() {
+        let mut setting = Setting::new("vol", "3b241101-e2bb-4255-8caf-4136c566a962", "s3", "http://h:9000/<b>&", 4096);
+        let plain = setting.encode();
+        setting.set_secret("SecretKey", "hush").expect("sealed");
+        crate::env::fuzz::decoder(&[plain, setting.encode()], |bytes| {
+            let Ok(setting) = Setting::parse(bytes) else { return };
+            assert_eq!(Setting::parse(&setting.encode()), Ok(setting.clone()));
+            let _ = (setting.block_bytes(), setting.compression(), setting.is_encrypted(), setting.encrypt_key(), setting.name());
+        });
+    }
 }

@@ -88,6 +88,22 @@ pub trait ObjectStore: Send + Sync {
     /// Removes the object; a missing one is no error.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), ObjectError>>;
 
+    /// How many objects `delete_all` removes by one request; 1 where it is no better than `delete`.
+    fn deletes_at_once(&self) -> usize {
+        1
+    }
+
+    /// Removes objects; answers for each. Others may be removed although some could not be.
+    fn delete_all<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Vec<Result<(), ObjectError>>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(keys.len());
+            for key in keys {
+                outcomes.push(self.delete(key).await);
+            }
+            outcomes
+        })
+    }
+
     /// Objects whose key begins with `prefix` and sorts after `after`, in key order, at most `limit`.
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<ObjectMeta>, ObjectError>>;
 

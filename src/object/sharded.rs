@@ -22,8 +22,12 @@ impl ShardedStore {
         ShardedStore { shards }
     }
 
+    fn place(&self, key: &str) -> usize {
+        fnv1a(key.as_bytes()) as usize % self.shards.len()
+    }
+
     fn shard(&self, key: &str) -> &dyn ObjectStore {
-        self.shards[fnv1a(key.as_bytes()) as usize % self.shards.len()].as_ref()
+        self.shards[self.place(key)].as_ref()
     }
 }
 
@@ -51,6 +55,27 @@ impl ObjectStore for ShardedStore {
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), ObjectError>> {
         self.shard(key).delete(key)
+    }
+
+    fn deletes_at_once(&self) -> usize {
+        self.shards.iter().map(|shard| shard.deletes_at_once()).min().unwrap_or(1)
+    }
+
+    fn delete_all<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Vec<Result<(), ObjectError>>> {
+        Box::pin(async move {
+            let mut outcomes = vec![Ok(()); keys.len()];
+            for at in 0..self.shards.len() {
+                let here: Vec<usize> = (0..keys.len()).filter(|key| self.place(&keys[*key]) == at).collect();
+                if here.is_empty() {
+                    continue;
+                }
+                let theirs: Vec<String> = here.iter().map(|key| keys[*key].clone()).collect();
+                for (key, outcome) in here.into_iter().zip(self.shards[at].delete_all(&theirs).await) {
+                    outcomes[key] = outcome;
+                }
+            }
+            outcomes
+        })
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<ObjectMeta>, ObjectError>> {

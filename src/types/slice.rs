@@ -140,4 +140,15 @@ mod tests {
         assert_eq!(parts[2], ChunkPart { index: 2, pos: 0, len: 5 });
         assert_eq!(chunk_parts(7..7).count(), 0);
     }
+
+    #[test]
+    fn no_name_upsets_the_parser() {
+        crate::env::fuzz::decoder(&[b"1_0_4194304".to_vec(), b"18446744073709551615_15_1".to_vec()], |bytes| {
+            let Some(block) = std::str::from_utf8(bytes).ok().and_then(BlockId::parse) else { return };
+            for hash_prefix in [false, true] {
+                let key = block.key(hash_prefix);
+                assert_eq!(BlockId::parse(key.rsplit('/').next().expect("a name")), Some(block));
+            }
+        });
+    }
 }

@@ -152,4 +152,11 @@ mod tests {
             assert_eq!(parse_rfc3339(text), sec, "{text}");
         }
     }
+
+    #[test]
+    fn no_text_upsets_the_parser() {
+        crate::env::fuzz::decoder(&[b"2024-02-29T23:59:59.123456+01:00".to_vec(), b"1970-01-01T00:00:00Z".to_vec()], |bytes| {
+            let _ = std::str::from_utf8(bytes).ok().and_then(parse_rfc3339);
+        });
+    }
 }

@@ -254,6 +254,10 @@ impl Vfs {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;
         self.flush_for(caller, &handle, false).await?;
+        if self.meta.is_lock_lost(ino) {
+            // Told before; whoever asks again must not believe that it has come right.
+            return Err(Errno::IO);
+        }
         self.meta.sync().await?;
         handle.tell_losses(self.losses())
     }

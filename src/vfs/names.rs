@@ -5,6 +5,7 @@ use crate::meta::ops::{NewNode, RenameFlags};
 use crate::types::{Caller, Errno, Ino, Kind, Name};
 use crate::vfs::{Entry, Vfs, inode_errno};
 use bytes::Bytes;
+use tracing::error;
 
 /// Longest target of a symbolic link: one byte less than a path, as Linux has it.
 const TARGET_BYTES_MAX: usize = 4095;
@@ -82,6 +83,11 @@ impl Vfs {
         let ino = self.mount.inward(ino);
         let target = self.meta.readlink(ino).await.map_err(inode_errno)?;
         self.touch_atime(ino).await;
+        // More than the format has and the kernel takes.
+        if target.len() > TARGET_BYTES_MAX {
+            error!(%ino, "the target of a symlink has {} bytes", target.len());
+            return Err(Errno::IO);
+        }
         Ok(target)
     }
 

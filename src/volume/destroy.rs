@@ -1,6 +1,6 @@
 //! `destroy`: a volume with all its objects and all its metadata, for good (cli §4.4).
 
-use crate::block::retrying;
+use crate::block::{delete_all, retrying};
 use crate::env::SystemClock;
 use crate::meta::ops::session::SessionEntry;
 use crate::meta::setting::Setting;
@@ -110,15 +110,15 @@ impl Doomed {
         loop {
             let page = retrying("list objects", &prefix, || objects.list(&prefix, &after, PAGE)).await;
             let page = page.map_err(|e| why("cannot list the objects", e))?;
-            for object in &page {
+            for some in page.chunks(objects.deletes_at_once()) {
                 while running.len() >= DELETES_MAX
                     && let Some(outcome) = running.join_next().await
                 {
                     done(outcome)?;
                 }
-                let (objects, key) = (Arc::clone(objects), object.key.clone());
-                running.spawn(async move { retrying("delete", &key, || objects.delete(&key)).await });
-                deleted += 1;
+                let (objects, keys) = (Arc::clone(objects), some.iter().map(|object| object.key.clone()).collect::<Vec<_>>());
+                deleted += keys.len() as u64;
+                running.spawn(async move { delete_all(objects.as_ref(), &keys).await.into_iter().collect() });
             }
             match page.last() {
                 Some(last) if page.len() == PAGE => after.clone_from(&last.key),

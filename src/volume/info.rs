@@ -129,9 +129,9 @@ impl Description {
             self.files += 1;
         }
         if attr.kind == Kind::File {
-            self.length += attr.length;
+            self.length = self.length.saturating_add(attr.length);
         }
-        self.size += u64::try_from(attr.space()).unwrap_or(0);
+        self.size = self.size.saturating_add(u64::try_from(attr.space()).unwrap_or(0));
     }
 }
 

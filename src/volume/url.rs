@@ -87,4 +87,23 @@ mod tests {
             assert!(error.contains(what), "{error}");
         }
     }
+
+    #[test]
+    fn no_text_upsets_the_parser() {
+        let texts = [
+            "redis://user:p%40ss@[::1]:6379/5?read-timeout=1m30s&fsync-replicas=2&db=3",
+            "rediss://m,s1:1,s2:26379/1?tls-ca-cert-file=/ca&insecure-skip-verify=1",
+            "redis://:secret@h1:1,h2:2,h3:3/2",
+            "unix://u:p@/run/redis.sock?db=4",
+            "host",
+            "/a/directory",
+        ];
+        crate::env::fuzz::decoder(&texts.map(|text| text.as_bytes().to_vec()), |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            match MetaUrl::parse(&text) {
+                Ok(url) => drop(url.without_password()),
+                Err(error) => assert!(!error.is_empty()),
+            }
+        });
+    }
 }

@@ -9,6 +9,8 @@ mod faults;
 mod files;
 mod fleet;
 mod gc;
+mod hostile;
+mod hosts;
 mod journal;
 mod locks;
 mod operator;

@@ -1,10 +1,14 @@
 //! POSIX by the two suites everybody trusts: pjdfstest and fsx.
 
-use crate::support::{Dice, Volume, run, seed, size, text, tool};
+use crate::support::{Dice, PANDO, Volume, run, seed, size, text, tool};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Cases the suite skips here, one a line with the reason.
 const SKIPPED: &str = include_str!("../pjdfstest-skipped.txt");
@@ -61,15 +65,49 @@ fn check_posix(volume: &Volume) {
 
 #[test]
 fn fsx() {
-    check_fsx(&Volume::new(), 3, size(10_000, 1_000_000));
+    check_fsx(&Volume::new(), 3, size(10_000, 1_000_000), false);
 }
 
 #[test]
-fn fsx_on_servers() {
-    check_fsx(&Volume::served(1), 2, size(2_000, 200_000));
+fn fsx_on_servers_while_slices_are_merged() {
+    check_fsx(&Volume::served(1), 2, size(2_000, 200_000), true);
 }
 
-fn check_fsx(volume: &Volume, rounds: u32, operations: usize) {
+/// Compacts a file again and again.
+struct Compactor {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl Compactor {
+    fn start(file: &Path) -> Compactor {
+        let (file, stop) = (file.to_path_buf(), Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut count = 0;
+            while !stopped.load(SeqCst) {
+                if file.exists() {
+                    let output = run(Command::new(PANDO).arg("compact").arg(&file));
+                    assert!(output.status.success(), "{}", text(&output));
+                    count += 1;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            count
+        });
+        Compactor { stop, thread }
+    }
+
+    /// How often it did; at least once.
+    fn stop(self) -> usize {
+        self.stop.store(true, SeqCst);
+        let count = self.thread.join().expect("every compaction succeeds");
+        assert!(count > 0, "nothing was compacted");
+        count
+    }
+}
+
+fn check_fsx(volume: &Volume, rounds: u32, operations: usize, compactor: bool) {
     let mut dice = Dice::new(seed("fsx"));
     let mount = volume.mount();
     let config = volume.temp.path().join("fsx.toml");
@@ -85,14 +123,19 @@ fn check_fsx(volume: &Volume, rounds: u32, operations: usize) {
         let artifacts = volume.temp.path().join("artifacts");
         fs::create_dir_all(&artifacts).expect("created");
         let started = std::time::Instant::now();
+        let file = mount.join(format!("fsx-{round}"));
+        let compactor = compactor.then(|| Compactor::start(&file));
         let output = run(Command::new(tool("fsx"))
             .arg("-f")
             .arg(&config)
             .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-P"])
             .arg(&artifacts)
-            .arg(mount.join(format!("fsx-{round}"))));
+            .arg(&file));
         assert!(output.status.success(), "fsx -S {seed} failed:\n{}", text(&output));
         println!("fsx: {operations} operations, seed {seed}, {:.1} s: ok", started.elapsed().as_secs_f64());
+        if let Some(compactor) = compactor {
+            println!("compacted {} times meanwhile", compactor.stop());
+        }
     }
     mount.unmount();
     volume.assert_clean();

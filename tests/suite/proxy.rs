@@ -9,6 +9,9 @@ use std::time::Duration;
 /// How often a thread that holds bytes back looks whether it still must.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
+/// How a Redis server begins to tell of a changed key.
+const PUSH: &[u8] = b">2\r\n$10\r\ninvalidate\r\n*1\r\n";
+
 #[derive(Default)]
 struct Controls {
     delay_us: AtomicU64,
@@ -16,6 +19,7 @@ struct Controls {
     hold_replies: AtomicBool,
     refuse: AtomicBool,
     exchanges: AtomicU64,
+    told: AtomicU64,
     pairs: Mutex<Vec<Pair>>,
 }
 
@@ -76,6 +80,11 @@ impl Proxy {
         }
     }
 
+    /// Keys of which a Redis server has told that others changed them.
+    pub fn told(&self) -> u64 {
+        self.controls.told.load(SeqCst)
+    }
+
     /// Requests that were answered, bursts counted once.
     pub fn exchanges(&self) -> u64 {
         self.controls.exchanges.load(SeqCst)
@@ -102,10 +111,12 @@ fn carry(controls: &Arc<Controls>, client: TcpStream, server: TcpStream) {
     let (one, two) = (controls.clone(), controls.clone());
     let (asking, answered) = (asked.clone(), asked);
     std::thread::spawn(move || {
-        pump(up.0, up.1, &one, &one.hold_requests, || asking.store(true, SeqCst));
+        pump(up.0, up.1, &one, &one.hold_requests, |_| asking.store(true, SeqCst));
     });
     std::thread::spawn(move || {
-        pump(down.0, down.1, &two, &two.hold_replies, || {
+        pump(down.0, down.1, &two, &two.hold_replies, |bytes| {
+            let told = bytes.windows(PUSH.len()).filter(|window| window == &PUSH).count();
+            two.told.fetch_add(told as u64, SeqCst);
             if answered.swap(false, SeqCst) {
                 two.exchanges.fetch_add(1, SeqCst);
             }
@@ -113,13 +124,13 @@ fn carry(controls: &Arc<Controls>, client: TcpStream, server: TcpStream) {
     });
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, controls: &Controls, hold: &AtomicBool, seen: impl Fn()) {
+fn pump(mut from: TcpStream, mut to: TcpStream, controls: &Controls, hold: &AtomicBool, seen: impl Fn(&[u8])) {
     let mut buffer = vec![0; 256 << 10];
     while let Ok(count) = from.read(&mut buffer) {
         if count == 0 {
             break;
         }
-        seen();
+        seen(&buffer[..count]);
         let delay = controls.delay_us.load(SeqCst);
         if delay > 0 {
             std::thread::sleep(Duration::from_micros(delay));

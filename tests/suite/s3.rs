@@ -2,18 +2,21 @@
 
 use crate::proxy::Proxy;
 use crate::s3_server::{ACCESS_KEY, Answer, Fault, SECRET_KEY, Server};
-use crate::support::{Dice, Mount, PANDO, Volume, eventually, is_mounted, run, text, worker, worker_arg};
+use crate::servers::{RedisServer, free_port};
+use crate::support::{Dice, Mount, PANDO, Volume, die_with_parent, eventually, is_mounted, run, sh, size, text, worker, worker_arg};
 use pando::meta::key;
 use pando::meta::setting::Setting;
 use pando::meta::store::embedded::EmbeddedStore;
 use pando::meta::store::{Query, Store, Value, Write};
+use pando::object::s3::{Flavor, S3Config, S3Store};
+use pando::object::{ObjectStore, conformance};
 use pando::volume::{MetaUrl, NewVolume, VolumeError, create};
 use serde_json::json;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A server whose buckets are directories beside the volume.
@@ -409,4 +412,123 @@ fn keys_and_regions_from_the_environment() {
     fs::remove_file(volume.temp.path().join(".aws/credentials")).expect("removed");
     let output = status(&[]);
     assert!(!output.status.success() && text(&output).contains("no access key"), "{}", text(&output));
+}
+
+/// The server of the long runs that is another program. `go install github.com/minio/minio@latest` builds it.
+const REAL_SERVER: &str = "minio";
+
+/// A running server of buckets, killed at the end.
+struct RealServer {
+    port: u16,
+    dir: PathBuf,
+    child: Child,
+}
+
+impl RealServer {
+    fn start(dir: PathBuf) -> RealServer {
+        let port = free_port();
+        let child = RealServer::spawn(port, &dir);
+        RealServer { port, dir, child }
+    }
+
+    fn spawn(port: u16, dir: &Path) -> Child {
+        let mut command = Command::new(REAL_SERVER);
+        command.args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")]).arg(dir);
+        command.env("MINIO_ROOT_USER", ACCESS_KEY).env("MINIO_ROOT_PASSWORD", SECRET_KEY).stdout(Stdio::null()).stderr(Stdio::null());
+        die_with_parent(&mut command);
+        let child = command.spawn().unwrap_or_else(|e| panic!("{REAL_SERVER}: {e}; this test needs the program {REAL_SERVER} in the PATH"));
+        eventually("the server listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        child
+    }
+
+    fn bucket(&self, name: &str) -> String {
+        format!("http://127.0.0.1:{}/{name}", self.port)
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn restart(&mut self) {
+        self.kill();
+        self.child = RealServer::spawn(self.port, &self.dir);
+    }
+}
+
+impl Drop for RealServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What the server in this process does may be what we expect of one. In the long runs only: most machines have no such program.
+#[test]
+fn a_server_that_is_another_program() {
+    if size(0, 1) == 0 {
+        return;
+    }
+    let (redis, volume) = (RedisServer::start(), Volume::new());
+    let mut server = RealServer::start(volume.temp.path().join("minio"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut config = S3Config::new(Flavor::S3, &server.bucket("conformance"));
+        (config.access_key, config.secret_key) = (ACCESS_KEY.into(), SECRET_KEY.into());
+        let store = S3Store::open(config).await.expect("opens");
+        // It listens before it answers.
+        let mut made = store.create().await;
+        for _ in 0..50 {
+            if made.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            made = store.create().await;
+        }
+        made.expect("made");
+        conformance::run(&store).await;
+        assert_eq!(store.deletes_at_once(), 1000, "it deletes many objects by one request");
+    });
+    let url = redis.url(1);
+    let pando = |args: &[&str]| {
+        let output = run(Command::new(PANDO).args(args));
+        assert!(output.status.success(), "{args:?}: {}", text(&output));
+        text(&output)
+    };
+    let keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY];
+    pando(&[&["format", "--storage", "s3", "--trash-days", "0", "--bucket", &server.bucket("data")], &keys[..], &[&url, "vol"]].concat());
+    let start = || Mount::start(Path::new(&url), &volume.temp.path().join("mnt"), &["--cache-size", "0"]);
+    let mount = start();
+    let mut dice = Dice::new(17);
+    let files: Vec<(PathBuf, Vec<u8>)> =
+        (0..60).map(|n| (mount.join(format!("d{}/f{n}", n % 7)), dice.bytes(if n % 10 == 0 { 9 << 20 } else { 1000 * n }))).collect();
+    for (n, (path, content)) in files.iter().enumerate() {
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        // Its absence is a pause.
+        if n == 30 {
+            server.restart();
+        }
+        fs::write(path, content).expect("written");
+    }
+    sh(
+        &mount.path,
+        "git init -q r && cd r && seq 20000 > f && git add f && git -c user.name=t -c user.email=t@x commit -qm m && git fsck --full",
+    );
+    mount.unmount();
+    let mount = start();
+    for (path, content) in &files {
+        assert!(fs::read(path).expect("read") == *content, "{path:?} has other bytes");
+    }
+    sh(&mount.path, "rm -rf d* && git -C r fsck --full");
+    mount.unmount();
+    pando(&["fsck", &url]);
+    pando(&["gc", "--delete", &url]);
+    let status: serde_json::Value = serde_json::from_slice(&run(Command::new(PANDO).args(["status", &url])).stdout).expect("a document");
+    let uuid = status["Setting"]["UUID"].as_str().expect("a UUID");
+    pando(&["destroy", "--force", &url, uuid]);
+    assert_eq!(files_of_bucket(&server.dir.join("data/vol")), Vec::<String>::new());
+}
+
+/// Names of the objects below a directory of the server.
+fn files_of_bucket(dir: &Path) -> Vec<String> {
+    if dir.exists() { files(dir) } else { Vec::new() }
 }

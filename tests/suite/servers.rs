@@ -37,11 +37,17 @@ impl RedisServer {
 
     /// A sentinel that watches `master` under the name `m`.
     pub fn sentinel(master: u16) -> RedisServer {
+        RedisServer::patient_sentinel(master, Duration::from_secs(2))
+    }
+
+    /// The same with a time that a failover may take, after which also replicas are put right that follow by another way than the direct one.
+    pub fn patient_sentinel(master: u16, failover_time: Duration) -> RedisServer {
         let mut sentinel = RedisServer::unstarted("redis-sentinel", &[]);
         let text = format!(
             "port {}\nbind 127.0.0.1\nsentinel monitor m 127.0.0.1 {master} 1\nsentinel down-after-milliseconds m 500\n\
-             sentinel failover-timeout m 2000\n",
-            sentinel.port
+             sentinel failover-timeout m {}\n",
+            sentinel.port,
+            failover_time.as_millis()
         );
         let config = sentinel.dir.path().join("sentinel.conf");
         std::fs::write(&config, text).expect("written");

@@ -129,13 +129,18 @@ pub struct Mount {
 impl Mount {
     /// Starts a daemon and waits until it says that it is ready.
     pub fn start(dir: &Path, path: &Path, args: &[&str]) -> Mount {
+        Mount::start_logging(dir, path, args, Stdio::inherit())
+    }
+
+    /// The same with its log in a place of its own.
+    pub fn start_logging(dir: &Path, path: &Path, args: &[&str], log: Stdio) -> Mount {
         // A dead mount is there and cannot be looked at: whether it can be mounted over is the daemon's business.
         let _ = std::fs::create_dir_all(path);
         let mut command = Command::new(PANDO);
         command.arg("mount").args(args).arg(dir).arg(path);
         // So that tests of backups need not wait five minutes.
         command.env("SKIP_BACKUP_META_CHECK", "true");
-        command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.stdout(Stdio::piped()).stderr(log);
         die_with_parent(&mut command);
         let mut daemon = command.spawn().expect("the binary starts");
         let mut ready = String::new();
@@ -322,6 +327,8 @@ fn worker_entry() {
         Some("exclusive") => crate::two_mounts::exclusive_worker(),
         Some("hold") => crate::locks::hold_worker(),
         Some("make-minio") => crate::s3::make_minio_worker(),
+        Some("lost-lock") => crate::hosts::lost_lock_worker(),
+        Some("lost-transaction") => crate::hosts::lost_transaction_worker(),
         Some("crash-writer") => crate::crash::writer_worker(),
         Some(other) => panic!("no such job: {other}"),
     }

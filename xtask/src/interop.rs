@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STORM: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(600));
 /// Programs that work through each client in the storm.
 const WORKERS: u64 = 3;
+/// Random changes of a file while it is compacted.
+const FSX_OPERATIONS: &str = "8000";
 /// Programs that create files in one directory through this program, beside one through the other client.
 const CREATORS: usize = 16;
 /// The entries of the root that each client adds for itself.
@@ -49,7 +51,8 @@ pub fn run(root: &Path) -> Result<()> {
     symlink(root.join("target/debug/pando"), &ours)?;
     in_turn(&bench, "ours-then-theirs", &ours, &theirs, &theirs)?;
     in_turn(&bench, "theirs-then-ours", &theirs, &ours, &theirs)?;
-    at_once(&bench, &ours, &theirs)
+    at_once(&bench, &ours, &theirs)?;
+    compacted(&bench, root, &ours, &theirs)
 }
 
 /// A temporary directory, the server, and all that is mounted in the directory; nothing of it stays.
@@ -199,6 +202,51 @@ fn at_once(bench: &Bench, ours: &Path, theirs: &Path) -> Result<()> {
     // anew; everything else has to be right.
     quiet(Command::new(theirs).args(["fsck", "--path", "/", "--recursive", "--repair", "--sync-dir-stat", &url]))?;
     check(bench, name, &url, theirs)
+}
+
+/// A file changes at random through this program while the other client merges its slices, with and without a trash: every byte read is compared.
+fn compacted(bench: &Bench, root: &Path, ours: &Path, theirs: &Path) -> Result<()> {
+    let fsx = root.join("target/tools/bin/fsx");
+    ensure!(fsx.is_file(), "{} is missing: run `cargo xtask setup`", fsx.display());
+    let config = bench.dir.join("fsx.toml");
+    fs::write(
+        &config,
+        "flen = 1048576\n[opsize]\nmax = 131072\nmin = 1\n[weights]\nclose_open = 1\ninvalidate = 1\nread = 10\nwrite = 10\ntruncate = 3\n\
+         fsync = 2\npunch_hole = 2\ncopy_file_range = 2\n",
+    )?;
+    for (database, days) in [(4, "0"), (5, "1")] {
+        let (name, url) = (format!("compacted-trash-{days}"), bench.url(database));
+        let bucket = bench.dir.join(format!("{name}-bucket/"));
+        quiet(
+            Command::new(theirs).args(["format", "--storage", "file", "--trash-days", days, "--bucket"]).arg(&bucket).args([&url, "vol"]),
+        )?;
+        let (here, there) = (bench.mount(ours, &url, &format!("{name}-here"))?, bench.mount(theirs, &url, &format!("{name}-there"))?);
+        let mut child = Command::new(&fsx)
+            .arg("-f")
+            .arg(&config)
+            .args(["-N", FSX_OPERATIONS, "-S", days, "-P"])
+            .arg(&bench.dir)
+            .arg(here.join("file"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut compactions = 0;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if there.join("file").exists() {
+                quiet(Command::new(theirs).arg("compact").arg(there.join("file")))?;
+                compactions += 1;
+            }
+        };
+        ensure!(status.success(), "{name}: fsx -S {days} ended with {status}");
+        println!("{name}: fsx, {FSX_OPERATIONS} operations, while the other client compacted {compactions} times");
+        quiet(Command::new(ours).arg("umount").arg(&here))?;
+        quiet(Command::new(theirs).arg("umount").arg(&there))?;
+        check(bench, &name, &url, theirs)?;
+    }
+    Ok(())
 }
 
 /// Random changes of two directories; answers the numbers of the files this one created exclusively.

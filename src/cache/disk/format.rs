@@ -153,4 +153,19 @@ mod tests {
         assert_eq!(read_of(data, 10, 2..5, false, false).unwrap(), "llo");
         assert!(matches!(read_of(data, 10, 2..5, true, false), Err(ReadError::Damaged(_))), "lengths alone prove nothing");
     }
+
+    #[test]
+    fn no_file_gives_other_bytes() {
+        let data: Vec<u8> = (0..1000u32).map(|n| (n % 251) as u8).collect();
+        let whole = [&data[..], &trailer(&data)].concat();
+        let staged = [&whole[..], &[0x46, 0x53, 0, 4]].concat();
+        crate::env::fuzz::decoder(&[whole, staged], |bytes| {
+            for (range, only_copy) in [(0..1000, false), (990..1000, false), (5..6, true)] {
+                let found = read_of(bytes, 1000, range.clone(), true, only_copy);
+                if let (Ok(found), false) = (found, only_copy) {
+                    assert_eq!(found, data[range.start as usize..range.end as usize]);
+                }
+            }
+        });
+    }
 }

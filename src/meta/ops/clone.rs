@@ -19,7 +19,7 @@ use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Cursor, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Asker, Attr, BoxFuture, CHUNK_BYTES, Caller, Errno, Flags, Ino, Kind, Name, SliceId};
+use crate::types::{Asker, Attr, BoxFuture, CHUNK_BYTES, Caller, Errno, Flags, Ino, Kind, LEVELS_MAX, Name, SliceId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use tokio::sync::Semaphore;
@@ -391,7 +391,7 @@ impl Meta {
         self.answer("clone", &root, |view, _| outside_step(view, from, how.into)).await?;
         self.run("clone", &root, |view, cx| detached_step(view, cx, how, &pair)).await?;
         (how.progress)(1, 0);
-        let outcome = match self.fill(from, to, how, DEPTH_MAX).await {
+        let outcome = match self.fill(from, to, how, LEVELS_MAX).await {
             Ok(()) => self.run("clone", &root, |view, cx| attach_step(view, cx, how, name, to)).await,
             failed => failed,
         };
@@ -520,7 +520,7 @@ impl Meta {
     pub async fn remove_detached(&self, ino: Ino, go_on: &(dyn Fn() -> bool + Sync)) -> Result<(), Errno> {
         let root = Asker::default();
         match self.getattr(ino).await {
-            Ok(attr) if attr.is_dir() => self.empty_dir(ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), DEPTH_MAX).await?,
+            Ok(attr) if attr.is_dir() => self.empty_dir(ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), LEVELS_MAX).await?,
             Ok(_) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }

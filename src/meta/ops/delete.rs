@@ -310,4 +310,13 @@ mod tests {
             assert_eq!((parse_delfile(text.as_bytes()), parse_slice_ref(text.as_bytes())), (None, None), "{text}");
         }
     }
+
+    #[test]
+    fn no_field_upsets_the_parser() {
+        crate::env::fuzz::decoder(&[b"k123_4194304".to_vec(), b"k18446744073709551615_0".to_vec()], |bytes| {
+            if let Some((id, size)) = parse_slice_ref(bytes) {
+                assert_eq!(parse_slice_ref(&key::slice_ref(id, size)), Some((id, size)));
+            }
+        });
+    }
 }

@@ -14,7 +14,7 @@ use crate::meta::ops::unlink::{self, Victim, drop_link};
 use crate::meta::store::{Cursor, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta, key};
-use crate::types::{Asker, Attr, BoxFuture, Duty, Errno, Flags, Ino, Kind, Name};
+use crate::types::{Asker, Attr, BoxFuture, Duty, Errno, Flags, Ino, Kind, LEVELS_MAX, Name};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
@@ -25,8 +25,6 @@ const BATCH: usize = 256;
 const PAGE: u32 = 1024;
 /// How often a directory is looked through while others put things into it.
 const PASSES_MAX: u32 = 64;
-/// Directories in each other. No path is longer; deeper means damage.
-const DEPTH_MAX: usize = 4096;
 
 /// Who removes, and how.
 pub struct Removal<'a> {
@@ -162,7 +160,7 @@ impl Meta {
         let (ino, attr) = self.lookup(&removal.asker.caller(), dir, name).await?;
         for _ in 0..PASSES_MAX {
             if attr.is_dir() {
-                self.empty_dir(ino, &attr, removal, DEPTH_MAX).await?;
+                self.empty_dir(ino, &attr, removal, LEVELS_MAX).await?;
             }
             if !self.remove_batch(dir, &[(name.clone(), attr.kind)], removal).await? {
                 return Ok(());

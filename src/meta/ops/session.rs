@@ -528,4 +528,14 @@ mod tests {
         assert_eq!(world.attr(ino).nlink, 1);
         assert_eq!(world.counter(key::TOTAL_INODES), 0);
     }
+
+    #[test]
+    fn no_document_upsets_the_reader() {
+        let ours = document("/mnt", Time { sec: 1_700_000_000, nsec: 5 }, "host").into_bytes();
+        let theirs = b"{\"Version\":\"1.4.1+2024-01-01.abc\",\"HostName\":\"h\",\"ProcessID\":7}".to_vec();
+        assert!(!is_foreign(&ours) && is_foreign(&theirs));
+        crate::env::fuzz::decoder(&[ours, theirs], |bytes| {
+            let _ = is_foreign(bytes);
+        });
+    }
 }

@@ -11,7 +11,7 @@ use crate::meta::ops::stats::Tally;
 use crate::meta::store::{BytesRange, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{driver::errno_of, key};
-use crate::types::{Asker, Attr, Caller, Civil, Errno, Flags, Ino, Kind, Name, Time};
+use crate::types::{Asker, Attr, Caller, Civil, Errno, Flags, Ino, Kind, LEVELS_MAX, Name, Time};
 use bytes::Bytes;
 
 /// Name under which the trash appears in the root of the volume; never an entry there (metadata §2.9).
@@ -192,8 +192,6 @@ impl Meta {
 
 /// Entries of a directory of the trash looked at together.
 const EXPIRE_PAGE: u32 = 1000;
-/// Directories inside a directory of the trash: a restored tree may be rebuilt there. No path is longer.
-const DEPTH_MAX: usize = 4096;
 
 impl Meta {
     /// Deletes for good what was put into the trash more than `TrashDays` (and two hours, metadata §9.4) ago, oldest first, until `go_on` says
@@ -212,7 +210,7 @@ impl Meta {
         let (root, mut gone) = (Asker::default(), 0);
         for (ino, _, name) in hours.iter().take_while(|(_, hour, _)| *hour < edge) {
             let attr = self.getattr(*ino).await?;
-            match self.empty_dir(*ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), DEPTH_MAX).await {
+            match self.empty_dir(*ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), LEVELS_MAX).await {
                 Err(Errno::INTR) => break,
                 outcome => outcome?,
             }

@@ -12,6 +12,7 @@ pub mod embedded;
 pub mod powercut;
 pub mod redis;
 
+use crate::meta::key;
 use crate::types::{BoxFuture, SliceId};
 use bytes::Bytes;
 use std::fmt;
@@ -76,6 +77,30 @@ pub enum Query {
     },
     /// How much is kept in frames → `Value::Kept`.
     FramesKept,
+}
+
+/// Where frames are, as a place in memory that can be lent.
+static FRAMES: Key = key::FRAMES;
+static FRAME_AGES: Key = key::FRAME_AGES;
+
+impl Query {
+    /// The key that is read, of several the first.
+    pub fn key(&self) -> &Key {
+        match self {
+            Query::Get(key)
+            | Query::HGet(key, _)
+            | Query::HGetAll(key)
+            | Query::HLen { key, .. }
+            | Query::List(key)
+            | Query::SMembers(key)
+            | Query::ZScore(key, _)
+            | Query::ZRange { key, .. }
+            | Query::Frames { list: key, .. } => key,
+            Query::Entry { dir, .. } => dir,
+            Query::Frame(_) | Query::FramesKept => &FRAMES,
+            Query::OldestFrames { .. } => &FRAME_AGES,
+        }
+    }
 }
 
 /// Slices of one list that `Query::Frames` looks at, the newest: more are rarely read at once.
@@ -154,6 +179,22 @@ pub struct BytesRange {
 }
 
 impl Guard {
+    /// The key that is guarded.
+    pub fn key(&self) -> &Key {
+        match self {
+            Guard::Value(key, _)
+            | Guard::Bytes(key, _)
+            | Guard::Field(key, ..)
+            | Guard::Fields(key, _)
+            | Guard::HashEmpty(key)
+            | Guard::HashNotEmpty(key)
+            | Guard::HashLen(key, _)
+            | Guard::ListPrefix(key, _)
+            | Guard::ListIs(key, _)
+            | Guard::Score(key, ..) => key,
+        }
+    }
+
     /// The read that answers what the guarded thing is now; a conflict comes back as these.
     pub fn query(&self) -> Query {
         match self {
@@ -223,6 +264,32 @@ pub enum Write {
     PutFrame(SliceId, Bytes),
     /// Removes a frame → `Int`, 1 if it was there.
     DelFrame(SliceId),
+}
+
+impl Write {
+    /// The key that is changed, of several the first.
+    pub fn key(&self) -> &Key {
+        match self {
+            Write::Set(key, _)
+            | Write::Patch { key, .. }
+            | Write::AddU32 { key, .. }
+            | Write::Del(key)
+            | Write::IncrBy(key, _)
+            | Write::HSet(key, ..)
+            | Write::HDel(key, _)
+            | Write::HIncrBy(key, ..)
+            | Write::HIncrIfPresent(key, ..)
+            | Write::RPush(key, _)
+            | Write::RPushX(key, _)
+            | Write::LPush(key, _)
+            | Write::LTrim(key, _)
+            | Write::SAdd(key, _)
+            | Write::SRem(key, _)
+            | Write::ZAdd(key, ..)
+            | Write::ZRem(key, _) => key,
+            Write::PutFrame(..) | Write::DelFrame(_) => &FRAMES,
+        }
+    }
 }
 
 /// What became of a commit.
@@ -312,9 +379,9 @@ pub enum Sharing {
     Server,
 }
 
-/// Most guards, writes and reads of a request through which a watcher gets interested in keys. A server of version 7.0 notes all keys of a
-/// request once more for each thing that is read in it.
-const WATCHED_PARTS_MAX: usize = 32;
+/// Most guards, writes and reads of a request through which a watcher gets interested in keys: noting them takes the server some microseconds
+/// then. What is changed in larger steps is rarely asked for right afterwards.
+const WATCHED_PARTS_MAX: usize = 64;
 
 /// Whether a request of so many guards, writes and reads makes a store that is watched tell of later changes of all keys in it that are
 /// kept for one inode (`key::is_of_inode`), those it writes itself included.

@@ -306,4 +306,24 @@ mod tests {
         }
         assert!(parse(Flavor::S3, "https://h.example/data?tls-insecure-skip-verify=false", &[]).is_ok());
     }
+
+    #[test]
+    fn no_text_upsets_the_parser() {
+        let texts = [
+            "https://data.s3.dualstack.eu-west-1.amazonaws.com/",
+            "https://data.vpce-0a1b-2c.s3.us-west-2.vpce.amazonaws.com",
+            "http://[::1]:9000/data?disable-checksum=true&region=x",
+            "https://data.ns.compat.objectstorage.uk-london-1.oraclecloud.com",
+            "https://data.s3.gra.cloud.ovh.net",
+            "http://ak:sk@h.example:9000/minio/data?ca-certs=/a",
+        ];
+        crate::env::fuzz::decoder(&texts.map(|text| text.as_bytes().to_vec()), |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            for flavor in [Flavor::S3, Flavor::Minio] {
+                if let Ok(endpoint) = parse(flavor, &text, &[]) {
+                    assert!(check_bucket(&endpoint.bucket).is_ok());
+                }
+            }
+        });
+    }
 }

@@ -58,6 +58,13 @@ where
     }
 }
 
+/// The same of an error that an answer reports of one object of several.
+pub(super) fn of_code(code: &str, message: &str, bucket: &str) -> ObjectError {
+    // No status comes with it; what is not known better may succeed when it is asked for again.
+    let status = if code == "NoSuchKey" { 404 } else { 500 };
+    Answer { status, code, message, region: "", request: "" }.classify(bucket)
+}
+
 /// An error with its causes on one line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

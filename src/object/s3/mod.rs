@@ -4,6 +4,7 @@
 //! Every object carries the CRC-32C of its bytes as metadata (data §2.3), and a get of a whole object compares.
 //! One request is one attempt of bounded time; whoever asks decides whether to ask again.
 
+mod delete;
 mod endpoint;
 mod error;
 mod list;
@@ -32,7 +33,7 @@ use endpoint::Endpoint;
 use error::{chain, classify};
 use std::fs::File;
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -105,6 +106,8 @@ pub struct S3Store {
     request_time_max: Duration,
     /// Found out by asking: this server lists by version 1 only.
     lists_v1: AtomicBool,
+    /// Likewise: it removes one object by one request.
+    deletes_singly: AtomicBool,
 }
 
 impl S3Store {
@@ -136,6 +139,7 @@ impl S3Store {
             tagging: Some(config.tag.as_str()).filter(|tag| !tag.is_empty()).map(encode_tag),
             request_time_max: config.request_time_max,
             lists_v1: AtomicBool::new(false),
+            deletes_singly: AtomicBool::new(false),
         })
     }
 
@@ -255,6 +259,14 @@ impl ObjectStore for S3Store {
 
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), ObjectError>> {
         Box::pin(self.within(self.delete_once(key)))
+    }
+
+    fn deletes_at_once(&self) -> usize {
+        if self.deletes_singly.load(Ordering::Relaxed) { 1 } else { delete::KEYS_MAX }
+    }
+
+    fn delete_all<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Vec<Result<(), ObjectError>>> {
+        Box::pin(self.delete_many(keys))
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<Vec<ObjectMeta>, ObjectError>> {

@@ -358,3 +358,79 @@ async fn a_bucket_elsewhere_names_its_region() {
     let error = store.get("k", None).await.expect_err("elsewhere");
     assert!(matches!(&error, ObjectError::Denied(why) if why.contains("eu-west-1")), "{error}");
 }
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("v/ä &<{n}>")).collect()
+}
+
+#[tokio::test]
+async fn many_objects_are_deleted_by_few_requests() {
+    let (_temp, server, store) = data().await;
+    let keys = names(1200);
+    for key in keys.iter().step_by(7) {
+        store.put(key, Bytes::from_static(b"x")).await.expect("put");
+    }
+    server.take_asked();
+    assert_eq!(store.deletes_at_once(), 1000);
+    assert_eq!(store.delete_all(&keys).await, vec![Ok(()); keys.len()]);
+    let asked = server.take_asked();
+    assert!(asked.len() == 2 && asked.iter().all(|asked| asked.method == "POST"), "{} requests", asked.len());
+    // The protocol wants a checksum here, unlike elsewhere.
+    assert!(asked[0].headers.contains_key("x-amz-checksum-crc32"), "{:?}", asked[0].headers);
+    assert!(!asked[0].headers.values().any(|value| value.contains("aws-chunked") || value.contains("STREAMING")), "{:?}", asked[0].headers);
+    assert_eq!(store.list("", "", 9).await, Ok(Vec::new()));
+    assert_eq!(store.delete_all(&keys[..1]).await, [Ok(())]);
+    assert_eq!(server.take_asked().last().map(|asked| asked.method.clone()).as_deref(), Some("DELETE"), "one is deleted as one");
+}
+
+#[tokio::test]
+async fn a_server_that_deletes_single_objects_only_is_asked_for_these() {
+    for refusal in [
+        Answer::error(501, "NotImplemented"),
+        Answer::error(400, "MalformedXML"),
+        Answer::error(400, "MissingContentMD5"),
+        Answer::error(405, "MethodNotAllowed"),
+        Answer::error(403, "AccessDenied"),
+        Answer::new(404, ""),
+    ] {
+        let (_temp, server, store) = data().await;
+        let keys = names(20);
+        for key in &keys {
+            store.put(key, Bytes::from_static(b"x")).await.expect("put");
+        }
+        server.fail_next("POST", Fault::Answer(refusal.clone()));
+        assert_eq!(store.delete_all(&keys).await, vec![Ok(()); 20], "{refusal:?}");
+        assert_eq!((store.list("", "", 9).await, store.deletes_at_once()), (Ok(Vec::new()), 1), "{refusal:?}");
+        server.take_asked();
+        store.delete_all(&keys).await;
+        assert!(server.take_asked().iter().all(|asked| asked.method == "DELETE"), "it is remembered");
+    }
+    // Busy, or not allowed at all, is another thing.
+    let server = Server::answering(|_| Answer::error(503, "SlowDown"));
+    let store = open(config(&server.bucket("data"))).await;
+    assert!(store.delete_all(&names(3)).await.iter().all(|outcome| matches!(outcome, Err(ObjectError::Retry(_)))));
+    assert_eq!((server.take_asked().len(), store.deletes_at_once()), (1, 1000));
+    let server = Server::answering(|_| Answer::error(403, "AccessDenied"));
+    let store = open(config(&server.bucket("data"))).await;
+    assert!(store.delete_all(&names(3)).await.iter().all(|outcome| matches!(outcome, Err(ObjectError::Denied(_)))));
+    assert_eq!(store.deletes_at_once(), 1000);
+}
+
+#[tokio::test]
+async fn what_becomes_of_each_of_many_is_told() {
+    let server = Server::answering(|asked| match asked.method.as_str() {
+        "POST" => Answer::new(
+            200,
+            "<?xml version=\"1.0\"?><DeleteResult><Deleted><Key>a</Key></Deleted>\
+             <Error><Key>b</Key><Code>InternalError</Code></Error><Error><Key>c</Key><Code>AccessDenied</Code></Error>\
+             <Error><Key>d</Key><Code>NoSuchKey</Code></Error></DeleteResult>",
+        ),
+        _ => Answer::new(204, ""),
+    });
+    let store = open(config(&server.bucket("data"))).await;
+    let keys: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).into();
+    let told = store.delete_all(&keys).await;
+    assert!(matches!(&told[..], [Ok(()), Err(ObjectError::Retry(_)), Err(ObjectError::Denied(_)), Ok(()), Ok(())]), "{told:?}");
+    let asked = server.take_asked();
+    assert_eq!((asked.len(), asked[1].target.split('?').next()), (2, Some("/data/e")), "what was not named is asked for by itself");
+}

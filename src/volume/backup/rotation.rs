@@ -135,4 +135,13 @@ mod tests {
         // A backup from a clock that was ahead harms nothing.
         assert_eq!(outdated(&[at(NOW + DAY)], NOW), Vec::<&Backup>::new());
     }
+
+    #[test]
+    fn no_name_upsets_the_parser() {
+        crate::env::fuzz::decoder(&[b"dump-2024-02-29-235959.json.gz".to_vec()], |bytes| {
+            if let Some(sec) = std::str::from_utf8(bytes).ok().and_then(parse_name) {
+                assert_eq!(name(&Civil::of(sec)).as_bytes(), bytes);
+            }
+        });
+    }
 }

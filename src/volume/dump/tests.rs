@@ -220,3 +220,28 @@ proptest! {
         }
     }
 }
+
+/// What a reader accepts can be loaded, or is refused with a message, and what was loaded can be dumped.
+fn load_and_dump(bytes: &[u8], binary: bool) {
+    let sound = if binary { super::check_binary(bytes).is_ok() } else { super::check_json(bytes).is_ok() };
+    if !sound {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let store = EmbeddedStore::open_in_memory().expect("a store");
+        load::claim(&store).await.expect("empty");
+        let loaded = if binary { super::load_binary(&store, bytes).await } else { super::load_json(&store, bytes).await };
+        let Ok((_, setting)) = loaded else { return };
+        if load::complete(&store, &setting).await.is_ok() {
+            let mut slices = Slices::of(&store, Frames::None);
+            let _ = json::write(&store, &setting, &DumpOptions::default(), &mut slices, &mut Vec::new()).await;
+        }
+    });
+}
+
+#[test]
+fn no_dump_upsets_the_readers() {
+    crate::env::fuzz::decoder_of(150, &[file("acl", "dump.json")], |bytes| load_and_dump(bytes, false));
+    crate::env::fuzz::decoder_of(150, &[file("acl", "dump.bin")], |bytes| load_and_dump(bytes, true));
+}

@@ -8,7 +8,7 @@
 mod bins;
 mod uses;
 
-use crate::block::retrying;
+use crate::block::{delete_all, retrying};
 use crate::chunk::Chunks;
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::AtimeMode;
@@ -286,6 +286,18 @@ async fn compact(chunks: Arc<Chunks>, ino: Ino, chunk: u32) -> bool {
     true
 }
 
+/// Deletes objects; answers how many could not be deleted.
+async fn delete_batch(objects: Arc<dyn ObjectStore>, keys: Vec<String>) -> u64 {
+    let mut failures = 0;
+    for (key, outcome) in keys.iter().zip(delete_all(objects.as_ref(), &keys).await) {
+        if let Err(error) = outcome {
+            warn!("delete {key}: {error}");
+            failures += 1;
+        }
+    }
+    failures
+}
+
 /// The objects of the volume.
 struct Bucket {
     objects: Arc<dyn ObjectStore>,
@@ -380,8 +392,9 @@ impl Bucket {
 
     /// Deletes those of the blocks that still nothing names. Answers how many could not be deleted.
     async fn delete(&self, leaks: Bins, again: &Uses, threads: usize) -> Result<u64, VolumeError> {
-        let mut running: JoinSet<bool> = JoinSet::new();
-        let mut failures = 0;
+        let mut running: JoinSet<u64> = JoinSet::new();
+        let (mut failures, mut batch) = (0, Vec::new());
+        let count = |done: Result<u64, tokio::task::JoinError>| done.unwrap_or(1);
         for number in leaks.numbers() {
             let uses = again.bin(number)?;
             let mut blocks = Vec::new();
@@ -391,20 +404,21 @@ impl Bucket {
                     debug!("{block} is named by now");
                     continue;
                 }
+                batch.push(format!("{}/{}", self.name, block.key(self.layout.hash_prefix)));
+                if batch.len() < self.objects.deletes_at_once() {
+                    continue;
+                }
                 while running.len() >= threads
                     && let Some(done) = running.join_next().await
                 {
-                    failures += u64::from(!matches!(done, Ok(true)));
+                    failures += count(done);
                 }
-                let (objects, key) = (Arc::clone(&self.objects), format!("{}/{}", self.name, block.key(self.layout.hash_prefix)));
-                running.spawn(async move {
-                    let deleted = retrying("delete", &key, || objects.delete(&key)).await;
-                    deleted.inspect_err(|error| warn!("delete {key}: {error}")).is_ok()
-                });
+                running.spawn(delete_batch(Arc::clone(&self.objects), std::mem::take(&mut batch)));
             }
         }
+        running.spawn(delete_batch(Arc::clone(&self.objects), batch));
         while let Some(done) = running.join_next().await {
-            failures += u64::from(!matches!(done, Ok(true)));
+            failures += count(done);
         }
         Ok(failures)
     }

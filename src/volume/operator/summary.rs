@@ -2,15 +2,13 @@
 
 use crate::meta::ops::acl::{ENTER, READ};
 use crate::meta::store::Cursor;
-use crate::types::{Asker, Attr, BoxFuture, Errno, Ino, Kind};
+use crate::types::{Asker, Attr, BoxFuture, Errno, Ino, Kind, LEVELS_MAX};
 use crate::volume::operator::{Failure, Operator, PAGE, Progress, text};
 use serde_json::{Value, json};
 
 /// Deepest level that is shown, and most entries of a directory.
 const DEPTH_MAX: u64 = 10;
 const ENTRIES_MAX: u64 = 100;
-/// Directories in each other; deeper means damage.
-const LEVELS_MAX: usize = 4096;
 
 /// What is below a name, and what is shown of it.
 #[derive(Default)]
@@ -32,8 +30,8 @@ impl Node {
 
     fn add(&mut self, other: &Node) {
         self.size = self.size.saturating_add(other.size);
-        self.files += other.files;
-        self.dirs += other.dirs;
+        self.files = self.files.saturating_add(other.files);
+        self.dirs = self.dirs.saturating_add(other.dirs);
     }
 
     /// The largest `entries`, and one for the rest.

@@ -46,7 +46,7 @@ impl Operator {
         Ok(json!({ "Count": count, "Bytes": bytes }))
     }
 
-    /// Compacts the chunks of a file, or of all files below a directory.
+    /// Compacts the chunks of a file, or of all files below a directory that the asker may write.
     pub(super) async fn compact(&self, asker: &Asker, request: &Value, progress: &Progress) -> Result<Value, Failure> {
         self.writable()?;
         let path = text(request, "Path")?;
@@ -61,6 +61,9 @@ impl Operator {
         let mut files = Files::of(ino, found.attr);
         while let Some(some) = self.next_files(asker, &mut files).await.map_err(at)? {
             for (ino, attr) in some {
+                if self.meta.check_access(asker, &attr, WRITE).await.is_err() {
+                    continue;
+                }
                 let chunks = u32::try_from(attr.length.div_ceil(CHUNK_BYTES)).map_err(|_| at(Errno::FBIG))?;
                 let present = self.meta.chunks_present(ino, 0..chunks).await.map_err(at)?;
                 let jobs = present.iter().map(|chunk| -> BoxFuture<'_, Result<(), Errno>> {

@@ -1,9 +1,8 @@
 -- One commit: all guards, then all checks, then all writes, then the reads. Nothing can fail after the first write.
--- KEYS: the keys of inodes the program names; whoever sends it is told when others change them. ARGV: the prefix of all keys, the number of
--- other keys and these, then the program as `script.rs` lays it out.
+-- KEYS: all keys the program names. ARGV: the prefix of all keys, then the program as `script.rs` lays it out.
 -- Values are opaque bytes. Numbers in Lua are doubles: the only ones computed here are u32, and estimates that decide whether an addition
 -- stays far from the limits of an i64.
-local K, A, p = {}, ARGV, 1
+local K, A, p = KEYS, ARGV, 1
 local call, try = redis.call, redis.pcall
 local S, T = {}, {} -- strings as they will be once the writes before are done (false: absent); types likewise
 local bad
@@ -16,13 +15,6 @@ end
 local function num()
   p = p + 1
   return tonumber(A[p])
-end
-
-for i = 1, #KEYS do
-  K[i] = KEYS[i]
-end
-for i = #KEYS + 1, #KEYS + num() do
-  K[i] = nxt()
 end
 
 local function key()
@@ -561,12 +553,6 @@ if fence then
   call('HSET', fence, slot, record .. replies)
 end
 
--- A write ends the server's note of who wants to know of changes; reading anything makes a new one, of all of KEYS or of what is read.
-if count > 0 then
-  for i = 1, #KEYS do
-    call('TYPE', KEYS[i])
-  end
-end
 S = {}
 local values = {}
 for i = 1, wanted do

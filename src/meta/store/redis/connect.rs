@@ -253,7 +253,7 @@ pub(super) async fn ask(conn: &mut MultiplexedConnection, cmd: &Cmd) -> Result<R
 }
 
 /// An answer in the newer protocol as the older one has it: fields and values in a row, numbers as text.
-fn as_before(reply: Reply) -> Reply {
+pub(super) fn as_before(reply: Reply) -> Reply {
     match reply {
         Reply::Map(pairs) => Reply::Array(pairs.into_iter().flat_map(|(field, value)| [as_before(field), as_before(value)]).collect()),
         Reply::Array(items) => Reply::Array(items.into_iter().map(as_before).collect()),

@@ -3,7 +3,7 @@
 use super::connect::{Connector, Layout, ask};
 use super::error::Fault;
 use super::script::{bytes, list};
-use super::tracking::Tracking;
+use super::tracking::{Interest, Tracking, ask_told};
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::store::{StoreError, Watcher};
 use bytes::Bytes;
@@ -230,8 +230,14 @@ impl Link {
 
     /// One attempt. A connection that is of no use is given up.
     pub async fn attempt(&self, live: &Live, cmd: &Cmd) -> Result<Reply, Fault> {
+        self.attempt_told(live, cmd, Interest::None).await
+    }
+
+    /// The same for a request that wants to be told of later changes.
+    pub async fn attempt_told(&self, live: &Live, cmd: &Cmd, interest: Interest<'_>) -> Result<Reply, Fault> {
         let sent = Instant::now();
-        let answer = ask(&mut live.conn.clone(), cmd).await;
+        let interest = if live.is_told { interest } else { Interest::None };
+        let answer = ask_told(&mut live.conn.clone(), cmd, interest).await;
         if live.is_told && answer.is_ok() {
             self.tracking.answered(sent.elapsed());
         }
@@ -243,10 +249,15 @@ impl Link {
 
     /// A request that may happen twice.
     pub async fn request(&self, cmd: &Cmd) -> Result<Reply, StoreError> {
+        self.request_told(cmd, Interest::None).await
+    }
+
+    /// The same for one that wants to be told of later changes.
+    pub async fn request_told(&self, cmd: &Cmd, interest: Interest<'_>) -> Result<Reply, StoreError> {
         let mut patience = self.patience();
         loop {
             let live = self.live(&mut patience).await?;
-            match self.attempt(&live, cmd).await {
+            match self.attempt_told(&live, cmd, interest).await {
                 Ok(reply) => return Ok(reply),
                 Err(fault) => self.pause(&mut patience, fault).await?,
             }

@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
+use tracking::Interest;
 use url::RedisUrl;
 
 /// How long opening waits for the server: a person, or a service that starts with the machine, is waiting for an answer.
@@ -105,9 +106,10 @@ impl RedisStore {
     async fn look(&self, program: &Program<'_>) -> Result<Commit, StoreError> {
         let mut patience = self.link.patience();
         let mut digest = Some(self.digest.as_str());
+        let watched = program.watched();
         loop {
             let live = self.link.live(&mut patience).await?;
-            match self.link.attempt(&live, &program.command(digest, None)).await {
+            match self.link.attempt_told(&live, &program.command(digest, None), Interest::Before(&watched)).await {
                 Ok(reply) => {
                     return match program.decode(reply)? {
                         Answer::Commit(commit) => Ok(commit),
@@ -128,6 +130,7 @@ impl RedisStore {
         let mut patience = self.link.patience();
         let mut digest = Some(self.digest.as_str());
         let mut unknown = false;
+        let watched = program.watched();
         loop {
             let live = self.link.live(&mut patience).await?;
             let pass = match lane.pass(&self.link, &live, &self.counters).await {
@@ -149,7 +152,7 @@ impl RedisStore {
                 unknown = false;
             }
             let fence = Fence { hash: &pass.hash, token: &pass.token, slot: slot.index, number };
-            match self.link.attempt(&live, &program.command(digest, Some(&fence))).await {
+            match self.link.attempt_told(&live, &program.command(digest, Some(&fence)), Interest::After(&watched)).await {
                 Ok(reply) => match program.decode(reply)? {
                     Answer::Commit(commit) => {
                         if let Commit::Done { replies, .. } = &commit {
@@ -283,7 +286,8 @@ impl Store for RedisStore {
                 [] => return Ok(Vec::new()),
                 [query] => {
                     if let Some(cmd) = script::plain(&self.link.prefix, query) {
-                        let reply = self.link.request(&cmd).await?;
+                        let interest = if key::is_of_inode(query.key()) { Interest::InAll } else { Interest::None };
+                        let reply = self.link.request_told(&cmd, interest).await?;
                         let value = script::value(&self.link.prefix, query, reply)?;
                         self.counters.see(query, &value);
                         return Ok(vec![value]);

@@ -6,6 +6,7 @@
 
 use super::link::Link;
 use super::script::{bytes, list, pairs, prefixed, score, sequence, stripped};
+use super::tracking::Interest;
 use crate::meta::codec;
 use crate::meta::key;
 use crate::meta::store::{Cursor, ScanItem, ScanPage, ScanRange, StoreError};
@@ -49,7 +50,12 @@ async fn step(link: &Link, range: &ScanRange, at: &Bytes, count: u32) -> Result<
             redis::cmd("SCAN").arg(&at[..]).arg("MATCH").arg(&pattern(&prefixed(prefix, begin))[..]).arg("COUNT").arg(KEYS_COUNT).to_owned()
         }
     };
-    let mut parts = sequence(link.request(&cmd).await?)?.into_iter();
+    // What a listing tells is remembered as long as nobody changes it.
+    let interest = match range {
+        ScanRange::Hash(key) | ScanRange::Dir(key) if key::is_of_inode(key) => Interest::InAll,
+        _ => Interest::None,
+    };
+    let mut parts = sequence(link.request_told(&cmd, interest).await?)?.into_iter();
     let (Some(next), Some(found)) = (parts.next(), parts.next()) else {
         return Err(StoreError::Failed("the server sent half a page".into()));
     };
@@ -80,7 +86,7 @@ async fn with_records(link: &Link, mut items: Vec<ScanItem>) -> Result<Vec<ScanI
         if named.is_empty() {
             continue;
         }
-        let records = sequence(link.request(&cmd).await?)?;
+        let records = sequence(link.request_told(&cmd, Interest::InAll).await?)?;
         for (item, record) in named.into_iter().zip(records) {
             item.record = match record {
                 Reply::Nil => Bytes::new(),

@@ -7,7 +7,7 @@ use crate::meta::{codec, key};
 use crate::types::{FRAME_BYTES_MAX, SliceId};
 use bytes::Bytes;
 use redis::{Cmd, Value as Reply};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 
 /// Guards, checks, writes, reads: see there.
@@ -16,9 +16,6 @@ pub(super) const TEXT: &str = include_str!("commit.lua");
 const ELEMENTS_MAX: usize = 4000;
 /// Keys under which sets keep names of keys: these bear the prefix, too (metadata §1.5).
 const SETS_OF_KEYS: &[u8] = b"locked";
-/// Where frames are, as a place in memory that can be lent.
-static FRAMES: Key = key::FRAMES;
-static FRAME_AGES: Key = key::FRAME_AGES;
 
 /// What proves that a commit is ours and remembers that it happened.
 pub(super) struct Fence<'a> {
@@ -41,10 +38,7 @@ pub(super) enum Answer {
 /// Keys and arguments of one run.
 pub(super) struct Program<'a> {
     prefix: &'a [u8],
-    /// Keys the server notes our interest in.
-    watched: Vec<Bytes>,
-    /// All others.
-    others: Vec<Bytes>,
+    keys: Vec<Bytes>,
     index: HashMap<Key, usize>,
     args: Vec<Bytes>,
     guards: &'a [Guard],
@@ -67,9 +61,8 @@ impl<'a> Program<'a> {
         reads: &'a [Query],
         now_ms: i64,
     ) -> Result<Program<'a>, StoreError> {
-        let (watched, others, index, args) = (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
-        let mut program = Program { prefix, watched, others, index, args, guards, writes, reads, now_ms };
-        program.number_keys();
+        let (keys, index, args) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut program = Program { prefix, keys, index, args, guards, writes, reads, now_ms };
         program.args.push(text(guards.len()));
         for guard in guards {
             program.guard(guard)?;
@@ -88,23 +81,20 @@ impl<'a> Program<'a> {
     /// The command that runs it, by the script's digest or with its text.
     pub fn command(&self, digest: Option<&str>, fence: Option<&Fence>) -> Cmd {
         let mut cmd = redis::cmd(if digest.is_some() { "EVALSHA" } else { "EVAL" });
-        cmd.arg(digest.unwrap_or(TEXT)).arg(self.watched.len());
-        for key in &self.watched {
-            cmd.arg(&key[..]);
-        }
-        cmd.arg(self.prefix).arg(self.others.len() + usize::from(fence.is_some()));
-        for key in &self.others {
+        cmd.arg(digest.unwrap_or(TEXT)).arg(self.keys.len() + usize::from(fence.is_some()));
+        for key in &self.keys {
             cmd.arg(&key[..]);
         }
         if let Some(fence) = fence {
             cmd.arg(fence.hash);
         }
+        cmd.arg(self.prefix);
         match fence {
             None => {
                 cmd.arg("0");
             }
             Some(fence) => {
-                cmd.arg("1").arg(self.index.len() + 1).arg(fence.token).arg(fence.slot).arg(&record_head(fence.number)[..]);
+                cmd.arg("1").arg(self.keys.len() + 1).arg(fence.token).arg(fence.slot).arg(&record_head(fence.number)[..]);
             }
         }
         for arg in &self.args {
@@ -113,37 +103,27 @@ impl<'a> Program<'a> {
         cmd
     }
 
+    /// The keys whose later changes by others are to be told, as the server knows them.
+    pub fn watched(&self) -> Vec<Bytes> {
+        let (guards, writes, reads) = (self.guards, self.writes, self.reads);
+        if !is_watched(guards.len() + writes.len() + reads.len()) {
+            return Vec::new();
+        }
+        let keys = guards.iter().map(Guard::key).chain(writes.iter().map(Write::key)).chain(reads.iter().map(Query::key));
+        let keys: BTreeSet<&Key> = keys.filter(|key| key::is_of_inode(key)).collect();
+        keys.into_iter().map(|key| prefixed(self.prefix, key)).collect()
+    }
+
     fn word(&mut self, word: &'static str) {
         self.args.push(Bytes::from_static(word.as_bytes()));
     }
 
-    /// Finds out which keys there are. In a cluster all are declared, so that a server that does not have them says so; it is not asked to tell of
-    /// changes there.
-    fn number_keys(&mut self) {
-        let (guards, writes, reads) = (self.guards, self.writes, self.reads);
-        let is_watched = is_watched(guards.len() + writes.len() + reads.len());
-        let keys = guards.iter().map(key_of_guard).chain(writes.iter().map(key_of_write)).chain(reads.iter().map(key_of_query));
-        let (watched, others): (Vec<_>, Vec<_>) = keys.partition(|key| !self.prefix.is_empty() || (is_watched && key::is_of_inode(key)));
-        for key in watched {
-            self.index.entry(key.clone()).or_insert_with(|| {
-                self.watched.push(prefixed(self.prefix, key));
-                self.watched.len()
-            });
-        }
-        for key in others {
-            self.index.entry(key.clone()).or_insert_with(|| {
-                self.others.push(prefixed(self.prefix, key));
-                self.watched.len() + self.others.len()
-            });
-        }
-    }
-
+    /// All are declared, so that a server of a cluster that does not have them says so.
     fn key(&mut self, key: &Key) {
-        let (watched, others, prefix) = (self.watched.len(), &mut self.others, self.prefix);
-        // Those that are not the first of their part are never watched.
+        let (keys, prefix) = (&mut self.keys, self.prefix);
         let index = self.index.entry(key.clone()).or_insert_with(|| {
-            others.push(prefixed(prefix, key));
-            watched + others.len()
+            keys.push(prefixed(prefix, key));
+            keys.len()
         });
         self.args.push(text(*index));
     }
@@ -246,7 +226,7 @@ impl<'a> Program<'a> {
             Query::Frames { .. } => "C",
             Query::FramesKept => "K",
         });
-        self.key(key_of_query(query));
+        self.key(query.key());
         match query {
             Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => self.args.push(name.clone()),
             Query::ZRange { max, limit, .. } => self.args.extend([text(max), text(limit)]),
@@ -287,7 +267,7 @@ impl<'a> Program<'a> {
             Write::PutFrame(..) => "fpu",
             Write::DelFrame(_) => "fde",
         };
-        let key = key_of_write(write);
+        let key = write.key();
         self.word(word);
         self.key(key);
         match write {
@@ -370,61 +350,6 @@ impl<'a> Program<'a> {
             number.parse().map(Value::Int).map_err(|_| StoreError::Damaged(format!("no number came of {write:?}")))
         });
         replies.collect()
-    }
-}
-
-fn key_of_query(query: &Query) -> &Key {
-    match query {
-        Query::Get(key)
-        | Query::HGet(key, _)
-        | Query::HGetAll(key)
-        | Query::HLen { key, .. }
-        | Query::List(key)
-        | Query::SMembers(key)
-        | Query::ZScore(key, _)
-        | Query::ZRange { key, .. }
-        | Query::Frames { list: key, .. } => key,
-        Query::Entry { dir, .. } => dir,
-        Query::Frame(_) | Query::FramesKept => &FRAMES,
-        Query::OldestFrames { .. } => &FRAME_AGES,
-    }
-}
-
-fn key_of_guard(guard: &Guard) -> &Key {
-    match guard {
-        Guard::Value(key, _)
-        | Guard::Bytes(key, _)
-        | Guard::Field(key, ..)
-        | Guard::Fields(key, _)
-        | Guard::HashEmpty(key)
-        | Guard::HashNotEmpty(key)
-        | Guard::HashLen(key, _)
-        | Guard::ListPrefix(key, _)
-        | Guard::ListIs(key, _)
-        | Guard::Score(key, ..) => key,
-    }
-}
-
-fn key_of_write(write: &Write) -> &Key {
-    match write {
-        Write::Set(key, _)
-        | Write::Patch { key, .. }
-        | Write::AddU32 { key, .. }
-        | Write::Del(key)
-        | Write::IncrBy(key, _)
-        | Write::HSet(key, ..)
-        | Write::HDel(key, _)
-        | Write::HIncrBy(key, ..)
-        | Write::HIncrIfPresent(key, ..)
-        | Write::RPush(key, _)
-        | Write::RPushX(key, _)
-        | Write::LPush(key, _)
-        | Write::LTrim(key, _)
-        | Write::SAdd(key, _)
-        | Write::SRem(key, _)
-        | Write::ZAdd(key, ..)
-        | Write::ZRem(key, _) => key,
-        Write::PutFrame(..) | Write::DelFrame(_) => &FRAMES,
     }
 }
 

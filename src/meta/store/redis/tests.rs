@@ -554,3 +554,107 @@ async fn a_full_server_takes_no_part_of_a_commit() {
     let bytes = |text| Value::Bytes(Some(b(text)));
     assert_eq!(store.read(&queries).await, Ok(vec![Value::List(vec![b("1")]), bytes("v"), bytes("old"), Value::Bytes(None)]));
 }
+
+#[test]
+fn no_answer_upsets_the_decoders() {
+    crate::env::fuzz::decoder(&[[&7u64.to_be_bytes()[..], &[0; 8], b"1,2,3"].concat()], |bytes| {
+        let bytes = Bytes::copy_from_slice(bytes);
+        if let Some((_, told)) = super::script::record(&bytes) {
+            let writes = [Write::IncrBy(b("n"), 1), Write::Del(b("k")), Write::RPush(b("l"), vec![b("e")])];
+            let program = super::script::Program::new(b"", &[], &writes, &[], 0).unwrap();
+            let _ = program.replies(&told);
+        }
+        let _ = super::script::score(&bytes);
+    });
+}
+
+#[derive(Default)]
+struct Heard(std::sync::Mutex<Vec<Vec<u8>>>);
+
+impl Heard {
+    fn take(&self) -> Vec<Vec<u8>> {
+        let mut keys = std::mem::take(&mut *self.0.lock().unwrap());
+        keys.sort();
+        keys
+    }
+}
+
+impl crate::meta::store::Watcher for Heard {
+    fn changed(&self, key: &[u8]) {
+        self.0.lock().unwrap().push(key.into());
+    }
+
+    fn flushed(&self) {}
+
+    fn heard(&self, _age: Duration) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_or_written_is_told_and_nothing_else() {
+    let server = RedisServer::start();
+    let (store, heard) = (open(&server.url(0), MOUNTED).await.unwrap(), Arc::new(Heard::default()));
+    let other = open(&server.url(0), MOUNTED).await.unwrap();
+    assert!(store.watch(heard.clone()).await);
+    let keys = ["i1", "i2", "d1", "c1_0", "x1", "usedSpace", "dirUsedSpace", "_pando:f", "lockf1", "sessionInfos", "setting"];
+    let change_all = async || {
+        let writes: Vec<Write> = keys
+            .iter()
+            .map(|key| match key.as_bytes() {
+                [b'i', ..] | b"usedSpace" | b"setting" => Write::Set(b(key), b("5")),
+                [b'c', ..] => Write::RPush(b(key), vec![b("e")]),
+                _ => Write::HSet(b(key), b("f"), b("v")),
+            })
+            .collect();
+        other.commit(&[], &writes, &[]).await.unwrap();
+        // Behind everything that was told before.
+        store.read(&[Query::Get(b("none"))]).await.unwrap();
+        heard.take().into_iter().map(|key| String::from_utf8(key).unwrap()).collect::<Vec<_>>()
+    };
+    change_all().await;
+    // Plain reads.
+    for query in [Query::Get(b("i1")), Query::Get(b("usedSpace")), Query::HGet(b("_pando:f"), b("f")), Query::HGetAll(b("sessionInfos"))] {
+        store.read(&[query]).await.unwrap();
+    }
+    assert_eq!(change_all().await, ["i1"]);
+    assert_eq!(change_all().await, [""; 0], "once");
+    // Reads together, and a listing.
+    store
+        .read(&[Query::Get(b("i1")), Query::Get(b("usedSpace")), Query::Frames { list: b("c1_0"), until: 0 }, Query::HGetAll(b("lockf1"))])
+        .await
+        .unwrap();
+    assert_eq!(change_all().await, ["c1_0", "i1"]);
+    store.scan(&ScanRange::Dir(b("d1")), Cursor::new(), 10).await.unwrap();
+    store.scan(&ScanRange::Hash(b("sessionInfos")), Cursor::new(), 10).await.unwrap();
+    assert_eq!(change_all().await, ["d1"]);
+    // What is guarded, written and read by a commit; one that does not happen, too.
+    let guards = [Guard::Value(b("i1"), Some(b("5"))), Guard::Field(b("lockf1"), b("f"), Some(b("v")))];
+    let writes = [Write::Set(b("i2"), b("6")), Write::IncrBy(b("usedSpace"), 1), Write::HIncrIfPresent(b("dirUsedSpace"), b("g"), 1)];
+    let reads = [Query::HGetAll(b("x1")), Query::Get(b("setting"))];
+    assert!(matches!(store.commit(&guards, &writes, &reads).await, Ok(Commit::Done { .. })));
+    assert_eq!(change_all().await, ["i1", "i2", "x1"]);
+    assert!(matches!(store.commit(&[Guard::Value(b("i1"), None)], &writes, &reads).await, Ok(Commit::Conflict(_))));
+    assert_eq!(change_all().await, ["i1", "i2", "x1"]);
+}
+
+/// Being told needs rights; without them everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_be_told_works_on() {
+    let server = RedisServer::start();
+    for rule in ["-client|tracking", "-client|caching", "-multi"] {
+        server.cli(&["acl", "setuser", "bob", "reset", "on", ">x", "~*", "&*", "+@all", rule]);
+        let url = format!("redis://bob:x@127.0.0.1:{}/0", server.port);
+        let store = open(&url, COMMAND).await.unwrap();
+        assert!(!store.watch(Arc::new(Heard::default())).await, "{rule}");
+        server.cli(&["flushall"]);
+        works(&store).await;
+    }
+    // A right that is taken away while it is used: the next connection goes on without.
+    server.cli(&["acl", "setuser", "bob", "reset", "on", ">x", "~*", "&*", "+@all"]);
+    let store = open(&format!("redis://bob:x@127.0.0.1:{}/0", server.port), MOUNTED).await.unwrap();
+    assert!(store.watch(Arc::new(Heard::default())).await);
+    let add = async || store.commit(&[Guard::Value(b("i1"), None)], &[Write::IncrBy(b("m"), 1)], &[]).await;
+    assert_eq!(add().await, Ok(Commit::Done { replies: vec![Value::Int(1)], values: vec![] }));
+    server.cli(&["acl", "setuser", "bob", "-multi"]);
+    assert_eq!(add().await, Ok(Commit::Done { replies: vec![Value::Int(2)], values: vec![] }));
+    assert_eq!(server.cli(&["get", "m"]).trim(), "2", "once");
+}

@@ -3,19 +3,85 @@
 //! A push that the server sent before an answer is taken in before the answer is: both come over the same connection, and the connection's
 //! own task hands pushes on itself. So whoever has just had an answer, of a lock that was granted say, knows all that happened before it.
 //!
-//! What registers interest in a key: reading it by a plain command; or naming it in the KEYS of a script that reads something after its last
-//! write (up to version 7.0 all of KEYS count, later versions count what is read: `commit.lua` does both). A write of our own ends it.
+//! Interest in keys is registered by nothing but a command that follows on `CLIENT CACHING YES`. Without that (`OPTIN`) a script would register
+//! all its KEYS (up to version 7.0), or whatever it reads (later): counters, frames and tokens, and every commit would be told to everybody. A
+//! write of our own ends the interest, so it is registered again after it, in one transaction with it.
 
-use super::connect::ask;
+use super::connect::{as_before, ask};
 use super::error::Fault;
 use super::script::bytes;
 use crate::meta::store::Watcher;
+use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, Value as Reply};
+use redis::{Cmd, PushInfo, PushKind, Value as Reply};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tracing::info;
+
+/// Of what a request wants to be told when others change it.
+#[derive(Clone, Copy)]
+pub(super) enum Interest<'a> {
+    /// Of nothing.
+    None,
+    /// Of all keys the command reads: it must be a plain one.
+    InAll,
+    /// Of these keys, which the command only reads.
+    Before(&'a [Bytes]),
+    /// Of these keys as the command leaves them.
+    After(&'a [Bytes]),
+}
+
+/// Sends a command and registers the interest with it, in one trip. An answer means that both happened.
+pub(super) async fn ask_told(conn: &mut MultiplexedConnection, cmd: &Cmd, interest: Interest<'_>) -> Result<Reply, Fault> {
+    let exists = |keys: &[Bytes]| {
+        let mut exists = redis::cmd("EXISTS");
+        for key in keys {
+            exists.arg(&key[..]);
+        }
+        exists
+    };
+    let caching = redis::cmd("CLIENT").arg("CACHING").arg("YES").to_owned();
+    let (commands, at) = match interest {
+        Interest::None | Interest::Before([]) | Interest::After([]) => return ask(conn, cmd).await,
+        Interest::InAll => (vec![caching, cmd.clone()], 1),
+        Interest::Before(keys) => (vec![caching, exists(keys), cmd.clone()], 2),
+        Interest::After(keys) => (vec![redis::cmd("MULTI"), cmd.clone(), caching, exists(keys), redis::cmd("EXEC")], 1),
+    };
+    let mut pipeline = redis::Pipeline::with_capacity(commands.len());
+    for command in commands {
+        pipeline.add_command(command);
+    }
+    let mut replies = conn.send_packed_commands(&pipeline, 0, pipeline.len()).await.map_err(|error| Fault::of(&error))?;
+    if replies.len() != pipeline.len() {
+        return Err(Fault::Lost("fewer answers than requests".into()));
+    }
+    if let Reply::ServerError(error) = &replies[at] {
+        // Refused, also before a transaction began.
+        return Err(Fault::of_reply(error));
+    }
+    let refused = |replies: &[Reply]| {
+        replies.iter().find_map(|reply| if let Reply::ServerError(error) = reply { Some(error.to_string()) } else { None })
+    };
+    if let Some(why) = refused(&replies) {
+        // A right that was taken away, say. The command may have been carried out all the same; a new connection finds out, and how to go on.
+        return Err(Fault::Lost(why));
+    }
+    let last = replies.pop().unwrap_or(Reply::Nil);
+    let Interest::After(_) = interest else { return Ok(as_before(last)) };
+    match last {
+        Reply::Array(mut parts) if parts.len() == 3 => {
+            if let Reply::ServerError(error) = &parts[0] {
+                return Err(Fault::of_reply(error));
+            }
+            match refused(&parts) {
+                Some(why) => Err(Fault::Lost(why)),
+                None => Ok(as_before(parts.swap_remove(0))),
+            }
+        }
+        _ => Err(Fault::Lost("a transaction was not carried out".into())),
+    }
+}
 
 /// Who wants to be told, if anybody.
 #[derive(Default)]
@@ -49,8 +115,16 @@ impl Tracking {
     /// Makes the server tell. Everything known before means nothing for this connection.
     pub async fn begin(&self, conn: &mut MultiplexedConnection) -> Result<bool, Fault> {
         let Some(watcher) = self.watcher.get().filter(|_| self.is_wanted()) else { return Ok(false) };
-        match ask(conn, redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP")).await {
-            Ok(_) => {
+        let begun = async {
+            ask(conn, redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("OPTIN").arg("NOLOOP")).await?;
+            // All of what comes with requests from now on must be allowed.
+            for (command, args) in [("MULTI", &[][..]), ("DISCARD", &[]), ("CLIENT", &["CACHING", "YES"])] {
+                ask(conn, redis::cmd(command).arg(args)).await?;
+            }
+            Ok(())
+        };
+        match begun.await {
+            Ok(()) => {
                 watcher.flushed();
                 Ok(true)
             }
