@@ -39,6 +39,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use program::Program;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use tracing::{Level, warn};
 
 /// Exit code for a command that does not exist; scripts tell old versions by it.
@@ -139,7 +140,10 @@ pub fn run() -> ExitCode {
     };
     match line.and_then(|line| args::normalise(&program, &line)) {
         Ok(normal) => execute(normal),
-        Err(stop) => ExitCode::from(end(stop)),
+        Err(stop) => match end(stop) {
+            0 => said(),
+            code => ExitCode::from(code),
+        },
     }
 }
 
@@ -251,13 +255,32 @@ fn execute(normal: Normal) -> ExitCode {
         }
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => said(),
         Err(error) => fail(&format!("{error:#}")),
     }
 }
 
-/// Prints a line. A reader that has seen enough, such as `head`, is no failure.
+/// The first failure to print what a command is asked for; the command ends with it.
+static UNSAID: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints a line. A reader that has seen enough, such as `head`, is no failure; a full disk is one, at the end of the command.
 fn say(text: &str) {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => drop(UNSAID.set(error)),
+        _ => {}
+    }
+}
+
+/// The exit code of a command that went well, unless what it had to say could not be printed.
+fn said() -> ExitCode {
+    match UNSAID.get() {
+        None => ExitCode::SUCCESS,
+        Some(error) => fail(&format!("cannot write to standard output: {error}")),
+    }
+}
+
+/// Prints a line that a command does not depend on: a mount goes on although nobody is told that it began.
+fn announce(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 

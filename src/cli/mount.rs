@@ -3,7 +3,7 @@
 use crate::cli::helper::is_fstab_word;
 use crate::cli::program::Program;
 use crate::cli::transfer::TransferArgs;
-use crate::cli::{cache, invalid, say, value, values, volume_of};
+use crate::cli::{announce, cache, invalid, value, values, volume_of};
 use crate::daemon::{self, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
@@ -120,7 +120,7 @@ pub fn run(args: &Args, program: Program, logging: impl Fn()) -> anyhow::Result<
             }
         },
         |name| match program {
-            Program::Pando => say(&format!("pando: {name} is ready at {place} (stop with: pando umount {place})")),
+            Program::Pando => announce(&format!("pando: {name} is ready at {place} (stop with: pando umount {place})")),
             // Its standard output stays empty.
             Program::Juicefs => telemetry::line("INFO", &format!("OK, {name} is ready at \"{place}\"")),
         },

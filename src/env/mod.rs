@@ -1,11 +1,13 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. And running several futures at once.
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk. And running several futures at once.
 
 mod clock;
+mod disk;
 #[cfg(test)]
 pub(crate) mod fuzz;
 mod join;
 mod random;
 
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use disk::{DiskSpace, Reserve};
 pub(crate) use join::join;
 pub use random::{Random, SystemRandom, uuid_v4};

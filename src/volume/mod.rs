@@ -60,6 +60,7 @@ use crate::vfs::writer::{Writers, WritersConfig};
 use crate::vfs::{Vfs, VfsConfig};
 use backup::Backups;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -209,6 +210,8 @@ pub struct Volume {
     /// `None` on a read-only volume.
     jobs: Option<JobsHandle>,
     read_only: bool,
+    /// A directory on the disk that holds all of it; `None` if a server holds a part.
+    disk_dir: Option<PathBuf>,
 }
 
 impl Volume {
@@ -219,7 +222,11 @@ impl Volume {
         let attempt_time_max = options.transfers.put_time_max.max(options.transfers.get_time_max);
         let stores = Stores::open_for(url, server, attempt_time_max).await?;
         objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
-        Volume::over(stores, options).await
+        let disk_dir = match (url.dir(), objects::directories(&stores.setting, url.dir())?.as_slice()) {
+            (Some(_), [objects]) => Some(objects.clone()),
+            _ => None,
+        };
+        Ok(Volume { disk_dir, ..Volume::over(stores, options).await? })
     }
 
     /// The same over stores that are open; tests bring stores that fail.
@@ -279,7 +286,7 @@ impl Volume {
             let config = JobsConfig { heartbeat: options.heartbeat, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
-        Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only })
+        Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only, disk_dir: None })
     }
 
     /// Name of the volume.
@@ -321,6 +328,7 @@ impl Volume {
             entry_ttl: options.entry_ttl.min(longest),
             dir_entry_ttl: options.dir_entry_ttl.min(longest),
             umask: options.umask,
+            disk: self.disk_dir.clone(),
         };
         Ok((Vfs::new(self.meta.clone(), self.blocks.clone(), self.chunks.clone(), self.writers.clone(), config), root))
     }
