@@ -131,7 +131,7 @@ pub fn run() -> ExitCode {
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let argv0 = words.next().unwrap_or_default();
     let line: Vec<String> = words.collect();
-    Program::called();
+    telemetry::called(Program::called().name());
     title::hide_secrets();
     let program = Cli::command();
     let line = match helper::called(&argv0) {
@@ -168,7 +168,7 @@ fn execute(normal: Normal) -> ExitCode {
     };
     let outcome = match cli.command {
         // It starts the log itself: in the background that is another file, of another process.
-        Command::Mount(args) => mount::run(&args, Program::called(), logging),
+        Command::Mount(args) => mount::run(&args, Program::called(), &normal.warnings, logging),
         Command::Umount(args) => {
             logging();
             umount::run(&args)
@@ -321,15 +321,21 @@ fn end(stop: Stop) -> u8 {
 }
 
 fn help(command: Option<&str>) -> String {
-    let mut program = Cli::command();
-    program.build();
+    let mut program = program();
     let found = command.and_then(|name| program.find_subcommand_mut(name)).map(|command| command.render_long_help());
-    found.unwrap_or_else(|| Cli::command().render_long_help()).to_string()
+    found.unwrap_or_else(|| program.render_long_help()).to_string()
+}
+
+/// All commands, under the name by which this process was called.
+fn program() -> clap::Command {
+    let name = Program::called().name();
+    let mut program = Cli::command().name(name).bin_name(name);
+    program.build();
+    program
 }
 
 fn synopsis(command: &str) -> String {
-    let mut program = Cli::command();
-    program.build();
+    let mut program = program();
     let usage = program.find_subcommand_mut(command).map(|command| command.render_usage().to_string()).unwrap_or_default();
     usage.trim_start_matches("Usage: ").to_string()
 }

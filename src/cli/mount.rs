@@ -98,6 +98,9 @@ pub struct Args {
     /// Store small blocks in the bucket before they are acknowledged, instead of keeping them beside the metadata for seconds.
     #[arg(long, action = ArgAction::SetTrue)]
     no_journal: bool,
+    /// Leave work that any client can do (emptying the trash, cleaning up after others, backups) to the other clients.
+    #[arg(long, action = ArgAction::SetTrue)]
+    no_bgjob: bool,
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
@@ -107,10 +110,14 @@ pub struct Args {
     cache: cache::CacheArgs,
 }
 
-/// Runs the command; `logging` starts the log of the process that serves.
-pub fn run(args: &Args, program: Program, logging: impl Fn()) -> anyhow::Result<()> {
+/// Runs the command; `logging` starts the log of the process that serves, with the warnings about the command line.
+pub fn run(args: &Args, program: Program, of_line: &[String], logging: impl Fn()) -> anyhow::Result<()> {
     let (plan, warnings) = plan(args, program)?;
     let place = plan.mountpoint.display();
+    if plan.log.is_some() {
+        // The log goes elsewhere, and who has typed them sits here.
+        of_line.iter().chain(&warnings).for_each(|warning| telemetry::line("WARNING", warning));
+    }
     daemon::run(
         &plan,
         || {
@@ -184,6 +191,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
             journal: !args.no_journal,
+            background: !args.no_bgjob,
             backup: backup_period(args.backup_meta.as_ref())?.map(|period| BackupOptions { period, skip_trash: args.backup_skip_trash }),
         },
         view: MountOptions {

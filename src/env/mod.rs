@@ -7,7 +7,7 @@ pub(crate) mod fuzz;
 mod join;
 mod random;
 
-pub use clock::{Clock, ManualClock, SystemClock};
+pub use clock::{Clock, ManualClock, SystemClock, instant};
 pub use disk::{DiskSpace, Reserve};
 pub(crate) use join::join;
 pub use random::{Random, SystemRandom, uuid_v4};

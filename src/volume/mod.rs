@@ -132,6 +132,8 @@ pub struct VolumeOptions {
     pub backup: Option<BackupOptions>,
     /// Whether small blocks may be kept beside the metadata.
     pub journal: bool,
+    /// Whether this process does work that other clients of the volume could do as well, backups included.
+    pub background: bool,
 }
 
 /// What a user can say about uploads and downloads (cli §6.1).
@@ -270,7 +272,8 @@ impl Volume {
         let mut jobs = None;
         if !options.read_only {
             let sid = meta.new_session(&options.mountpoint).await.map_err(|e| failed("cannot register the session", e))?;
-            match meta.clean_stale_sessions().await {
+            let cleaned = if options.background { meta.clean_stale_sessions().await } else { Ok(0) };
+            match cleaned {
                 Ok(0) => {}
                 Ok(count) => info!(count, "cleaned up after sessions that ended without closing"),
                 // The periodic job tries again.
@@ -283,7 +286,7 @@ impl Volume {
                 }
                 None => None,
             };
-            let config = JobsConfig { heartbeat: options.heartbeat, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            let config = JobsConfig { heartbeat: options.heartbeat, background: options.background, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
             jobs = Some(jobs::start(config));
         }
         Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only, disk_dir: None })
