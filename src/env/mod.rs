@@ -1,11 +1,14 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. And running several futures at once.
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. And running several futures at once, and memory
+//! that is used again.
 
+mod buffers;
 mod clock;
 #[cfg(test)]
 pub(crate) mod fuzz;
 mod join;
 mod random;
 
+pub(crate) use buffers::Buffer;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub(crate) use join::join;
 pub use random::{Random, SystemRandom, uuid_v4};
