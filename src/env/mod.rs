@@ -1,5 +1,7 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk. And running several futures at once.
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk. And running several futures at once, and
+//! memory that is used again.
 
+mod buffers;
 mod clock;
 mod disk;
 #[cfg(test)]
@@ -7,6 +9,7 @@ pub(crate) mod fuzz;
 mod join;
 mod random;
 
+pub(crate) use buffers::Buffer;
 pub use clock::{Clock, ManualClock, SystemClock, instant};
 pub use disk::{DiskSpace, Reserve};
 pub(crate) use join::join;

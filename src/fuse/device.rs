@@ -1,5 +1,6 @@
 //! The FUSE device: one request a read, one reply or notification a write.
 
+use crate::env::Buffer;
 use crate::fuse::abi::{OutHeader, bytes_of};
 use bytes::Bytes;
 use std::io;
@@ -20,8 +21,10 @@ impl Device {
 
     /// Waits for a request. `ENODEV`: unmounted. `ENOENT`: the request was withdrawn while it was read.
     pub(crate) fn read(&self, buffer: &mut RequestBuffer) -> io::Result<()> {
+        if buffer.bytes.capacity() < buffer.capacity {
+            buffer.bytes = Buffer::with_room(buffer.capacity);
+        }
         buffer.bytes.clear();
-        buffer.bytes.reserve_exact(buffer.capacity);
         // SAFETY: the vector is empty and has room for `capacity` bytes, which is what the kernel is told; the descriptor is open.
         let count = unsafe { libc::read(self.0.as_raw_fd(), buffer.bytes.as_mut_ptr().cast(), buffer.capacity) };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
@@ -50,7 +53,7 @@ impl Device {
 
 /// Holds the request that was read last.
 pub(crate) struct RequestBuffer {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// The longest request.
     capacity: usize,
 }
@@ -58,7 +61,7 @@ pub(crate) struct RequestBuffer {
 impl RequestBuffer {
     /// For requests of up to `capacity` bytes.
     pub(crate) fn new(capacity: usize) -> RequestBuffer {
-        RequestBuffer { bytes: Vec::new(), capacity }
+        RequestBuffer { bytes: Buffer::default(), capacity }
     }
 
     /// The request.
@@ -70,7 +73,7 @@ impl RequestBuffer {
     /// and the next read gets a new one: so what is kept alive is at most twice what is asked for. The request is gone afterwards.
     pub(crate) fn take_part(&mut self, part: Range<usize>) -> Bytes {
         if part.len() >= self.capacity / 2 {
-            Bytes::from(std::mem::take(&mut self.bytes)).slice(part)
+            std::mem::take(&mut self.bytes).freeze_all().slice(part)
         } else {
             Bytes::copy_from_slice(&self.bytes[part])
         }
@@ -78,6 +81,8 @@ impl RequestBuffer {
 
     #[cfg(test)]
     pub(crate) fn holding(bytes: &[u8]) -> RequestBuffer {
-        RequestBuffer { bytes: bytes.to_vec(), capacity: 4096 }
+        let mut buffer = RequestBuffer::new(4096);
+        buffer.bytes.extend_from_slice(bytes);
+        buffer
     }
 }

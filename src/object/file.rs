@@ -4,7 +4,7 @@
 //! temporary file, renames it, then syncs the directory; whoever dies in between leaves a temporary file, or an object nobody names yet.
 //! Directories are never removed: another process may just have found one there and count on its being durable.
 
-use crate::env::{Clock, Reserve, SystemClock};
+use crate::env::{Buffer, Clock, Reserve, SystemClock};
 use crate::object::dirsync::DirSync;
 use crate::object::memory::clip;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
@@ -12,10 +12,10 @@ use crate::types::BoxFuture;
 use bytes::Bytes;
 use lru::LruCache;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -293,8 +293,8 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn get(path: &Path, range: Option<Range<u64>>) -> Result<Bytes, ObjectError> {
-    let read = || -> io::Result<Result<Vec<u8>, ObjectError>> {
-        let file = File::open(path)?;
+    let read = || -> io::Result<Result<Bytes, ObjectError>> {
+        let mut file = File::open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {
             return Ok(Err(ObjectError::Missing));
@@ -303,21 +303,14 @@ fn get(path: &Path, range: Option<Range<u64>>) -> Result<Bytes, ObjectError> {
             Ok(range) => range,
             Err(e) => return Ok(Err(e)),
         };
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match file.read_at(&mut bytes[filled..], range.start + filled as u64) {
-                // Somebody cuts files short under us: the caller, who knows how long the object should be, reports it.
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        bytes.truncate(filled);
-        Ok(Ok(bytes))
+        let len = range.end - range.start;
+        let mut bytes = Buffer::with_room(len as usize);
+        file.seek(SeekFrom::Start(range.start))?;
+        // Fewer, if somebody cuts files short under us: the caller, who knows how long the object should be, reports it.
+        file.take(len).read_to_end(&mut bytes)?;
+        Ok(Ok(bytes.freeze()))
     };
-    read().map_err(|e| classify(&e))?.map(Bytes::from)
+    read().map_err(|e| classify(&e))?
 }
 
 fn object_meta(key: String, meta: &fs::Metadata) -> Option<ObjectMeta> {

@@ -286,7 +286,12 @@ impl Volume {
                 }
                 None => None,
             };
-            let config = JobsConfig { heartbeat: options.heartbeat, background: options.background, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            let config = JobsConfig {
+                heartbeat: options.heartbeat,
+                background: options.background,
+                backup,
+                ..JobsConfig::new(meta.clone(), chunks.clone(), duties)
+            };
             jobs = Some(jobs::start(config));
         }
         Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only, disk_dir: None })

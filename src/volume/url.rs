@@ -33,7 +33,8 @@ impl MetaUrl {
             };
         }
         let url = RedisUrl::parse(text, &ProcessEnvironment);
-        url.map(|url| MetaUrl::Redis(Box::new(url))).map_err(|why| if text.contains("://") { why } else { format!("{why}; a directory is written ./{text}") })
+        url.map(|url| MetaUrl::Redis(Box::new(url)))
+            .map_err(|why| if text.contains("://") { why } else { format!("{why}; a directory is written ./{text}") })
     }
 
     /// What to say when this server cannot be reached: it may have been meant as a directory.

@@ -65,6 +65,8 @@ pub enum Fault {
     Flip,
     /// The body ends early, and the length says so.
     Short,
+    /// One bit of the request's body was another when it came.
+    FlipAsked,
 }
 
 type Answers = Box<dyn Fn(&Asked) -> Answer + Send + Sync>;
@@ -154,13 +156,18 @@ impl Server {
 /// One connection: requests one after the other, until one side ends it.
 async fn serve(mut stream: TcpStream, backend: Arc<Backend>, state: Arc<Mutex<State>>) {
     let mut buffer = Vec::new();
-    while let Some(asked) = read(&mut stream, &mut buffer).await {
+    while let Some(mut asked) = read(&mut stream, &mut buffer).await {
         let fault = {
             let mut state = state.lock().expect("not poisoned");
             state.asked.push(asked.clone());
             let at = state.faults.iter().position(|(method, _)| *method == asked.method);
             at.and_then(|at| state.faults.remove(at)).map(|(_, fault)| fault)
         };
+        if matches!(fault, Some(Fault::FlipAsked)) {
+            let mut body = asked.body.to_vec();
+            *body.last_mut().expect("a body to damage") ^= 1;
+            asked.body = body.into();
+        }
         let mut answer = match (&fault, backend.as_ref()) {
             (Some(Fault::Hang), _) => return std::future::pending().await,
             (Some(Fault::Answer(answer)), _) => answer.clone(),

@@ -136,7 +136,8 @@ fn layer_findings(name: &str, module: &str, code: &[&str]) -> Vec<String> {
 
 /// Whether a file holds nothing but tests, by its name.
 fn is_test(name: &str) -> bool {
-    name.split(['/', '.']).any(|part| matches!(part, "tests" | "testing" | "conformance") || part.ends_with("_test") || part.ends_with("_tests"))
+    name.split(['/', '.'])
+        .any(|part| matches!(part, "tests" | "testing" | "conformance") || part.ends_with("_test") || part.ends_with("_tests"))
 }
 
 fn nondeterminism_findings(name: &str, text: &str) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! A cache file: the block, then CRC-32C sums of its pieces, big-endian, then what a staging file carries beside (data §6.3).
 
+use crate::env::Buffer;
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -54,26 +55,26 @@ pub(super) fn read(file: &File, file_bytes: u64, len: u32, range: Range<u32>, ch
         return Ok(Bytes::new());
     }
     if !check || !sums {
-        return Ok(exactly(file, range)?.into());
+        return Ok(exactly(file, range)?.freeze());
     }
     let pieces = range.start / PIECE_BYTES..range.end.div_ceil(PIECE_BYTES);
     let start = pieces.start * PIECE_BYTES;
     let wide = exactly(file, start..(pieces.end * PIECE_BYTES).min(len))?;
     let expected = exactly(file, len + pieces.start * SUM_BYTES..len + pieces.end * SUM_BYTES)?;
-    if trailer(&wide) != expected {
+    if trailer(&wide) != **expected {
         return Err(ReadError::Damaged(format!("bytes {}..{} do not match their checksums", range.start, range.end)));
     }
-    Ok(Bytes::from(wide).slice((range.start - start) as usize..(range.end - start) as usize))
+    Ok(wide.freeze().slice((range.start - start) as usize..(range.end - start) as usize))
 }
 
-fn exactly(file: &File, range: Range<u32>) -> io::Result<Vec<u8>> {
+fn exactly(file: &File, range: Range<u32>) -> io::Result<Buffer> {
     fill(file, range, 0)
 }
 
 /// All of these bytes of a file, read with the flags of preadv2(2). With `RWF_NOWAIT` it is an error if the system would have to wait for them.
-pub(super) fn fill(file: &File, range: Range<u32>, flags: i32) -> io::Result<Vec<u8>> {
+pub(super) fn fill(file: &File, range: Range<u32>, flags: i32) -> io::Result<Buffer> {
     let len = range.len();
-    let mut bytes: Vec<u8> = Vec::with_capacity(len);
+    let mut bytes = Buffer::with_room(len);
     while bytes.len() < len {
         let done = bytes.len();
         let at = i64::from(range.start) + done as i64;

@@ -106,7 +106,7 @@ impl Opened {
         match fill(&opened.file, range, libc::RWF_NOWAIT) {
             Ok(bytes) => {
                 opened.read_at.store(now, Ordering::Relaxed);
-                Some((bytes.into(), opened))
+                Some((bytes.freeze(), opened))
             }
             Err(error) => {
                 if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) {

@@ -1,6 +1,7 @@
 //! Objects in a bucket of an S3 server: AWS, MinIO, R2, RustFS, Garage, Ceph and their like.
 //!
-//! Requests are plain: a body of known length in one piece, no checksum headers or trailers of the SDK, which many servers refuse.
+//! Requests are plain: a body of known length in one piece, no checksum headers or trailers of the SDK, which many servers refuse. The one
+//! that is sent to servers without TLS is sent in another way to those that refuse it.
 //! Every object carries the CRC-32C of its bytes as metadata (data §2.3), and a get of a whole object compares.
 //! One request is one attempt of bounded time; whoever asks decides whether to ask again.
 
@@ -14,6 +15,7 @@ mod tests;
 
 pub use endpoint::Flavor;
 
+use crate::env::Buffer;
 use crate::object::memory::cut;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
 use crate::types::BoxFuture;
@@ -28,7 +30,8 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration, StorageClass};
-use bytes::{Bytes, BytesMut};
+use base64::prelude::*;
+use bytes::Bytes;
 use endpoint::Endpoint;
 use error::{chain, classify};
 use std::fs::File;
@@ -99,8 +102,9 @@ pub struct S3Store {
     bucket: String,
     region: String,
     checksum: bool,
-    /// Whether the signature covers bodies. Under TLS nobody can change them.
-    sign_bodies: bool,
+    tls: bool,
+    /// Whether the signature covers the bodies of objects; see `put_once`.
+    sign_bodies: AtomicBool,
     storage_class: Option<StorageClass>,
     tagging: Option<String>,
     request_time_max: Duration,
@@ -134,7 +138,8 @@ impl S3Store {
             bucket: endpoint.bucket,
             region,
             checksum: endpoint.checksum,
-            sign_bodies: !endpoint.tls,
+            tls: endpoint.tls,
+            sign_bodies: AtomicBool::new(!endpoint.tls && !endpoint.checksum),
             storage_class: Some(config.storage_class.as_str()).filter(|class| !class.is_empty()).map(StorageClass::from),
             tagging: Some(config.tag.as_str()).filter(|tag| !tag.is_empty()).map(encode_tag),
             request_time_max: config.request_time_max,
@@ -149,17 +154,38 @@ impl S3Store {
         tokio::time::timeout(self.request_time_max, request).await.map_err(late)?
     }
 
+    /// One attempt, by which the server gets the body as it is here, or says so. Under TLS nothing changes on the way. Without it the server
+    /// compares the body with its CRC-32C, which the object carries anyway: to cover it by the signature would cost more than all else that is
+    /// done with it (`docs/adr/0011-bodies-are-not-signed.md`). A server that takes no such request gets signed bodies.
     async fn put_once(&self, key: &str, body: Bytes) -> Result<(), ObjectError> {
+        if self.sign_bodies.load(Ordering::Relaxed) {
+            return self.put_body(key, body, true).await;
+        }
+        match self.put_body(key, body.clone(), false).await {
+            Err(why @ (ObjectError::Invalid(_) | ObjectError::Denied(_))) if !self.tls => {
+                self.put_body(key, body, true).await.map_err(|_| why)?;
+                info!("bucket {}: the server takes signed bodies only", self.bucket);
+                self.sign_bodies.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn put_body(&self, key: &str, body: Bytes, signed: bool) -> Result<(), ObjectError> {
         let bytes = i64::try_from(body.len()).map_err(|_| ObjectError::Invalid("the object is too large".into()))?;
-        let checksum = self.checksum.then(|| crc32c::crc32c(&body).to_string());
+        let checksum = self.checksum.then(|| crc32c::crc32c(&body));
         let mut request = self.client.put_object().bucket(&self.bucket).key(key).content_length(bytes);
         request = request.content_type(content_type(key)).set_storage_class(self.storage_class.clone());
         request = request.set_tagging(self.tagging.clone()).body(ByteStream::from(body));
         if let Some(checksum) = checksum {
-            request = request.metadata(CHECKSUM, checksum);
+            request = request.metadata(CHECKSUM, checksum.to_string());
+            if !self.tls && !signed {
+                request = request.checksum_crc32_c(BASE64_STANDARD.encode(checksum.to_be_bytes()));
+            }
         }
         let request = request.customize();
-        let request = if self.sign_bodies { request } else { request.disable_payload_signing() };
+        let request = if signed { request } else { request.disable_payload_signing() };
         request.send().await.map_err(|e| classify(e, &self.bucket))?;
         Ok(())
     }
@@ -169,7 +195,7 @@ impl S3Store {
         let request = self.client.get_object().bucket(&self.bucket).key(key).set_range(header);
         let mut answer = request.send().await.map_err(|e| classify(e, &self.bucket))?;
         let announced = answer.content_length.and_then(|bytes| usize::try_from(bytes).ok());
-        let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(RESERVED_BYTES_MAX));
+        let mut bytes = Buffer::with_room(announced.unwrap_or(0).min(RESERVED_BYTES_MAX));
         while let Some(part) = answer.body.next().await {
             bytes.extend_from_slice(&part.map_err(|e| ObjectError::Retry(format!("the answer was cut off: {}", chain(&e))))?);
         }

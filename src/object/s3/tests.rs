@@ -51,8 +51,10 @@ async fn requests_are_plain_and_signed() {
     store.delete("v/chunks/0/0/1_0_3145728").await.expect("deleted");
     let asked = server.take_asked();
     for asked in &asked {
-        let checksums = asked.headers.keys().find(|name| name.contains("checksum") || name.contains("trailer"));
-        assert_eq!(checksums, None, "{asked:?}");
+        // The checksum of the bytes as they are stored, which the server compares, in place of a signature over them.
+        let put = asked.method == "PUT";
+        let checksums = asked.headers.keys().filter(|name| name.contains("checksum") || name.contains("trailer"));
+        assert_eq!(checksums.collect::<Vec<_>>(), if put { vec!["x-amz-checksum-crc32c"] } else { vec![] }, "{asked:?}");
         assert!(!asked.headers.values().any(|value| value.contains("aws-chunked") || value.contains("STREAMING")), "{:?}", asked.headers);
         assert!(asked.headers["authorization"].starts_with("AWS4-HMAC-SHA256 Credential=test-access-key/"), "{:?}", asked.headers);
         assert_eq!(asked.headers["x-amz-security-token"], "token");
@@ -63,7 +65,8 @@ async fn requests_are_plain_and_signed() {
     assert_eq!(put.headers["x-amz-meta-crc32c"], crc32c::crc32c(&body).to_string());
     assert_eq!(put.headers["content-type"], "application/octet-stream");
     assert_eq!((put.headers["x-amz-storage-class"].as_str(), put.headers["x-amz-tagging"].as_str()), ("REDUCED_REDUNDANCY", "team=a%20b"));
-    assert_eq!(put.headers["x-amz-content-sha256"].len(), 64, "without TLS the signature covers the body");
+    assert_eq!(put.headers["x-amz-content-sha256"], "UNSIGNED-PAYLOAD");
+    assert_eq!(put.headers["x-amz-checksum-crc32c"], BASE64_STANDARD.encode(crc32c::crc32c(&body).to_be_bytes()));
     assert_eq!((get.headers["range"].as_str(), head.method.as_str(), delete.method.as_str()), ("bytes=1-2", "HEAD", "DELETE"));
     for (given, parameter) in [(true, "prefix=v%2F"), (true, "start-after=v%2Fa"), (true, "max-keys=5"), (false, "delimiter")] {
         assert_eq!(list.target.contains(parameter), given, "{}", list.target);
@@ -78,7 +81,42 @@ async fn the_checksum_of_the_format() {
     assert_eq!(server.take_asked()[0].headers["x-amz-meta-crc32c"], "3808858755");
     let store = open(config(&format!("{}?disable-checksum=true", server.bucket("data")))).await;
     store.put("k", Bytes::from_static(b"123456789")).await.expect("put");
-    assert!(!server.take_asked()[0].headers.contains_key("x-amz-meta-crc32c"));
+    let asked = &server.take_asked()[0];
+    assert!(!asked.headers.keys().any(|name| name.contains("crc32c")));
+    assert_eq!(asked.headers["x-amz-content-sha256"].len(), 64, "the signature covers what has no checksum");
+}
+
+#[tokio::test]
+async fn a_body_that_was_changed_on_the_way_is_not_taken() {
+    let (_temp, server, store) = data().await;
+    server.fail_next("PUT", Fault::FlipAsked);
+    let error = store.put("k", Bytes::from(vec![7; 100_000])).await.expect_err("changed");
+    assert!(matches!(&error, ObjectError::Retry(_)), "{error}");
+    assert_eq!(store.head("k").await.err(), Some(ObjectError::Missing));
+}
+
+#[tokio::test]
+async fn a_server_that_wants_signed_bodies_gets_them() {
+    for refusal in [Answer::error(501, "NotImplemented"), Answer::error(400, "InvalidRequest"), Answer::error(403, "AccessDenied")] {
+        let server = Server::answering(move |asked| {
+            let unsigned = asked.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD";
+            if asked.method == "PUT" && unsigned { refusal.clone() } else { Answer::new(200, "") }
+        });
+        let store = open(config(&server.bucket("data"))).await;
+        for _ in 0..2 {
+            store.put("k", Bytes::from_static(b"123456789")).await.expect("put");
+        }
+        let asked = server.take_asked();
+        assert_eq!(asked.len(), 3, "it is found out once");
+        assert!(asked[1..].iter().all(|asked| !asked.headers.contains_key("x-amz-checksum-crc32c")));
+    }
+    // Who may not write may not write.
+    let server = Server::answering(|_| Answer::error(403, "AccessDenied"));
+    let store = open(config(&server.bucket("data"))).await;
+    for _ in 0..2 {
+        assert!(matches!(store.put("k", Bytes::from_static(b"x")).await, Err(ObjectError::Denied(_))));
+        assert_eq!(server.take_asked().len(), 2);
+    }
 }
 
 #[tokio::test]

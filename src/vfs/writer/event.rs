@@ -13,6 +13,8 @@ pub(crate) struct Shape {
     pub frame_bytes_max: u32,
     /// Blocks of one inode on their way at once.
     pub uploads_max: usize,
+    /// A block that grows gets its whole room at once.
+    pub whole_blocks: bool,
 }
 
 /// Both clocks, as every event carries them.

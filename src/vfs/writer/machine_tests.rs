@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::time::Duration;
 
-const SHAPE: Shape = Shape { block_bytes: 16, frame_bytes_max: 8, uploads_max: 4 };
+const SHAPE: Shape = Shape { block_bytes: 16, frame_bytes_max: 8, uploads_max: 4, whole_blocks: false };
 /// Positions of the model and the offsets they stand for: a stretch across a chunk border and one two chunks later.
 const SPAN: u64 = 160;
 

@@ -18,7 +18,7 @@ pub(crate) mod testing;
 
 use crate::block::{BlockStore, FRAME_BYTES_MAX};
 use crate::meta::Meta;
-use crate::types::{Attr, BlockId, CHUNK_BYTES, Caller, Errno, Ino, block_count};
+use crate::types::{Attr, BlockId, CHUNK_BYTES, Caller, Errno, Ino, block_count, chunk_parts};
 use backend::{Backend, Live};
 use bytes::Bytes;
 use event::{Event, Ready, Shape};
@@ -38,6 +38,8 @@ pub(crate) const INTERRUPT_AFTER: Duration = Duration::from_secs(1);
 const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Smallest budget: two pieces with their overhead. Less could not hold one write of the kernel.
 const BUFFER_BYTES_MIN: usize = 4 << 20;
+/// Whole blocks the budget must hold for blocks to get their room at once: writers of several files, and what is on its way.
+const WHOLE_BLOCKS_MIN: usize = 8;
 /// Slices of one inode that are not committed. Every write of random offsets makes one, and each event looks at all of them.
 const PENDING_SLICES_MAX: usize = 1024;
 /// Growth is checked in steps of this, so that a long sequential write does not ask the store each time.
@@ -87,7 +89,9 @@ impl Writers {
     pub fn new(config: WritersConfig) -> Arc<Writers> {
         let frame_bytes_max = if config.meta.journal().is_on() { FRAME_BYTES_MAX } else { 0 };
         let uploads_max = if config.blocks.on_server() { UPLOADS_FAR_MAX } else { UPLOADS_NEAR_MAX };
-        let shape = Shape { block_bytes: config.blocks.block_bytes(), frame_bytes_max, uploads_max };
+        let block_bytes = config.blocks.block_bytes();
+        let whole_blocks = block_bytes as usize <= config.buffer_bytes / WHOLE_BLOCKS_MIN;
+        let shape = Shape { block_bytes, frame_bytes_max, uploads_max, whole_blocks };
         let clock = config.meta.clock().clone();
         let backend = Arc::new(Live { meta: config.meta, blocks: config.blocks });
         Writers::over(backend, clock, shape, config.buffer_bytes)
@@ -119,8 +123,11 @@ impl Writers {
         self.check_growth(&entry, end).await?;
         let mut at = offset;
         for piece in data.chunks(PIECE_BYTES_MAX) {
-            // A piece touches at most two chunks, so it makes at most two slices.
-            let cost = piece.len() + 2 * SLICE_OVERHEAD;
+            // A piece touches at most two chunks, so it makes at most two slices, each with one block that grows. What is not needed goes
+            // back at once.
+            let slices = chunk_parts(at..at + piece.len() as u64).count();
+            let room = if self.shape.whole_blocks { self.shape.block_bytes as usize } else { 0 };
+            let cost = piece.len() + slices * (SLICE_OVERHEAD + room);
             // Once a part is taken over the rest follows: a write is not left half done.
             let caller = if at == offset { Some(caller) } else { None };
             self.take(caller, &entry, cost).await?;

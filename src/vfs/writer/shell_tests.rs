@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const BLOCK: u32 = 64 << 10;
-const SHAPE: Shape = Shape { block_bytes: BLOCK, frame_bytes_max: 4 << 10, uploads_max: 4 };
+const SHAPE: Shape = Shape { block_bytes: BLOCK, frame_bytes_max: 4 << 10, uploads_max: 4, whole_blocks: false };
 const INO: Ino = Ino(7);
 
 #[derive(Default)]

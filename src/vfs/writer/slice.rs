@@ -1,14 +1,16 @@
 //! `Pending`: one slice that is being filled, uploaded and committed. Plain data; the machine decides when what happens.
 
+use crate::env::Buffer;
 use crate::types::{BlockId, CHUNK_BYTES, SliceId};
 use crate::vfs::writer::event::Shape;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::time::Duration;
 
 /// What a pending slice is charged beside its bytes, so that a flood of one-byte slices is bounded, too.
 pub(crate) const SLICE_OVERHEAD: usize = 512;
-/// A tail longer than this gets room for its whole block at once instead of being copied at each doubling.
-const TAIL_SMALL_BYTES: usize = 128 << 10;
+/// A tail longer than this gets room for its whole block at once instead of being copied at each doubling. It is charged all of the room, so
+/// what is written slowly should not have it.
+const TAIL_SMALL_BYTES: usize = 512 << 10;
 
 /// Where the slice's id stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub(crate) enum IdState {
 }
 
 /// A block that can no longer change.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Block {
     /// Waits for its upload, the first or a repeated one.
     Waiting(Bytes),
@@ -33,16 +35,16 @@ pub(crate) enum Block {
 }
 
 /// The last, not yet full block.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Tail {
     /// May still change.
-    Open(BytesMut),
+    Open(Buffer),
     /// The only block of a frozen small slice: it travels in the commit.
     Frame(Bytes),
 }
 
 /// A slice between its first byte and its commit.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Pending {
     /// Creation order over all chunks of the inode.
     pub key: u64,
@@ -84,7 +86,7 @@ impl Pending {
             doubtful: false,
             born,
             blocks: Vec::new(),
-            tail: Tail::Open(BytesMut::new()),
+            tail: Tail::Open(Buffer::default()),
         }
     }
 
@@ -115,8 +117,10 @@ impl Pending {
             let (now, later) = rest.split_at(part);
             let overwritten = now.len().min(tail.len() - offset);
             tail[offset..offset + overwritten].copy_from_slice(&now[..overwritten]);
-            if tail.len() + part - overwritten > TAIL_SMALL_BYTES && tail.capacity() < block_bytes {
-                tail.reserve(block_bytes - tail.len());
+            if shape.whole_blocks && tail.len() + part - overwritten > TAIL_SMALL_BYTES && tail.capacity() < block_bytes {
+                let mut whole = Buffer::with_room(block_bytes);
+                whole.extend_from_slice(tail);
+                *tail = whole;
             }
             tail.extend_from_slice(&now[overwritten..]);
             self.len += (part - overwritten) as u32;
@@ -195,6 +199,7 @@ impl Pending {
     /// Bytes that are not on their way to the object store: freezing or committing the slice is what frees them.
     pub fn loose(&self) -> usize {
         match &self.tail {
+            Tail::Open(tail) if tail.capacity() > TAIL_SMALL_BYTES => tail.capacity(),
             Tail::Open(tail) => tail.len(),
             Tail::Frame(frame) => frame.len(),
         }
