@@ -21,7 +21,7 @@ pub fn called(name: &'static str) {
     let _ = NAME.set(name);
 }
 
-fn name() -> &'static str {
+fn program() -> &'static str {
     NAME.get().copied().unwrap_or("pando")
 }
 
@@ -60,7 +60,8 @@ pub fn fatal(message: &str) {
 /// Writes one line in the form of the log, for a process that has not started one.
 pub fn line(level: &str, message: &str) {
     // Nothing is left to do if nobody can read it.
-    let _ = writeln!(std::io::stderr(), "{} {}[{}] <{level}>: {message}", local_time(SystemClock::new().now()), name(), std::process::id());
+    let _ =
+        writeln!(std::io::stderr(), "{} {}[{}] <{level}>: {message}", local_time(SystemClock::new().now()), program(), std::process::id());
 }
 
 /// `YYYY/MM/DD HH:MM:SS.uuuuuu pando[PID] <LEVEL>: message key=value…`, in local time.
@@ -87,7 +88,7 @@ where
             Level::DEBUG => ("DEBUG", 37),
             Level::TRACE => ("TRACE", 37),
         };
-        write!(writer, "{} {}[{}] ", local_time(SystemClock::new().now()), name(), std::process::id())?;
+        write!(writer, "{} {}[{}] ", local_time(SystemClock::new().now()), program(), std::process::id())?;
         if self.color {
             write!(writer, "<\x1b[1;{color}m{name}\x1b[0m>: ")?;
         } else {

@@ -30,6 +30,7 @@ fn bad_arguments_are_named() {
     refused(&["mount".as_ref(), "redis://host:1/2/3".as_ref(), mnt.as_os_str()], "redis");
     refused(&["mount".as_ref(), "mysql://host/db".as_ref(), mnt.as_os_str()], "Invalid meta driver");
     refused(&["mount".as_ref(), "--no-such-flag".as_ref(), volume.dir().as_os_str(), mnt.as_os_str()], "unknown option");
+    refused(&["mount".as_ref(), "data/vol".as_ref(), mnt.as_os_str()], "a directory is written ./data/vol");
     refused(&["status".as_ref(), volume.dir().as_os_str()], "not formatted");
     refused(&["format".as_ref(), volume.dir().as_os_str(), "A_bad".as_ref()], "invalid name");
     refused(&["umount".as_ref(), volume.temp.path().as_os_str()], "not");
@@ -178,6 +179,32 @@ fn the_size_of_a_volume_is_that_of_its_disk_unless_it_has_one_of_its_own() {
     assert!(config.status.success(), "{}", text(&config));
     crate::support::eventually("the mount knows its capacity", || size(&mount.path)[0] == 1 << 30);
     mount.unmount();
+}
+
+#[test]
+fn who_types_a_line_sees_what_is_wrong_with_it() {
+    let volume = Volume::new();
+    let (mnt, log, juicefs) = (volume.temp.path().join("mnt"), volume.temp.path().join("log"), volume.temp.path().join("juicefs"));
+    let mut mount = Command::new(PANDO);
+    mount.args(["mount", "-d", "--upload-delay", "5", "--attr-cache", "60", "--log"]).args([&log, &volume.dir(), &mnt]);
+    let output = run(&mut mount);
+    assert!(output.status.success(), "{}", text(&output));
+    for (what, shown) in
+        [("terminal", String::from_utf8_lossy(&output.stderr).into_owned()), ("log", fs::read_to_string(&log).expect("read"))]
+    {
+        for warning in ["--upload-delay has no effect", "--attr-cache 60 is more than a local volume allows"] {
+            assert_eq!(shown.matches(warning).count(), 1, "{what}: {shown}");
+        }
+    }
+    assert!(run(Command::new(PANDO).arg("umount").arg(&mnt)).status.success());
+    // Its other name is the one it has in what it says.
+    std::os::unix::fs::symlink(PANDO, &juicefs).expect("linked");
+    let said = |args: &[&str]| text(&run(Command::new(&juicefs).args(args)));
+    assert!(said(&["--help"]).contains("Usage: juicefs [OPTIONS]"), "{}", said(&["--help"]));
+    assert!(said(&["status", "--help"]).contains("Usage: juicefs status"), "{}", said(&["status", "--help"]));
+    assert!(said(&["mount"]).contains("   juicefs mount"), "{}", said(&["mount"]));
+    assert!(said(&["status", "/no/volume"]).contains(" juicefs["), "{}", said(&["status", "/no/volume"]));
+    assert!(text(&run(Command::new(PANDO).args(["status", "--help"]))).contains("Usage: pando status"));
 }
 
 #[test]
