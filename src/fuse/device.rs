@@ -1,7 +1,7 @@
 //! The FUSE device: one request a read, one reply or notification a write.
 
-use crate::fuse::abi::{OutHeader, bytes_of};
 use crate::env::Buffer;
+use crate::fuse::abi::{OutHeader, bytes_of};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
