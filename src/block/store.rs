@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use tracing::error;
 
+mod staged;
+
 /// A range of at most this part of a block that does not begin the block is fetched alone: such a read jumps about, and the rest of the
 /// block may never be asked for.
 const RANGE_PART_MAX: u32 = 4;
@@ -127,7 +129,7 @@ impl BlockStore {
         tokio::task::spawn_blocking(move || work(&codec)).await.unwrap_or_else(|e| Err(format!("the coding thread ended: {e}")))
     }
 
-    /// Stores a block, durable when it returns. `data` is exactly the block.
+    /// Stores a block in the bucket, durable when it returns. `data` is exactly the block.
     pub async fn upload(&self, block: BlockId, data: Bytes) -> Result<(), BlockError> {
         let key = self.key(&block);
         if data.len() as u64 != u64::from(block.len) {
@@ -204,7 +206,7 @@ impl BlockStore {
 
     /// Whether the block is in memory, or known to be on a disk of this host.
     pub fn is_near(&self, block: &BlockId) -> bool {
-        self.cached(block).is_some() || self.config.disk.as_ref().is_some_and(|disk| disk.contains(block))
+        self.cached(block).is_some() || self.config.disk.as_ref().is_some_and(|disk| disk.contains(block) || disk.staging().contains(block))
     }
 
     /// Brings the block into memory for who is about to read it, and will see what is wrong with it.
@@ -235,7 +237,7 @@ impl BlockStore {
             return Ok(bytes);
         }
         // A part of a compressed or encrypted object is of no use.
-        let part = little && range.start > 0 && self.codec.is_plain();
+        let part = little && range.start > 0 && self.codec.is_plain() && !self.is_staged(&block);
         if !part || self.flights.under_way(&block) {
             let whole = self.fetch(block).await?;
             return Ok(whole.slice(range.start as usize..range.end as usize));
@@ -267,7 +269,7 @@ impl BlockStore {
 
     /// Removes the objects of slices that nothing names any more, and what is cached of them. Answers for each.
     pub async fn delete_slices(&self, slices: &[(SliceId, u32)]) -> Vec<Result<(), BlockError>> {
-        let (mut keys, mut owners) = (Vec::new(), Vec::new());
+        let (mut keys, mut owners, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
         for (at, &(id, size)) in slices.iter().enumerate() {
             for index in 0..block_count(size, self.config.block_bytes) {
                 let Some(block) = BlockId::of(id, size, index, self.config.block_bytes) else { break };
@@ -277,7 +279,12 @@ impl BlockStore {
                 }
                 keys.push(self.key(&block));
                 owners.push(at);
+                blocks.push(block);
             }
+        }
+        // Before the objects: one that is being uploaded is deleted by who uploads it.
+        if let Some(staging) = self.staging() {
+            staging.forget(&blocks).await;
         }
         let batches = keys.chunks(self.transfers.deletes_at_once()).map(|keys| -> BoxFuture<'_, Result<_, std::convert::Infallible>> {
             Box::pin(async move { Ok(self.transfers.delete_all(keys).await) })
@@ -318,6 +325,10 @@ impl BlockStore {
             return Ok(bytes);
         }
         if let Some(bytes) = self.on_disk(&block, 0..block.len).await {
+            self.config.cache.insert(block, bytes.clone());
+            return Ok(bytes);
+        }
+        if let Some(bytes) = self.staged(block).await? {
             self.config.cache.insert(block, bytes.clone());
             return Ok(bytes);
         }

@@ -3,5 +3,8 @@
 mod disk;
 mod memory;
 
-pub use disk::{CacheOptions, CachePlace, CacheStats, DiskCache, DiskCacheConfig, Eviction, default_dir};
+pub use disk::{
+    CacheOptions, CachePlace, CacheStats, DiskCache, DiskCacheConfig, DueBlocks, Eviction, Hours, Staging, StagingOptions, StagingStats,
+    default_dir,
+};
 pub use memory::MemoryCache;

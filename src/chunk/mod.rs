@@ -28,6 +28,11 @@ impl Chunks {
     pub fn new(meta: Arc<Meta>, blocks: Arc<BlockStore>) -> Arc<Chunks> {
         Arc::new(Chunks { meta, blocks, loss_window: delete::LOSS_WINDOW, compacting: Mutex::default() })
     }
+
+    /// The blocks of the volume.
+    pub fn blocks(&self) -> &Arc<BlockStore> {
+        &self.blocks
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,6 @@ pub enum Effect {
 use Effect::{Check, Refuse, Silent, Warn};
 
 const ONE_READER: &str = "has no effect: this build reads and writes metadata in one stream";
-const DIRECT: &str = "has no effect: this build stores blocks before it acknowledges them";
 const NOT_YET: &str = "is not supported by this build; leave it out";
 
 const fn switch(name: &'static str, effect: Effect) -> Flag {
@@ -83,13 +82,7 @@ const MOUNT: &[Flag] = &[
     value("bucket", Refuse("cannot be replaced for one client; its setting decides, change it with `config`")),
     value("storage-class", Warn("has no effect: the setting of the volume decides")),
     value("tag", Warn("has no effect: this build stores no tags")),
-    value("max-stage-write", Warn(DIRECT)),
     switch("check-storage", Silent),
-    // Stricter than asked: what is acknowledged is where all hosts find it.
-    switch("writeback", Warn(DIRECT)),
-    value("writeback-threshold-size", Warn(DIRECT)),
-    value("upload-delay", Warn(DIRECT)),
-    value("upload-hours", Warn(DIRECT)),
     value("metrics", Warn(NO_METRICS)),
     value("custom-labels", Warn(NO_METRICS)),
     value("consul", Warn(NO_METRICS)),

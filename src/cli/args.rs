@@ -303,8 +303,8 @@ mod tests {
 
     #[test]
     fn options_without_effect_are_named_once() {
-        let normal = run("mount vol mnt --upload-delay 10 --no-syslog").expect("accepted");
-        assert_eq!(normal.warnings, ["--upload-delay has no effect: this build stores blocks before it acknowledges them"]);
+        let normal = run("mount vol mnt --tag 10 --no-syslog").expect("accepted");
+        assert_eq!(normal.warnings, ["--tag has no effect: this build stores no tags"]);
         assert!(matches!(run("mount vol mnt --all-squash 1:1"), Err(Stop::Wrong(_))));
     }
 }

@@ -1,6 +1,6 @@
 //! The options of the block cache (cli §6.1).
 
-use crate::cache::{CacheOptions, CachePlace, Eviction};
+use crate::cache::{CacheOptions, CachePlace, Eviction, Hours, StagingOptions};
 use crate::cli::{value, values};
 use anyhow::Context;
 use clap::ArgAction;
@@ -44,6 +44,22 @@ pub struct CacheArgs {
     /// Checksums of cached blocks: extend, or none; full and shrink are taken as extend.
     #[arg(long, value_name = "LEVEL")]
     verify_cache_checksum: Option<String>,
+    /// Blocks count as stored once they are durable in the cache directory, and are uploaded afterwards. Until then other hosts cannot read them, and
+    /// they are lost with this disk.
+    #[arg(long, action = ArgAction::SetTrue)]
+    writeback: bool,
+    /// With --writeback: only blocks below this size are staged, in bytes; 0 = all [default: 0].
+    #[arg(long, value_name = "SIZE")]
+    writeback_threshold_size: Option<String>,
+    /// With --writeback: blocks staged at once; more are uploaded directly [default: 1000].
+    #[arg(long, value_name = "N")]
+    max_stage_write: Option<String>,
+    /// With --writeback: staged blocks are uploaded when they are so old [default: 0].
+    #[arg(long, value_name = "SECONDS")]
+    upload_delay: Option<String>,
+    /// With --writeback: staged blocks are uploaded in these hours of the day, the last one excluded, such as 22,6 or 22-6 [default: always].
+    #[arg(long, value_name = "START,END")]
+    upload_hours: Option<String>,
 }
 
 impl CacheArgs {
@@ -108,9 +124,49 @@ impl CacheArgs {
             partial_only: self.cache_partial_only,
             large_write: self.cache_large_write,
             checksums,
+            staging: self.staging(warnings)?,
         })
     }
+
+    fn staging(&self, warnings: &mut Vec<String>) -> anyhow::Result<Option<StagingOptions>> {
+        let options = StagingOptions {
+            below_bytes: value("writeback-threshold-size", self.writeback_threshold_size.as_ref(), 0, |text| values::size(text, 'B'))?,
+            writes_max: value("max-stage-write", self.max_stage_write.as_ref(), STAGE_WRITES_DEFAULT, |text| {
+                text.parse().map_err(|_| format!("{text:?} is no number of blocks"))
+            })?,
+            delay: value("upload-delay", self.upload_delay.as_ref(), Duration::ZERO, values::duration)?,
+            hours: value("upload-hours", self.upload_hours.as_ref(), None, |text| hours(text).map(Some))?,
+        };
+        if !self.writeback {
+            for (name, text) in [
+                ("writeback-threshold-size", &self.writeback_threshold_size),
+                ("max-stage-write", &self.max_stage_write),
+                ("upload-delay", &self.upload_delay),
+                ("upload-hours", &self.upload_hours),
+            ] {
+                if text.is_some() {
+                    warnings.push(format!("--{name} has no effect without --writeback: blocks are stored before they are acknowledged"));
+                }
+            }
+            return Ok(None);
+        }
+        Ok(Some(options))
+    }
 }
+
+/// `START,END` or `START-END`.
+fn hours(text: &str) -> Result<Hours, String> {
+    let wrong = || format!("{text:?} is no pair of different hours from 0 to 23, such as 22,6");
+    let (start, end) = text.split_once([',', '-']).ok_or_else(wrong)?;
+    let hour = |part: &str| part.trim().parse().ok().filter(|hour: &u8| *hour < 24);
+    match (hour(start), hour(end)) {
+        (Some(start), Some(end)) if start != end => Ok(Hours { start, end }),
+        _ => Err(wrong()),
+    }
+}
+
+/// Blocks staged at once if nothing is said (data §3).
+const STAGE_WRITES_DEFAULT: usize = 1000;
 
 #[cfg(test)]
 mod tests {
@@ -148,6 +204,7 @@ mod tests {
             partial_only: true,
             large_write: true,
             checksums: false,
+            staging: None,
         };
         assert_eq!((found.expect("good"), warnings.len()), (expected, 0));
         let (found, warnings) = options(&["--cache-mode", "0444", "--cache-eviction", "fifo", "--verify-cache-checksum", "most"]);
@@ -155,5 +212,21 @@ mod tests {
         for (option, text) in [("--cache-size", "1GB"), ("--free-space-ratio", "1.5"), ("--cache-items", "x"), ("--cache-expire", "x")] {
             assert!(options(&[option, text]).0.is_err(), "{option} {text}");
         }
+    }
+
+    #[test]
+    fn staging_is_what_was_asked_for() {
+        let line = "--writeback --writeback-threshold-size 1M --max-stage-write 7 --upload-delay 1h --upload-hours 22-6";
+        let (found, warnings) = options(&line.split_whitespace().collect::<Vec<_>>());
+        let hours = Some(Hours { start: 22, end: 6 });
+        let expected = StagingOptions { below_bytes: 1 << 20, writes_max: 7, delay: Duration::from_secs(3600), hours };
+        assert_eq!((found.expect("good").staging, warnings.len()), (Some(expected), 0));
+        let (found, warnings) = options(&["--upload-delay", "10", "--upload-hours", "1,2"]);
+        assert_eq!((found.expect("good").staging, warnings.len()), (None, 2));
+        for text in ["24,1", "5,5", "5", "a-b", ""] {
+            assert!(options(&["--writeback", "--upload-hours", text]).0.is_err(), "{text}");
+        }
+        let within = |hour| Hours { start: 22, end: 6 }.contains(hour);
+        assert_eq!([21, 22, 0, 5, 6].map(within), [false, true, true, true, false]);
     }
 }

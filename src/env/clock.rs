@@ -10,6 +10,16 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Time;
     /// Time since some fixed point; never goes back.
     fn elapsed(&self) -> Duration;
+
+    /// Hour of the day where this host is, 0 to 23.
+    fn hour(&self) -> u8 {
+        let seconds: libc::time_t = self.now().sec;
+        // SAFETY: `tm` is plain old data, for which all zeros are a valid value.
+        let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+        // SAFETY: both point to live locals.
+        let known = unsafe { !libc::localtime_r(&seconds, &mut parts).is_null() };
+        if known { u8::try_from(parts.tm_hour).unwrap_or(0) } else { 0 }
+    }
 }
 
 /// The clocks of the operating system.

@@ -13,6 +13,7 @@ mod quotas;
 mod reclaim;
 mod sessions;
 mod slices;
+mod staging;
 mod timer;
 mod trash;
 
@@ -80,6 +81,9 @@ pub fn start(config: JobsConfig) -> JobsHandle {
         tokio::spawn(compact::run(Arc::clone(&chunks), ends.compact, stop_of_job())),
         tokio::spawn(dispatch::run(duties, queues, stop_of_job())),
     ];
+    if chunks.blocks().staging().is_some() {
+        tasks.push(tokio::spawn(staging::run(Arc::clone(&meta), Arc::clone(chunks.blocks()), stop_of_job())));
+    }
     if background {
         if let Some(plan) = backup {
             tasks.push(tokio::spawn(backup::run(Arc::clone(&meta), plan, stop_of_job())));

@@ -30,6 +30,9 @@ pub(super) fn open(options: &CacheOptions, setting: &Setting, buffer_bytes: usiz
     let rest = buffer_bytes - read_bytes;
     let dirs: Vec<PathBuf> = match &options.place {
         CachePlace::Memory => {
+            if options.staging.is_some() {
+                warn!("--writeback has no effect with --cache-dir memory: blocks are uploaded before they count as stored");
+            }
             // A size that was asked for comes on top of the buffer.
             return match options.size_bytes {
                 Some(bytes) => Caches { memory: MemoryCache::new(bytes), disk: None, buffer_bytes: rest, read_bytes },
@@ -55,6 +58,9 @@ pub(super) fn open(options: &CacheOptions, setting: &Setting, buffer_bytes: usiz
         options,
         dirs: &dirs,
     });
+    if disk.is_none() && options.staging.is_some() {
+        warn!("--writeback has no effect without a cache on disk: blocks are uploaded before they count as stored");
+    }
     if disk.is_none() && options.size_bytes != Some(0) && matches!(options.place, CachePlace::Dirs(_)) {
         warn!("no directory is named by --cache-dir; blocks are cached in memory only");
     }

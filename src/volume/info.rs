@@ -8,6 +8,7 @@ use crate::types::{Attr, BlockId, CHUNK_BYTES, Extent, Ino, Kind, SliceRecord, f
 use crate::volume::VolumeError;
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Items asked for at once while listing.
@@ -80,6 +81,8 @@ pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root:
         Description { ino, files: 0, dirs: 0, length: 0, size: 0, paths: vec![], chunks: vec![], flocks: vec![], plocks: vec![] };
     described.count(&attr);
     if attr.is_dir() {
+        // In a damaged volume a directory may lie inside itself: each counts once. 16 bytes for a directory, as long as it takes.
+        let mut seen = HashSet::from([ino]);
         let mut pending = vec![ino];
         while let Some(dir) = pending.pop() {
             let range = ScanRange::Dir(key::dir(dir));
@@ -89,6 +92,9 @@ pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root:
                 for item in &page.items {
                     let child = Record::decode(item.record.clone());
                     if let (Some((kind, child_ino)), Some(child)) = (decode_entry(&item.value), child) {
+                        if kind == Kind::Dir && !seen.insert(child_ino) {
+                            continue;
+                        }
                         described.count(&child.attr);
                         if recursive && kind == Kind::Dir {
                             pending.push(child_ino);

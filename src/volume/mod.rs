@@ -405,6 +405,16 @@ impl Volume {
             // What is not cached is fetched again.
             flushed.unwrap_or_else(|error| warn!("the disk cache was not flushed: {error}"));
         }
+        if let (Some(staging), Some(_)) = (self.blocks.staging(), &self.jobs) {
+            let left = staging.settled(DRAIN_TIME_MAX).await;
+            if left.blocks > 0 {
+                warn!(
+                    "{} staged blocks ({} bytes) are not in the bucket; other hosts cannot read them until this volume is mounted here again with the \
+                     same --cache-dir",
+                    left.blocks, left.bytes
+                );
+            }
+        }
         if let Some(jobs) = self.jobs.take() {
             jobs.stop().await;
             let left = self.chunks.drain_own_within(DRAIN_TIME_MAX).await;

@@ -27,6 +27,7 @@ mod redis;
 mod semantics;
 #[allow(dead_code)]
 mod servers;
+mod staging;
 mod support;
 mod trips;
 mod two_mounts;

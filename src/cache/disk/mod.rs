@@ -11,12 +11,14 @@ mod index;
 mod opened;
 mod options;
 mod scan;
+mod staging;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-pub use options::{CacheOptions, CachePlace, Eviction, default_dir};
+pub use options::{CacheOptions, CachePlace, Eviction, Hours, StagingOptions, default_dir};
+pub use staging::{DueBlocks, Staging, StagingStats};
 
 use crate::cache::disk::dir::{Dir, DirConfig};
 use crate::cache::disk::worker::{Job, Worker};
@@ -86,6 +88,7 @@ pub struct DiskCache {
     large_write: bool,
     queue_bytes: u64,
     queued_bytes: Arc<AtomicU64>,
+    staging: Arc<Staging>,
 }
 
 /// One directory and those who work on it.
@@ -127,8 +130,12 @@ impl DiskCache {
             let worker = Worker::start(&dir, options.scan_interval, Arc::clone(&queued_bytes));
             Shelf { dir, reads: Arc::new(Semaphore::new(READS_MAX)), worker }
         };
+        let dirs: Vec<Shelf> = roots.into_iter().map(shelf).collect();
+        let places = dirs.iter().map(|shelf| Arc::clone(&shelf.dir)).collect();
         Some(DiskCache {
-            dirs: roots.into_iter().map(shelf).collect(),
+            // What waits to be uploaded may be as much as what is cached.
+            staging: Arc::new(Staging::new(places, options.staging.clone(), size_bytes, clock)),
+            dirs,
             hash_prefix: config.hash_prefix,
             block_bytes: config.block_bytes,
             partial_only: options.partial_only,
@@ -136,6 +143,16 @@ impl DiskCache {
             queue_bytes: config.queue_bytes,
             queued_bytes,
         })
+    }
+
+    /// Blocks that are not in the bucket yet.
+    pub fn staging(&self) -> &Arc<Staging> {
+        &self.staging
+    }
+
+    /// Stages a block if the options say so, durable when it returns true. Otherwise it has to be uploaded.
+    pub async fn stage(&self, block: BlockId, data: &Bytes, time_max: Duration) -> bool {
+        data.len() as u64 == u64::from(block.len) && self.staging.stage(self.home(&block), block, data.clone(), time_max).await
     }
 
     /// Bytes `range` of a block, checked, if a disk gives them in time.

@@ -31,6 +31,37 @@ pub struct CacheOptions {
     pub large_write: bool,
     /// Write checksums, and check what is read.
     pub checksums: bool,
+    /// Stage what is written; `None` = it is uploaded before it counts as stored.
+    pub staging: Option<StagingOptions>,
+}
+
+/// How written blocks are staged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagingOptions {
+    /// Blocks shorter than this are staged; 0 = all.
+    pub below_bytes: u64,
+    /// Blocks being written at once; more are uploaded directly.
+    pub writes_max: usize,
+    /// Age from which a block is uploaded.
+    pub delay: Duration,
+    /// When blocks are uploaded; `None` = always.
+    pub hours: Option<Hours>,
+}
+
+/// Hours of the day, by the local clock; may go past midnight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hours {
+    /// First hour, 0 to 23.
+    pub start: u8,
+    /// The hour after the last, 0 to 23.
+    pub end: u8,
+}
+
+impl Hours {
+    /// Whether this hour is one of them.
+    pub fn contains(&self, hour: u8) -> bool {
+        if self.start < self.end { (self.start..self.end).contains(&hour) } else { hour >= self.start || hour < self.end }
+    }
 }
 
 /// Where blocks are cached.
@@ -72,6 +103,7 @@ impl Default for CacheOptions {
             partial_only: false,
             large_write: false,
             checksums: true,
+            staging: None,
         }
     }
 }

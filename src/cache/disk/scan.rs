@@ -2,7 +2,7 @@
 
 use crate::cache::disk::dir::{Dir, UNFINISHED};
 use crate::types::BlockId;
-use std::fs::{DirEntry, Metadata};
+use std::fs::Metadata;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,7 +15,13 @@ const DEPTH: u32 = 3;
 /// Notes every block of the directory, and drops from the index what is gone. `go_on` is asked all the time; `false` ends the scan.
 pub(super) fn scan(dir: &Dir, go_on: &dyn Fn() -> bool) -> io::Result<()> {
     dir.index().begin_scan();
-    match walk(dir, &dir.raw(), "", DEPTH, go_on) {
+    let mut note = |block: BlockId, meta: &Metadata| {
+        // A second link is that of a block that is staged: not ours to count or evict.
+        if meta.nlink() == 1 {
+            dir.index().note(&block, u32::try_from(meta.atime()).unwrap_or(0));
+        }
+    };
+    match blocks_in(dir, &dir.raw(), go_on, &mut note) {
         Ok(true) => dir.index().end_scan(),
         Ok(false) => {}
         // There is nothing in it.
@@ -25,8 +31,19 @@ pub(super) fn scan(dir: &Dir, go_on: &dyn Fn() -> bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers whether it went to the end.
-fn walk(dir: &Dir, path: &Path, key: &str, depth: u32, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
+/// Tells of all files below `top` that are blocks, and clears away what was left unfinished. Answers whether it went to the end.
+pub(super) fn blocks_in(dir: &Dir, top: &Path, go_on: &dyn Fn() -> bool, found: &mut dyn FnMut(BlockId, &Metadata)) -> io::Result<bool> {
+    walk(dir, top, "", DEPTH, go_on, found)
+}
+
+fn walk(
+    dir: &Dir,
+    path: &Path,
+    key: &str,
+    depth: u32,
+    go_on: &dyn Fn() -> bool,
+    found: &mut dyn FnMut(BlockId, &Metadata),
+) -> io::Result<bool> {
     for entry in std::fs::read_dir(path)? {
         if !go_on() {
             return Ok(false);
@@ -37,7 +54,7 @@ fn walk(dir: &Dir, path: &Path, key: &str, depth: u32, go_on: &dyn Fn() -> bool)
         let key = if key.is_empty() { name.clone() } else { format!("{key}/{name}") };
         if meta.is_dir() {
             if depth > 0 {
-                match walk(dir, &entry.path(), &key, depth - 1, go_on) {
+                match walk(dir, &entry.path(), &key, depth - 1, go_on, found) {
                     Ok(true) => {}
                     Ok(false) => return Ok(false),
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -48,35 +65,21 @@ fn walk(dir: &Dir, path: &Path, key: &str, depth: u32, go_on: &dyn Fn() -> bool)
                 // Succeeds only if it is empty.
                 let _ = std::fs::remove_dir(entry.path());
             }
-        } else if meta.is_file() {
-            note(dir, &entry, &meta, &name, &key);
+        } else if meta.is_file() && name.ends_with(UNFINISHED) {
+            if left_over(dir, &meta) {
+                // Somebody else may have done it.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        } else if meta.is_file()
+            && let Some(block) = BlockId::parse(&name).filter(|block| block.len > 0 && block.key(dir.hash_prefix()) == key)
+        {
+            found(block, &meta);
         }
     }
     Ok(true)
 }
 
-fn note(dir: &Dir, entry: &DirEntry, meta: &Metadata, name: &str, key: &str) {
-    if name.ends_with(UNFINISHED) {
-        if left_over(dir, meta) {
-            // Somebody else may have done it.
-            let _ = std::fs::remove_file(entry.path());
-        }
-        return;
-    }
-    let Some(block) = block_of(name).filter(|block| block.key(dir.hash_prefix()) == key) else { return };
-    // A second link is that of a block that is staged: not ours to count or evict.
-    if meta.nlink() == 1 {
-        dir.index().note(&block, u32::try_from(meta.atime()).unwrap_or(0));
-    }
-}
-
-fn left_over(dir: &Dir, meta: &Metadata) -> bool {
+/// Whether nobody can be working on it any more.
+pub(super) fn left_over(dir: &Dir, meta: &Metadata) -> bool {
     i64::from(dir.now()) - meta.mtime() > LEFT_OVER_SECONDS
-}
-
-/// The block a file is named after.
-fn block_of(name: &str) -> Option<BlockId> {
-    let mut parts = name.split('_');
-    let block = BlockId { slice: parts.next()?.parse().ok()?, index: parts.next()?.parse().ok()?, len: parts.next()?.parse().ok()? };
-    (parts.next().is_none() && block.len > 0).then_some(block)
 }

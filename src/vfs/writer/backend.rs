@@ -77,7 +77,7 @@ impl Live {
         }
         let uploads = small().map(|(slice, data)| -> BoxFuture<'_, Result<(), Errno>> {
             let block = BlockId { slice: slice.id, index: 0, len: slice.len };
-            Box::pin(async move { self.blocks.upload(block, data.clone()).await.map_err(|e| e.errno()) })
+            Box::pin(async move { self.blocks.store(block, data.clone()).await.map_err(|e| e.errno()) })
         });
         join(uploads.collect(), UPLOADS_MAX).await?;
         let mut pause = RELIEF_PAUSE;
@@ -120,7 +120,7 @@ impl Backend for Live {
             if meta.is_disowned() {
                 return Err(Errno::IO);
             }
-            blocks.upload(block, data).await.map_err(|e| e.errno())
+            blocks.store(block, data).await.map_err(|e| e.errno())
         })
     }
 

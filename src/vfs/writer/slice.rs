@@ -69,6 +69,8 @@ pub(crate) struct Pending {
     /// Complete blocks, in order.
     pub blocks: Vec<Block>,
     tail: Tail,
+    /// Room the tail has got at once, and is charged for; 0 = it grows as it is filled.
+    room: usize,
 }
 
 impl Pending {
@@ -87,6 +89,7 @@ impl Pending {
             born,
             blocks: Vec::new(),
             tail: Tail::Open(Buffer::default()),
+            room: 0,
         }
     }
 
@@ -117,10 +120,11 @@ impl Pending {
             let (now, later) = rest.split_at(part);
             let overwritten = now.len().min(tail.len() - offset);
             tail[offset..offset + overwritten].copy_from_slice(&now[..overwritten]);
-            if shape.whole_blocks && tail.len() + part - overwritten > TAIL_SMALL_BYTES && tail.capacity() < block_bytes {
+            if shape.whole_blocks && self.room == 0 && tail.len() + part - overwritten > TAIL_SMALL_BYTES {
                 let mut whole = Buffer::with_room(block_bytes);
                 whole.extend_from_slice(tail);
                 *tail = whole;
+                self.room = block_bytes;
             }
             tail.extend_from_slice(&now[overwritten..]);
             self.len += (part - overwritten) as u32;
@@ -129,6 +133,7 @@ impl Pending {
             if tail.len() == block_bytes {
                 // What is left of `rest` goes on in the next block; a full tail was filled to its end, so `offset` is there.
                 self.blocks.push(Block::Waiting(std::mem::take(tail).freeze()));
+                self.room = 0;
                 offset = 0;
             }
         }
@@ -140,6 +145,7 @@ impl Pending {
             return;
         }
         self.frozen = true;
+        self.room = 0;
         if let Tail::Open(tail) = &mut self.tail {
             let tail = std::mem::take(tail).freeze();
             if self.blocks.is_empty() && tail.len() <= shape.frame_bytes_max as usize {
@@ -199,8 +205,7 @@ impl Pending {
     /// Bytes that are not on their way to the object store: freezing or committing the slice is what frees them.
     pub fn loose(&self) -> usize {
         match &self.tail {
-            Tail::Open(tail) if tail.capacity() > TAIL_SMALL_BYTES => tail.capacity(),
-            Tail::Open(tail) => tail.len(),
+            Tail::Open(tail) => tail.len().max(self.room),
             Tail::Frame(frame) => frame.len(),
         }
     }

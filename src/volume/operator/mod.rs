@@ -17,7 +17,7 @@ use crate::types::{Asker, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
 use crate::vfs::writer::Writers;
 use crate::volume::info;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
@@ -112,8 +112,22 @@ impl Operator {
             "compact" => self.compact(asker, request, progress).await,
             "warmup" => self.warmup(asker, request, progress).await,
             "undelete" => self.undelete(asker, request, progress).await,
+            "staging" => self.staging(asker, request),
             other => Err(Failure::at(format!("the process that serves the mount does not know {other:?}"), Errno::NOSYS)),
         }
+    }
+
+    /// What is staged on this host; with `Flush` it is uploaded at once.
+    fn staging(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
+        if !asker.is_root() && switch(request, "Flush") {
+            return Err(Failure::at("uploading what is staged is for root", Errno::ACCES));
+        }
+        let Some(staging) = self.blocks.staging() else { return Ok(json!({ "Writeback": false, "Blocks": 0, "Bytes": 0 })) };
+        if switch(request, "Flush") {
+            staging.hurry();
+        }
+        let stats = staging.stats();
+        Ok(json!({ "Writeback": staging.is_on(), "Blocks": stats.blocks, "Bytes": stats.bytes, "OldestSeconds": stats.oldest_seconds }))
     }
 
     async fn info(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {

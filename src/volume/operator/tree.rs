@@ -8,6 +8,7 @@ use crate::meta::store::Cursor;
 use crate::types::{Asker, Attr, BoxFuture, CHUNK_BYTES, Errno, Ino, Kind};
 use crate::volume::operator::{Failure, Operator, PAGE, Progress, switch, text, threads};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 impl Operator {
     /// Removes a name and all below it.
@@ -99,7 +100,7 @@ impl Operator {
             let mut found = Vec::new();
             for entry in page.entries {
                 match (entry.kind, entry.attr) {
-                    (Kind::Dir, Some(attr)) => files.pending.push((entry.ino, attr)),
+                    (Kind::Dir, Some(attr)) if files.seen.insert(entry.ino) => files.pending.push((entry.ino, attr)),
                     (Kind::File, Some(attr)) => found.push((entry.ino, attr)),
                     _ => {}
                 }
@@ -113,11 +114,13 @@ impl Operator {
 pub(super) struct Files {
     pending: Vec<(Ino, Attr)>,
     at: Option<(Ino, Cursor)>,
+    /// Directories: in a damaged volume one may lie inside itself, and is walked through once.
+    seen: HashSet<Ino>,
 }
 
 impl Files {
     /// Before the first.
     pub fn of(top: Ino, attr: Attr) -> Files {
-        Files { pending: vec![(top, attr)], at: None }
+        Files { pending: vec![(top, attr)], at: None, seen: HashSet::from([top]) }
     }
 }

@@ -1,0 +1,71 @@
+//! Blocks that are staged on a disk of this host before they are uploaded.
+
+use super::BlockStore;
+use crate::block::BlockError;
+use crate::cache::Staging;
+use crate::object::ObjectError;
+use crate::types::BlockId;
+use bytes::Bytes;
+use std::sync::Arc;
+
+impl BlockStore {
+    /// Stores a block, durable when it returns: on a disk of this host if that is wanted and possible, else in the bucket. `data` is exactly the
+    /// block.
+    pub async fn store(&self, block: BlockId, data: Bytes) -> Result<(), BlockError> {
+        if let Some(disk) = &self.config.disk
+            && disk.stage(block, &data, self.config.tuning.put_time_max).await
+        {
+            self.config.cache.insert(block, data);
+            return Ok(());
+        }
+        self.upload(block, data).await
+    }
+
+    /// Blocks that are not in the bucket yet; `None` without a directory for them.
+    pub fn staging(&self) -> Option<&Arc<Staging>> {
+        self.config.disk.as_ref().map(|disk| disk.staging())
+    }
+
+    /// Uploads a staged block. One that is deleted meanwhile leaves no object.
+    pub async fn upload_staged(&self, block: BlockId) -> Result<(), BlockError> {
+        let Some(staging) = self.staging().filter(|staging| staging.contains(&block)) else { return Ok(()) };
+        let key = self.key(&block);
+        let _slot = self.transfers.upload_slot().await;
+        // One that was left behind may have been uploaded; and where metadata were set back, the object may be of a later time than it is.
+        if !staging.is_own(&block) {
+            match self.config.objects.head(&key).await {
+                Ok(_) => {
+                    staging.done(block).await;
+                    return Ok(());
+                }
+                Err(ObjectError::Missing) => {}
+                Err(e) => return Err(self.failed("look at", key, e)),
+            }
+        }
+        let Some(data) = self.staged(block).await? else {
+            // Another process has done it, or the cache directory was cleared: then the log of whoever reads the block tells.
+            staging.done(block).await;
+            return Ok(());
+        };
+        let frame = self.encode(&data).await?;
+        self.transfers.put(&key, &frame).await.map_err(|e| self.failed("upload", key.clone(), e))?;
+        if !staging.done(block).await {
+            let mut told = self.transfers.delete_all(std::slice::from_ref(&key)).await;
+            told.pop().unwrap_or(Ok(())).map_err(|e| self.failed("delete", key, e))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_staged(&self, block: &BlockId) -> bool {
+        self.staging().is_some_and(|staging| staging.contains(block))
+    }
+
+    /// The block, if it is staged. There is no object to turn to if the cache was too slow, or has lost its link to it.
+    pub(super) async fn staged(&self, block: BlockId) -> Result<Option<Bytes>, BlockError> {
+        let Some(staging) = self.staging().filter(|staging| staging.contains(&block)) else { return Ok(None) };
+        staging.read(block).await.map_err(|why| self.damaged(self.key(&block), why))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! `--writeback` on real mounts: what is acknowledged is on this host's disk, and in the bucket afterwards, whatever happens in between.
+
+use crate::s3_server::{ACCESS_KEY, Answer, Fault, SECRET_KEY, Server};
+use crate::support::{Dice, Mount, PANDO, Volume, eventually, run};
+use pando::volume::{MetaUrl, NewVolume, create};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// A volume with its objects on a server, and a cache directory.
+struct Bench {
+    volume: Volume,
+    server: Server,
+    cache: String,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let volume = Volume::new();
+        let root = volume.temp.path().join("s3");
+        fs::create_dir_all(&root).expect("made");
+        let server = Server::start(&root);
+        let wanted = NewVolume {
+            name: "vol".into(),
+            storage: Some("s3".into()),
+            bucket: Some(server.bucket("data")),
+            access_key: Some(ACCESS_KEY.into()),
+            secret_key: Some(SECRET_KEY.into()),
+            ..NewVolume::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(create(&MetaUrl::Embedded(volume.dir()), &wanted)).expect("made");
+        let cache = volume.temp.path().join("cache").to_string_lossy().into_owned();
+        Bench { volume, server, cache }
+    }
+
+    fn mount(&self, options: &[&str]) -> Mount {
+        // The memory cache is as small as it gets, and everything is read.
+        let always = ["--cache-dir", self.cache.as_str(), "--free-space-ratio", "0.01", "--buffer-size", "32"];
+        self.volume.mount_at("mnt", &[&always[..], options].concat())
+    }
+
+    fn objects(&self) -> usize {
+        files(&self.volume.temp.path().join("s3/data/vol/chunks")).len()
+    }
+
+    fn staged(&self) -> Vec<PathBuf> {
+        files(Path::new(&self.cache)).into_iter().filter(|path| path.components().any(|part| part.as_os_str() == "rawstaging")).collect()
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().flat_map(|entry| if entry.path().is_dir() { files(&entry.path()) } else { vec![entry.path()] }).collect()
+}
+
+#[test]
+fn staged_files_survive_the_daemon_and_reach_the_bucket_with_the_next_mount() {
+    let bench = Bench::new();
+    let (large, other) = (Dice::new(1).bytes(9 << 20), Dice::new(2).bytes(200_000));
+    let mount = bench.mount(&["--writeback", "--upload-delay", "1h"]);
+    for (name, content) in [("large", &large), ("other", &other)] {
+        let file = fs::File::create(mount.join(name)).expect("made");
+        std::io::Write::write_all(&mut &file, content).expect("written");
+        file.sync_all().expect("durable");
+    }
+    assert_eq!((bench.staged().len(), bench.objects()), (4, 0), "{:?}", bench.staged());
+    mount.kill();
+    // Nobody has asked for staging this time.
+    let mount = bench.mount(&[]);
+    assert!(fs::read(mount.join("large")).expect("read") == large, "other bytes came back");
+    eventually("everything is uploaded", || bench.staged().is_empty() && bench.objects() == 4);
+    mount.unmount();
+    fs::remove_dir_all(&bench.cache).expect("removed");
+    let mount = bench.mount(&[]);
+    assert!(fs::read(mount.join("large")).expect("read") == large && fs::read(mount.join("other")).expect("read") == other);
+    mount.unmount();
+    bench.volume.assert_clean();
+}
+
+#[test]
+fn a_bucket_that_is_away_holds_nobody_up() {
+    let bench = Bench::new();
+    let content = Dice::new(3).bytes(20 << 20);
+    let mount = bench.mount(&["--writeback"]);
+    for _ in 0..6 {
+        bench.server.fail_next("PUT", Fault::Answer(Answer::error(503, "SlowDown")));
+    }
+    let began = Instant::now();
+    let file = fs::File::create(mount.join("f")).expect("made");
+    std::io::Write::write_all(&mut &file, &content).expect("written");
+    file.sync_all().expect("durable on this disk");
+    drop(file);
+    assert!(!bench.staged().is_empty(), "nothing waits after {:?}", began.elapsed());
+    assert!(fs::read(mount.join("f")).expect("read") == content, "other bytes came back");
+    // Memory may have been short, and a block cut in two.
+    eventually("the bucket has it", || bench.staged().is_empty() && bench.objects() >= 5);
+    // What is removed before it was uploaded never is.
+    for _ in 0..3 {
+        bench.server.fail_next("PUT", Fault::Answer(Answer::error(503, "SlowDown")));
+    }
+    fs::write(mount.join("short"), &content[..200_000]).expect("written");
+    fs::remove_file(mount.join("short")).expect("removed");
+    fs::remove_file(mount.join("f")).expect("removed");
+    eventually("nothing is left", || bench.staged().is_empty() && bench.objects() == 0);
+    mount.unmount();
+    bench.volume.assert_clean();
+}
+
+#[test]
+fn umount_flush_uploads_what_is_kept_back() {
+    let bench = Bench::new();
+    let mount = bench.mount(&["--writeback", "--upload-delay", "1h"]);
+    fs::write(mount.join("f"), Dice::new(4).bytes(6 << 20)).expect("written");
+    let file = fs::File::open(mount.join("f")).expect("opened");
+    file.sync_all().expect("durable");
+    drop(file);
+    assert_eq!((bench.staged().len(), bench.objects()), (2, 0));
+    let output = run(Command::new(PANDO).args(["umount", "--flush"]).arg(mount.join("")));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "All staging chunks are flushed\n");
+    assert_eq!((bench.staged().len(), bench.objects()), (0, 2));
+    eventually("the daemon has ended", || !crate::support::is_mounted(&mount.join("")));
+    drop(mount);
+}
