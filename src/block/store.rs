@@ -136,6 +136,7 @@ impl BlockStore {
             return Err(self.damaged(key, format!("{} bytes were to be stored", data.len())));
         }
         let _slot = self.transfers.upload_slot().await;
+        let _room = if self.codec.is_plain() { None } else { Some(self.transfers.frame_room(data.len()).await) };
         let frame = self.encode(&data).await?;
         match self.transfers.put(&key, &frame).await {
             Ok(()) => {

@@ -3,6 +3,7 @@
 use crate::block::hedge::Hedge;
 use crate::block::limit::Limit;
 use crate::block::retry::{PAUSES_MS, RETRIES_DEFAULT, delete_all_up_to, retrying_up_to};
+use crate::env::{Held, Share};
 use crate::object::{ObjectError, ObjectStore};
 use bytes::Bytes;
 use std::ops::Range;
@@ -35,8 +36,8 @@ pub struct Tuning {
     pub downloads_max: usize,
     /// Objects removed at once; 0 = none are ever removed.
     pub deletes_max: usize,
-    /// Bytes of blocks being read at once.
-    pub buffer_bytes: u64,
+    /// Memory of what is on its way, apart from blocks that wait to be uploaded, which is the writers'.
+    pub memory: Arc<Share>,
     /// Bytes fetched ahead of one reader; `None` = eight blocks.
     pub readahead_bytes: Option<u64>,
     /// Whole blocks fetched at once after a part of them was read; 0 = none.
@@ -59,7 +60,7 @@ impl Default for Tuning {
             uploads_max: 20,
             downloads_max: 200,
             deletes_max: 10,
-            buffer_bytes: 64 << 20,
+            memory: Arc::new(Share::alone(64 << 20)),
             readahead_bytes: None,
             prefetches_max: 0,
             retries: Some(RETRIES_DEFAULT),
@@ -78,9 +79,6 @@ pub(super) struct Transfers {
     uploads: Semaphore,
     downloads: Semaphore,
     deletes: Semaphore,
-    /// Memory of what is being read.
-    bytes: Semaphore,
-    bytes_total: u32,
     up: Limit,
     down: Limit,
     whole: Hedge,
@@ -97,21 +95,17 @@ struct Away {
 
 /// The right to download a block and to hold it until it is decoded.
 pub(super) struct Slot<'a> {
-    _bytes: SemaphorePermit<'a>,
+    _bytes: Held<'a>,
     _download: SemaphorePermit<'a>,
 }
 
 impl Transfers {
     pub fn new(objects: Arc<dyn ObjectStore>, tuning: Tuning) -> Transfers {
-        // At least one block of any size: more is asked for by nobody.
-        let bytes_total = u32::try_from(tuning.buffer_bytes.max(1)).unwrap_or(u32::MAX).min(u32::MAX / 8);
         Transfers {
             objects,
             uploads: Semaphore::new(tuning.uploads_max.max(1)),
             downloads: Semaphore::new(tuning.downloads_max.max(1)),
             deletes: Semaphore::new(tuning.deletes_max.max(1)),
-            bytes: Semaphore::new(bytes_total as usize),
-            bytes_total,
             up: Limit::default(),
             down: Limit::default(),
             whole: Hedge::new(),
@@ -129,8 +123,14 @@ impl Transfers {
 
     /// Waits until `bytes` more may be downloaded. Memory first: whoever has it waits only for what ends by itself.
     pub async fn download_slot(&self, bytes: u32) -> Slot<'_> {
-        let bytes = self.bytes.acquire_many(bytes.min(self.bytes_total)).await.expect("never closed");
+        let bytes = self.tuning.memory.hold(bytes as usize).await;
         Slot { _bytes: bytes, _download: self.downloads.acquire().await.expect("never closed") }
+    }
+
+    /// Waits for memory for `bytes` of a block as it is stored, of who has an upload slot. Downloads that hold memory end without uploads, and what
+    /// writers hold is another part: so an upload that frees their memory never waits for it.
+    pub async fn frame_room(&self, bytes: usize) -> Held<'_> {
+        self.tuning.memory.hold(bytes).await
     }
 
     /// Stores an object, durable when it returns.
@@ -312,7 +312,7 @@ mod tests {
 
     #[tokio::test]
     async fn memory_is_bounded() {
-        let (_, transfers) = bench(Tuning { buffer_bytes: 10, ..Tuning::default() });
+        let (_, transfers) = bench(Tuning { memory: Arc::new(Share::alone(10)), ..Tuning::default() });
         let soon = Duration::from_millis(20);
         let first = transfers.download_slot(6).await;
         assert!(timeout(soon, transfers.download_slot(6)).await.is_err());

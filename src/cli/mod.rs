@@ -3,6 +3,7 @@
 mod accepted;
 mod args;
 mod ask;
+mod bench;
 mod cache;
 mod clone;
 mod compact;
@@ -102,6 +103,8 @@ enum Command {
     Compact(compact::Args),
     /// Bring files into the cache.
     Warmup(warmup::Args),
+    /// Measure how fast files are written and read in a directory.
+    Bench(bench::Args),
     /// Limit what directories, users and groups may use.
     Quota(quota::Args),
     /// Bring deleted files back from the trash, by the path they had.
@@ -208,6 +211,10 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Warmup(args) => {
             logging();
             warmup::run(&args)
+        }
+        Command::Bench(args) => {
+            logging();
+            bench::run(&args)
         }
         Command::Quota(args) => {
             logging();

@@ -22,9 +22,21 @@ const OPEN_FILES: libc::rlim_t = 100_000;
 /// request may have to wait for the store's lock on another thread. Not yet compared in isolation: `docs/adr/0002-one-loop-thread-and-a-short-log.md`.
 const LOOP_THREADS: usize = 1;
 
+/// Requests whose data fit into the buffers together.
+const REQUESTS_HELD: usize = 256;
+/// What the kernel sends at once where nothing else is said; smaller requests cost too much.
+const REQUEST_BYTES_MIN: u32 = 128 << 10;
+/// Larger allocations are memory of their own.
+#[cfg(target_env = "gnu")]
+const ALLOCATION_BYTES_MAX: libc::c_int = 256 << 10;
+/// Heaps of the allocator. It would make eight for each processor, and what lies free in one is of no use to another.
+#[cfg(target_env = "gnu")]
+const HEAPS_MAX: libc::c_int = 4;
+
 /// Serves until the mount ends. `ready` is called once it can be used.
 pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountError> {
     raise_open_files();
+    give_memory_back();
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .thread_name("pando")
@@ -71,7 +83,7 @@ fn mount_and_serve(
         allow_other: plan.allow_other,
         default_permissions: plan.default_permissions,
         options: plan.options.clone(),
-        max_write: plan.request_bytes,
+        max_write: request_bytes(plan),
         threads: LOOP_THREADS,
         xattr: plan.view.xattr || volume.acl(),
         acl: volume.acl(),
@@ -160,11 +172,30 @@ fn read_ahead(plan: &MountPlan) {
         let entry = entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::ErrorKind::NotFound)?;
         let path = format!("/sys/class/bdi/{}/read_ahead_kb", entry.device);
         let offered: u32 = std::fs::read_to_string(&path)?.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
-        let wanted = plan.request_bytes / 1024;
+        let wanted = request_bytes(plan) / 1024;
         if wanted > offered { std::fs::write(&path, wanted.to_string()) } else { Ok(()) }
     };
     if let Err(error) = write() {
         debug!("the kernel reads no further ahead than it offered: {error}");
+    }
+}
+
+/// The largest request. What an application has handed over and the buffers have no room for waits outside of them, one request for each of its
+/// threads: smaller buffers get smaller requests, so that this is within reason.
+fn request_bytes(plan: &MountPlan) -> u32 {
+    let part = u32::try_from(plan.volume.buffer_bytes / REQUESTS_HELD).unwrap_or(u32::MAX);
+    plan.request_bytes.min(part.max(REQUEST_BYTES_MIN).checked_next_power_of_two().unwrap_or(u32::MAX))
+}
+
+/// Memory of what is large goes back to the system as soon as it is free, instead of becoming part of heaps that never shrink: buffers that are
+/// needed again and again are kept elsewhere, within a bound.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, ALLOCATION_BYTES_MAX), (libc::M_ARENA_MAX, HEAPS_MAX)] {
+        // SAFETY: no other thread has been started yet; the call changes numbers of the allocator.
+        if unsafe { libc::mallopt(parameter, value) } == 0 {
+            debug!("the allocator does not take parameter {parameter}");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk. And running several futures at once, and
-//! memory that is used again.
+//! memory that is bounded and used again.
 
+mod budget;
 mod buffers;
 mod clock;
 mod disk;
@@ -9,6 +10,7 @@ pub(crate) mod fuzz;
 mod join;
 mod random;
 
+pub use budget::{Budget, Held, Share};
 pub(crate) use buffers::Buffer;
 pub use clock::{Clock, ManualClock, SystemClock, instant};
 pub use disk::{DiskSpace, Reserve};

@@ -4,7 +4,7 @@ use super::*;
 use crate::block::{BlockConfig, BlockStore, Tuning};
 use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
-use crate::env::ManualClock;
+use crate::env::{ManualClock, Share};
 use crate::meta::setting::Setting;
 use crate::meta::store::embedded::EmbeddedStore;
 use crate::meta::store::{Store, Write};
@@ -94,7 +94,7 @@ impl World {
             tuning: Tuning { uploads_max: 4, downloads_max: 4, ..Tuning::default() },
         });
         let chunks = Chunks::new(meta.clone(), blocks.clone());
-        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes: 64 << 20 });
+        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), memory: Share::alone(64 << 20) });
         Vfs::new(meta, blocks, chunks, writers, config)
     }
 

@@ -8,8 +8,6 @@ use tracing::warn;
 
 /// Share of the buffer budget that caches decoded blocks in memory, what is fetched ahead among them.
 const MEMORY_SHARE: usize = 4;
-/// Share of it for blocks on their way to readers. The rest is for data being written.
-const READ_SHARE: usize = 5;
 /// Share of it for blocks that wait to be written to the disk cache.
 const QUEUE_SHARE: usize = 10;
 
@@ -17,17 +15,13 @@ const QUEUE_SHARE: usize = 10;
 pub(super) struct Caches {
     pub(super) memory: MemoryCache,
     pub(super) disk: Option<Arc<DiskCache>>,
-    /// For data being written.
-    pub(super) buffer_bytes: usize,
-    /// For blocks being fetched.
-    pub(super) read_bytes: usize,
+    /// For data being written, and for blocks on their way.
+    pub(super) left_bytes: usize,
 }
 
 /// Opens the caches of this volume.
 pub(super) fn open(options: &CacheOptions, setting: &Setting, buffer_bytes: usize) -> Caches {
     let share = buffer_bytes / MEMORY_SHARE;
-    let read_bytes = buffer_bytes / READ_SHARE;
-    let rest = buffer_bytes - read_bytes;
     let dirs: Vec<PathBuf> = match &options.place {
         CachePlace::Memory => {
             if options.staging.is_some() {
@@ -35,8 +29,8 @@ pub(super) fn open(options: &CacheOptions, setting: &Setting, buffer_bytes: usiz
             }
             // A size that was asked for comes on top of the buffer.
             return match options.size_bytes {
-                Some(bytes) => Caches { memory: MemoryCache::new(bytes), disk: None, buffer_bytes: rest, read_bytes },
-                None => Caches { memory: MemoryCache::new(share as u64), disk: None, buffer_bytes: rest - share, read_bytes },
+                Some(bytes) => Caches { memory: MemoryCache::new(bytes), disk: None, left_bytes: buffer_bytes },
+                None => Caches { memory: MemoryCache::new(share as u64), disk: None, left_bytes: buffer_bytes - share },
             };
         }
         CachePlace::Dirs(dirs) => dirs.clone(),
@@ -65,5 +59,5 @@ pub(super) fn open(options: &CacheOptions, setting: &Setting, buffer_bytes: usiz
         warn!("no directory is named by --cache-dir; blocks are cached in memory only");
     }
     let queue_bytes = if disk.is_some() { queue_bytes } else { 0 };
-    Caches { memory: MemoryCache::new(share as u64), disk: disk.map(Arc::new), buffer_bytes: rest - share - queue_bytes, read_bytes }
+    Caches { memory: MemoryCache::new(share as u64), disk: disk.map(Arc::new), left_bytes: buffer_bytes - share - queue_bytes }
 }

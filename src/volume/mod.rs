@@ -49,7 +49,7 @@ pub use crate::meta::ops::session::SessionEntry;
 use crate::block::{Bandwidth, BlockConfig, BlockStore, Tuning};
 use crate::cache::{CacheOptions, DiskCache};
 use crate::chunk::Chunks;
-use crate::env::{Clock, SystemClock};
+use crate::env::{Budget, Clock, Share, SystemClock};
 use crate::jobs::{self, JobsConfig, JobsHandle};
 use crate::meta::setting::Setting;
 use crate::meta::store::redis::Options as RedisOptions;
@@ -201,6 +201,9 @@ pub struct MountOptions {
     pub umask: Option<u16>,
 }
 
+/// Part of the memory for buffers that writers keep whatever is being fetched, and as much the other way round; the rest goes to who needs it.
+const OWN_PART: usize = 4;
+
 /// A volume in use by this process.
 pub struct Volume {
     name: String,
@@ -254,8 +257,10 @@ impl Volume {
         }
         meta.load_quotas().await.map_err(|e| failed("cannot read the quotas", e))?;
         let frames: Arc<dyn FrameSource> = meta.clone();
-        let cache::Caches { memory, disk, buffer_bytes, read_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
-        let tuning = tuning(&options, &setting, read_bytes, meta.clone());
+        let cache::Caches { memory, disk, left_bytes } = cache::open(&options.cache, &setting, options.buffer_bytes);
+        let budget = Budget::new(left_bytes - 2 * (left_bytes / OWN_PART));
+        let [written, carried] = [(); 2].map(|()| budget.share(left_bytes / OWN_PART));
+        let tuning = tuning(&options, &setting, carried, meta.clone());
         let blocks = BlockStore::new(BlockConfig {
             objects: objects.clone(),
             prefix: setting.name().into(),
@@ -268,7 +273,7 @@ impl Volume {
             tuning,
         });
         let chunks = Chunks::new(meta.clone(), blocks.clone());
-        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes });
+        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), memory: written });
         let mut jobs = None;
         if !options.read_only {
             let sid = meta.new_session(&options.mountpoint).await.map_err(|e| failed("cannot register the session", e))?;
@@ -434,7 +439,7 @@ impl Volume {
 }
 
 /// How blocks of this volume are carried.
-fn tuning(options: &VolumeOptions, setting: &Setting, read_bytes: usize, meta: Arc<Meta>) -> Tuning {
+fn tuning(options: &VolumeOptions, setting: &Setting, memory: Share, meta: Arc<Meta>) -> Tuning {
     let asked = &options.transfers;
     let on_server = setting.storage() != "file";
     // Kept nowhere, a block fetched for others is fetched in vain; and files of this host are near enough.
@@ -444,7 +449,7 @@ fn tuning(options: &VolumeOptions, setting: &Setting, read_bytes: usize, meta: A
         uploads_max: asked.uploads_max,
         downloads_max: asked.downloads_max,
         deletes_max: asked.deletes_max,
-        buffer_bytes: read_bytes as u64,
+        memory: Arc::new(memory),
         readahead_bytes: asked.readahead_bytes,
         prefetches_max: if keeps { asked.prefetches_max } else { 0 },
         // A server comes back; a disk that fails is told to who uses it.

@@ -211,3 +211,35 @@ fn mounts_made_at_once_do_not_disturb_each_other() {
     assert!(mounts[0].join("a/b").is_dir());
     mounts.into_iter().for_each(Mount::unmount);
 }
+
+#[test]
+fn bench_measures_and_leaves_nothing() {
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let path = mount.path.to_string_lossy().into_owned();
+    let sizes = ["--big-file-size", "4M", "--block-size", "1M", "--small-file-size", "10K", "--small-file-count", "5", "-p", "2"];
+    let bench = |args: &[&str]| run(Command::new(PANDO).arg("bench").args(args).arg(&path).env("SKIP_DROP_CACHES", "true"));
+    let output = bench(&sizes);
+    let (shown, all) = (ok(&output), text(&output));
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines[0], "Benchmark finished!");
+    assert_eq!(lines[1], "BlockSize: 1.0 MiB, BigFileSize: 4.0 MiB, SmallFileSize: 10 KiB, SmallFileCount: 5, NumThreads: 2");
+    assert!(lines[2].starts_with("Time used: ") && lines[2].contains(" s, CPU: ") && lines[2].ends_with(" MiB"), "{}", lines[2]);
+    let rows: Vec<Vec<&str>> =
+        lines.iter().filter(|line| line.starts_with('|')).map(|line| line.split('|').map(str::trim).collect()).collect();
+    let items: Vec<&str> = rows.iter().map(|row| row[1]).collect();
+    assert_eq!(items, ["ITEM", "Write big file", "Read big file", "Write small file", "Read small file", "Stat file"], "{shown}");
+    for row in &rows[1..] {
+        let (value, unit) = row[2].split_once(' ').expect("a number and a unit");
+        assert!(value.parse::<f64>().expect("a number") > 0.0 && ["MiB/s", "files/s"].contains(&unit), "{row:?}");
+        assert!(row[3].ends_with("/file"), "{row:?}");
+    }
+    assert_eq!(all.matches("Clear cache operation has been skipped").count(), 4, "{all}");
+    assert_eq!(fs::read_dir(&mount.path).expect("listed").count(), 0);
+    // One kind of files alone, and what cannot be done.
+    assert_eq!(ok(&bench(&["--big-file-size", "0", "--small-file-count", "1"])).matches("small file").count(), 2);
+    assert!(!bench(&["-p", "0"]).status.success() && !bench(&["--block-size", "0"]).status.success());
+    let missing = run(Command::new(PANDO).args(["bench", "/nowhere/at/all"]));
+    assert!(!missing.status.success() && text(&missing).contains("/nowhere/at/all"));
+    mount.unmount();
+}

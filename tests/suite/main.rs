@@ -14,6 +14,7 @@ mod hostile;
 mod hosts;
 mod journal;
 mod locks;
+mod memory;
 mod operator;
 mod posix;
 mod powercut;

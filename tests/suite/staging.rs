@@ -9,14 +9,14 @@ use std::process::Command;
 use std::time::Instant;
 
 /// A volume with its objects on a server, and a cache directory.
-struct Bench {
-    volume: Volume,
-    server: Server,
-    cache: String,
+pub struct Bench {
+    pub volume: Volume,
+    pub server: Server,
+    pub cache: String,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let volume = Volume::new();
         let root = volume.temp.path().join("s3");
         fs::create_dir_all(&root).expect("made");

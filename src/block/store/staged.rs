@@ -42,6 +42,9 @@ impl BlockStore {
                 Err(e) => return Err(self.failed("look at", key, e)),
             }
         }
+        // The block, and what it becomes.
+        let copies = if self.codec.is_plain() { 1 } else { 2 };
+        let _room = self.transfers.frame_room(copies * block.len as usize).await;
         let Some(data) = self.staged(block).await? else {
             // Another process has done it, or the cache directory was cleared: then the log of whoever reads the block tells.
             staging.done(block).await;

@@ -5,6 +5,7 @@ use crate::block::{BlockConfig, BlockStore, Tuning};
 use crate::cache::MemoryCache;
 use crate::chunk::Chunks;
 use crate::chunk::testing::{BLOCK_BYTES, Bench};
+use crate::env::Share;
 use crate::meta::key;
 use crate::meta::store::Write;
 use crate::object::ObjectError;
@@ -28,7 +29,7 @@ impl Volume {
     fn new(cache_bytes: u64) -> Volume {
         let bench = Bench::new(cache_bytes);
         let (meta, blocks) = (bench.world.meta.clone(), bench.blocks.clone());
-        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), buffer_bytes: 4 << 20 });
+        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), memory: Share::alone(4 << 20) });
         let reader = Reader::new(meta, blocks, bench.chunks.clone(), writers.clone(), Duration::from_secs(1));
         Volume { bench, writers, reader, streams: Arc::default() }
     }

@@ -17,12 +17,13 @@ mod shell_tests;
 pub(crate) mod testing;
 
 use crate::block::{BlockStore, FRAME_BYTES_MAX};
+use crate::env::Share;
 use crate::meta::Meta;
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Caller, Errno, Ino, block_count, chunk_parts};
 use backend::{Backend, Live};
 use bytes::Bytes;
 use event::{Event, Ready, Shape};
-use shell::{Budget, Entry, Shell};
+use shell::{Entry, Shell};
 use slice::SLICE_OVERHEAD;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +38,7 @@ pub(crate) const INTERRUPT_AFTER: Duration = Duration::from_secs(1);
 /// A write is buffered in pieces of at most this, so that its share of the budget is small; the kernel sends no more at once.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Smallest budget: two pieces with their overhead. Less could not hold one write of the kernel.
-const BUFFER_BYTES_MIN: usize = 4 << 20;
+pub(crate) const BUFFER_BYTES_MIN: usize = 4 << 20;
 /// Whole blocks the budget must hold for blocks to get their room at once: writers of several files, and what is on its way.
 const WHOLE_BLOCKS_MIN: usize = 8;
 /// Slices of one inode that are not committed. Every write of random offsets makes one, and each event looks at all of them.
@@ -63,7 +64,7 @@ pub struct WritersConfig {
     /// Blocks.
     pub blocks: Arc<BlockStore>,
     /// Memory of all write buffers together.
-    pub buffer_bytes: usize,
+    pub memory: Share,
 }
 
 /// The write buffers of one volume.
@@ -90,15 +91,16 @@ impl Writers {
         let frame_bytes_max = if config.meta.journal().is_on() { FRAME_BYTES_MAX } else { 0 };
         let uploads_max = if config.blocks.on_server() { UPLOADS_FAR_MAX } else { UPLOADS_NEAR_MAX };
         let block_bytes = config.blocks.block_bytes();
-        let whole_blocks = block_bytes as usize <= config.buffer_bytes / WHOLE_BLOCKS_MIN;
+        let whole_blocks = block_bytes as usize <= config.memory.total() / WHOLE_BLOCKS_MIN;
         let shape = Shape { block_bytes, frame_bytes_max, uploads_max, whole_blocks };
         let clock = config.meta.clock().clone();
         let backend = Arc::new(Live { meta: config.meta, blocks: config.blocks });
-        Writers::over(backend, clock, shape, config.buffer_bytes)
+        Writers::over(backend, clock, shape, config.memory)
     }
 
-    fn over(backend: Arc<dyn Backend>, clock: Arc<dyn crate::env::Clock>, shape: Shape, buffer_bytes: usize) -> Arc<Writers> {
-        let shell = Arc::new(Shell { backend, clock, budget: Budget::new(buffer_bytes.max(BUFFER_BYTES_MIN)) });
+    fn over(backend: Arc<dyn Backend>, clock: Arc<dyn crate::env::Clock>, shape: Shape, memory: Share) -> Arc<Writers> {
+        assert!(memory.at_most(BUFFER_BYTES_MIN / 2) == BUFFER_BYTES_MIN / 2, "a write of the kernel fits into the budget");
+        let shell = Arc::new(Shell { backend, clock, budget: memory });
         Arc::new_cyclic(|weak| Writers { shell, shape, table: Mutex::default(), relieved_ms: AtomicU64::new(0), weak: weak.clone() })
     }
 
@@ -135,7 +137,7 @@ impl Writers {
             at += piece.len() as u64;
         }
         // Uploads begin before writers have to wait for them.
-        if self.shell.budget.free() < self.shell.budget.total / 4 {
+        if self.shell.budget.free() < self.shell.budget.total() / 4 {
             self.relieve();
         }
         Ok(())
@@ -220,7 +222,7 @@ impl Writers {
     }
 
     async fn append_piece(&self, caller: Option<&Caller>, entry: &Arc<Entry>, data: Bytes) -> Result<u64, Errno> {
-        let cost = data.len().min(self.shell.budget.total / 2);
+        let cost = self.shell.budget.at_most(data.len());
         self.take(caller, entry, cost).await?;
         let _taken = Taken { budget: &self.shell.budget, bytes: cost };
         let backend = &self.shell.backend;
@@ -322,7 +324,7 @@ impl Writers {
         entries.sort_by_key(|(bytes, entry)| (std::cmp::Reverse(*bytes), entry.ino));
         let mut freed = 0;
         for (bytes, entry) in entries {
-            if freed >= self.shell.budget.total / 4 {
+            if freed >= self.shell.budget.total() / 4 {
                 break;
             }
             freed += bytes;
@@ -377,7 +379,7 @@ impl Writers {
 
 /// Bytes of the budget that go back however a request ends.
 struct Taken<'a> {
-    budget: &'a Budget,
+    budget: &'a Share,
     bytes: usize,
 }
 

@@ -1,6 +1,6 @@
 //! The thin asynchronous shell around the machines: performs their actions and feeds the outcomes back.
 
-use crate::env::Clock;
+use crate::env::{Clock, Share};
 use crate::types::{BoxFuture, Errno, Ino};
 use crate::vfs::writer::backend::Backend;
 use crate::vfs::writer::event::{Action, Event, Now, Shape};
@@ -8,53 +8,11 @@ use crate::vfs::writer::machine::Machine;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tracing::error;
 
 /// An action on its way to the event it ends in.
 type Work = BoxFuture<'static, Event<'static>>;
-
-/// The memory of all write buffers, in bytes.
-pub(crate) struct Budget {
-    free: Semaphore,
-    /// All of it.
-    pub total: usize,
-}
-
-impl Budget {
-    /// A budget of `total` bytes.
-    pub fn new(total: usize) -> Budget {
-        let total = total.min(Semaphore::MAX_PERMITS);
-        Budget { free: Semaphore::new(total), total }
-    }
-
-    /// Takes bytes if they are free and nobody waits.
-    pub fn try_take(&self, bytes: usize) -> bool {
-        self.free.try_acquire_many(permits(bytes)).map(|permit| permit.forget()).is_ok()
-    }
-
-    /// Waits in line for bytes. Dropping the future leaves the line.
-    pub async fn take(&self, bytes: usize) {
-        self.free.acquire_many(permits(bytes)).await.expect("the budget is never closed").forget();
-    }
-
-    /// Gives bytes back.
-    pub fn give(&self, bytes: usize) {
-        if bytes > 0 {
-            self.free.add_permits(bytes);
-        }
-    }
-
-    /// Bytes nobody uses.
-    pub fn free(&self) -> usize {
-        self.free.available_permits()
-    }
-}
-
-/// Requests are cut into pieces far below 4 GiB before they get here; saturating only makes a wrong one wait.
-fn permits(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
-}
 
 /// One inode's machine and who waits for it.
 pub(crate) struct Entry {
@@ -98,7 +56,7 @@ pub(crate) struct Shell {
     /// Both clocks.
     pub clock: Arc<dyn Clock>,
     /// Memory.
-    pub budget: Budget,
+    pub budget: Share,
 }
 
 impl Shell {

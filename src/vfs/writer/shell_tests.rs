@@ -1,6 +1,6 @@
 //! The writers with their shell and a fake backend: waiting, memory, errors, appends.
 
-use crate::env::SystemClock;
+use crate::env::{Share, SystemClock};
 use crate::types::{Attr, BlockId, BoxFuture, CHUNK_BYTES, Caller, Errno, Ino, SliceId, Time};
 use crate::vfs::writer::backend::Backend;
 use crate::vfs::writer::event::{Ready, Shape};
@@ -96,7 +96,7 @@ fn writers(inodes: u64) -> (Arc<Writers>, Arc<Mutex<Inner>>) {
     let fake = Fake::default();
     let inner = fake.0.clone();
     inner.lock().unwrap().files = (0..inodes).map(|i| (Ino(INO.0 + i), Committed::default())).collect();
-    (Writers::over(Arc::new(fake), Arc::new(SystemClock::new()), SHAPE, BUFFER_BYTES_MIN), inner)
+    (Writers::over(Arc::new(fake), Arc::new(SystemClock::new()), SHAPE, Share::alone(BUFFER_BYTES_MIN)), inner)
 }
 
 fn content(inner: &Mutex<Inner>, ino: Ino) -> Vec<u8> {
@@ -245,7 +245,7 @@ async fn buffered_bytes_leave_by_age_and_idle_entries_are_forgotten() {
     let inner = fake.0.clone();
     inner.lock().unwrap().files.insert(INO, Committed::default());
     let clock = Arc::new(crate::env::ManualClock::new(Duration::from_secs(100)));
-    let writers = Writers::over(Arc::new(fake), clock.clone(), SHAPE, BUFFER_BYTES_MIN);
+    let writers = Writers::over(Arc::new(fake), clock.clone(), SHAPE, Share::alone(BUFFER_BYTES_MIN));
     writers.write(&Caller::root(), INO, 0, Bytes::from_static(b"abc")).await.unwrap();
     assert!(writers.sweep());
     assert!(writers.is_dirty(INO));
