@@ -1,5 +1,7 @@
 //! Log lines: their form, where they go, and which are written.
 
+pub mod metrics;
+
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
