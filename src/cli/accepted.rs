@@ -69,7 +69,6 @@ const MOUNT: &[Flag] = &[
     switch("enable-ioctl", Refuse(NOT_YET)),
     value("root-squash", Refuse(NOT_YET)),
     value("all-squash", Refuse(NOT_YET)),
-    switch("no-bgjob", Refuse("is not supported by this build: the background work of a mount cannot be switched off")),
     value("skip-dir-nlink", Silent),
     // Parents are always touched: stricter than asked.
     value("skip-dir-mtime", Silent),

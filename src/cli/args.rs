@@ -281,6 +281,26 @@ mod tests {
         }
     }
 
+    /// The document and `--help` name the same options.
+    #[test]
+    fn the_document_names_the_options_there_are() {
+        let program = crate::cli::Cli::command();
+        let text = include_str!("../../docs/cli.md");
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).filter_map(|word| word.strip_prefix("--"));
+        let named: std::collections::BTreeSet<&str> = words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
+        for option in &named {
+            let known = program.get_subcommands().any(|command| find(&program, Some(command), option).is_some());
+            // The grammar is explained by one that stands for all.
+            assert!(known || *option == "option" || *option == "help", "docs/cli.md names --{option}, which no command knows");
+        }
+        for command in program.get_subcommands().chain([&program]) {
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let Some(long) = arg.get_long() else { continue };
+                assert!(named.contains(long), "{} --{long} is not in docs/cli.md", command.get_name());
+            }
+        }
+    }
+
     #[test]
     fn options_without_effect_are_named_once() {
         let normal = run("mount vol mnt --tag 10 --no-syslog").expect("accepted");

@@ -39,6 +39,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use program::Program;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use tracing::{Level, warn};
 
 /// Exit code for a command that does not exist; scripts tell old versions by it.
@@ -130,7 +131,7 @@ pub fn run() -> ExitCode {
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let argv0 = words.next().unwrap_or_default();
     let line: Vec<String> = words.collect();
-    Program::called();
+    telemetry::called(Program::called().name());
     title::hide_secrets();
     let program = Cli::command();
     let line = match helper::called(&argv0) {
@@ -139,7 +140,10 @@ pub fn run() -> ExitCode {
     };
     match line.and_then(|line| args::normalise(&program, &line)) {
         Ok(normal) => execute(normal),
-        Err(stop) => ExitCode::from(end(stop)),
+        Err(stop) => match end(stop) {
+            0 => said(),
+            code => ExitCode::from(code),
+        },
     }
 }
 
@@ -164,7 +168,7 @@ fn execute(normal: Normal) -> ExitCode {
     };
     let outcome = match cli.command {
         // It starts the log itself: in the background that is another file, of another process.
-        Command::Mount(args) => mount::run(&args, Program::called(), logging),
+        Command::Mount(args) => mount::run(&args, Program::called(), &normal.warnings, logging),
         Command::Umount(args) => {
             logging();
             umount::run(&args)
@@ -251,13 +255,32 @@ fn execute(normal: Normal) -> ExitCode {
         }
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => said(),
         Err(error) => fail(&format!("{error:#}")),
     }
 }
 
-/// Prints a line. A reader that has seen enough, such as `head`, is no failure.
+/// The first failure to print what a command is asked for; the command ends with it.
+static UNSAID: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints a line. A reader that has seen enough, such as `head`, is no failure; a full disk is one, at the end of the command.
 fn say(text: &str) {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => drop(UNSAID.set(error)),
+        _ => {}
+    }
+}
+
+/// The exit code of a command that went well, unless what it had to say could not be printed.
+fn said() -> ExitCode {
+    match UNSAID.get() {
+        None => ExitCode::SUCCESS,
+        Some(error) => fail(&format!("cannot write to standard output: {error}")),
+    }
+}
+
+/// Prints a line that a command does not depend on: a mount goes on although nobody is told that it began.
+fn announce(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
@@ -298,15 +321,21 @@ fn end(stop: Stop) -> u8 {
 }
 
 fn help(command: Option<&str>) -> String {
-    let mut program = Cli::command();
-    program.build();
+    let mut program = program();
     let found = command.and_then(|name| program.find_subcommand_mut(name)).map(|command| command.render_long_help());
-    found.unwrap_or_else(|| Cli::command().render_long_help()).to_string()
+    found.unwrap_or_else(|| program.render_long_help()).to_string()
+}
+
+/// All commands, under the name by which this process was called.
+fn program() -> clap::Command {
+    let name = Program::called().name();
+    let mut program = Cli::command().name(name).bin_name(name);
+    program.build();
+    program
 }
 
 fn synopsis(command: &str) -> String {
-    let mut program = Cli::command();
-    program.build();
+    let mut program = program();
     let usage = program.find_subcommand_mut(command).map(|command| command.render_usage().to_string()).unwrap_or_default();
     usage.trim_start_matches("Usage: ").to_string()
 }

@@ -3,7 +3,7 @@
 use crate::cli::helper::is_fstab_word;
 use crate::cli::program::Program;
 use crate::cli::transfer::TransferArgs;
-use crate::cli::{cache, invalid, say, value, values, volume_of};
+use crate::cli::{announce, cache, invalid, value, values, volume_of};
 use crate::daemon::{self, MetricsPlan, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
@@ -98,6 +98,9 @@ pub struct Args {
     /// Store small blocks in the bucket before they are acknowledged, instead of keeping them beside the metadata for seconds.
     #[arg(long, action = ArgAction::SetTrue)]
     no_journal: bool,
+    /// Leave work that any client can do (emptying the trash, cleaning up after others, backups) to the other clients.
+    #[arg(long, action = ArgAction::SetTrue)]
+    no_bgjob: bool,
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
@@ -113,10 +116,14 @@ pub struct Args {
     cache: cache::CacheArgs,
 }
 
-/// Runs the command; `logging` starts the log of the process that serves.
-pub fn run(args: &Args, program: Program, logging: impl Fn()) -> anyhow::Result<()> {
+/// Runs the command; `logging` starts the log of the process that serves, with the warnings about the command line.
+pub fn run(args: &Args, program: Program, of_line: &[String], logging: impl Fn()) -> anyhow::Result<()> {
     let (plan, warnings) = plan(args, program)?;
     let place = plan.mountpoint.display();
+    if plan.log.is_some() {
+        // The log goes elsewhere, and who has typed them sits here.
+        of_line.iter().chain(&warnings).for_each(|warning| telemetry::line("WARNING", warning));
+    }
     daemon::run(
         &plan,
         || {
@@ -126,7 +133,7 @@ pub fn run(args: &Args, program: Program, logging: impl Fn()) -> anyhow::Result<
             }
         },
         |name| match program {
-            Program::Pando => say(&format!("pando: {name} is ready at {place} (stop with: pando umount {place})")),
+            Program::Pando => announce(&format!("pando: {name} is ready at {place} (stop with: pando umount {place})")),
             // Its standard output stays empty.
             Program::Juicefs => telemetry::line("INFO", &format!("OK, {name} is ready at \"{place}\"")),
         },
@@ -191,6 +198,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
             cache,
             journal: !args.no_journal,
+            background: !args.no_bgjob,
             backup: backup_period(args.backup_meta.as_ref())?.map(|period| BackupOptions { period, skip_trash: args.backup_skip_trash }),
         },
         view: MountOptions {

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, create_dir_all};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longest text a background process sends back.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
@@ -83,10 +83,10 @@ fn wait_for(answer: File, pid: libc::pid_t, usual: Duration, log: &Path, ready: 
         Some(seconds) => Duration::from_secs(seconds),
         None => usual,
     };
-    let end = Instant::now() + wait;
+    let end = crate::env::instant() + wait;
     let mut polled = libc::pollfd { fd: answer.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     loop {
-        let rest = i32::try_from(end.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(i32::MAX);
+        let rest = i32::try_from(end.saturating_duration_since(crate::env::instant()).as_millis()).unwrap_or(i32::MAX);
         // SAFETY: one valid pollfd.
         match unsafe { libc::poll(&mut polled, 1, rest) } {
             -1 if last_error().kind() == io::ErrorKind::Interrupted => {}

@@ -8,6 +8,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// How long a mount may take to answer before it is said that it does not. As long as a check of a mount point takes in the client it stands for.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,12 +96,20 @@ impl std::error::Error for MountpointError {}
 pub fn prepare(mountpoint: &Path, volume: Option<&Path>) -> Result<PathBuf, MountpointError> {
     let failed = |error| MountpointError::Failed(mountpoint.into(), error);
     let path = std::path::absolute(mountpoint).map_err(failed)?;
+    // First of all: whatever looks at a mount whose process hangs, hangs with it.
+    if let Some(entry) = ours_at(&path).map_err(failed)? {
+        match state(&entry.mountpoint) {
+            // The daemon of an earlier mount has died. Its place is free once the rest of it is gone.
+            State::Dead => super::umount::detach(&entry.mountpoint).map_err(failed)?,
+            state => return Err(MountpointError::Refused(taken(&entry, state))),
+        }
+    }
     // Both before anything is created.
     let volume = volume.map(existing_part);
     apart(&existing_part(&path), volume.as_deref())?;
     match fs::metadata(&path) {
-        // The daemon of an earlier mount has died. Its place is free once the rest of it is gone.
-        _ if is_dead(&path) => super::umount::detach(&path).map_err(failed)?,
+        // As above, of a program that goes by another name.
+        _ if state(&path) == State::Dead => super::umount::detach(&path).map_err(failed)?,
         Ok(found) if !found.is_dir() => return Err(MountpointError::Refused(format!("{} is no directory", path.display()))),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&path).map_err(failed)?,
@@ -104,22 +117,64 @@ pub fn prepare(mountpoint: &Path, volume: Option<&Path>) -> Result<PathBuf, Moun
     }
     let path = path.canonicalize().map_err(failed)?;
     apart(&path, volume.as_deref())?;
-    let on_top = entries().map_err(failed)?.into_iter().rfind(|entry| entry.mountpoint == path);
-    if on_top.is_some_and(|entry| entry.is_ours()) {
-        let shown = path.display();
-        return Err(MountpointError::Refused(format!("a volume is mounted at {shown} already; stop it with: pando umount {shown}")));
+    // By way of a symbolic link.
+    match ours_at(&path).map_err(failed)? {
+        Some(entry) => Err(MountpointError::Refused(taken(&entry, State::Alive))),
+        None => Ok(path),
     }
-    Ok(path)
 }
 
-/// Whether a mount is there whose process has died. Attributes do not tell: the kernel remembers those of the root for a while after the
-/// death. `statfs` goes to the process each time.
-fn is_dead(path: &Path) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
-    let mut answer = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `path` is a NUL-terminated string and `answer` has room for the answer; both live through the call.
-    let failed = unsafe { libc::statfs(path.as_ptr(), answer.as_mut_ptr()) } == -1;
-    failed && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTCONN)
+/// The mount of ours that is on top at a path. The last part of the path is not looked at.
+fn ours_at(path: &Path) -> io::Result<Option<MountEntry>> {
+    let path = match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.into(),
+    };
+    Ok(entries()?.into_iter().rfind(|entry| entry.mountpoint == path).filter(MountEntry::is_ours))
+}
+
+/// What to do about a mount that is there already.
+fn taken(entry: &MountEntry, state: State) -> String {
+    let (place, name) = (entry.mountpoint.display(), entry.source.rsplit(':').next().unwrap_or_default());
+    let program = entry.kind.strip_prefix("fuse.").unwrap_or("pando");
+    match state {
+        State::Silent => format!(
+            "volume {name} is mounted at {place}, and its process does not answer; wait for it, or take the mount away with: {program} umount --force {place}"
+        ),
+        _ => format!("volume {name} is mounted at {place} already; stop it with: {program} umount {place}"),
+    }
+}
+
+/// What became of the process of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Alive,
+    Dead,
+    /// No answer within `ANSWER_TIME_MAX`.
+    Silent,
+}
+
+/// Whether the process of a mount lives. Attributes do not tell: the kernel remembers those of the root for a while after the
+/// death. `statfs` goes to the process each time. The thread that asks has ended when this returns, unless there was no answer.
+fn state(path: &Path) -> State {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return State::Alive };
+    let (tell, answer) = mpsc::channel();
+    let asking = std::thread::spawn(move || {
+        let mut answer = MaybeUninit::<libc::statfs>::uninit();
+        // SAFETY: `path` is a NUL-terminated string and `answer` has room for the answer; both live through the call.
+        let failed = unsafe { libc::statfs(path.as_ptr(), answer.as_mut_ptr()) } == -1;
+        let dead = failed && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTCONN);
+        // Nobody listens any more if it took too long.
+        let _ = tell.send(if dead { State::Dead } else { State::Alive });
+    });
+    match answer.recv_timeout(ANSWER_TIME_MAX) {
+        Ok(state) => {
+            // Before a fork there must be no other thread.
+            let _ = asking.join();
+            state
+        }
+        Err(_) => State::Silent,
+    }
 }
 
 fn apart(path: &Path, volume: Option<&Path>) -> Result<(), MountpointError> {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long to wait for the process. After the unmount it writes what is buffered, at most its buffer size, and ends.
 const END_TIME_MAX: Duration = Duration::from_secs(120);
@@ -98,9 +98,9 @@ pub fn umount(mountpoint: &Path, how: Unmount) -> Result<(), UnmountError> {
 
 /// A process serves one mount, so that it ends with it.
 fn wait_for_end(server: &Record, how: Unmount, path: &Path) -> Result<(), UnmountError> {
-    let end = Instant::now() + if how.force { FORCED_END_TIME_MAX } else { END_TIME_MAX };
+    let end = crate::env::instant() + if how.force { FORCED_END_TIME_MAX } else { END_TIME_MAX };
     while server.lives() {
-        if Instant::now() > end {
+        if crate::env::instant() > end {
             return if how.force { Ok(()) } else { Err(UnmountError::StillRunning(path.into(), server.pid)) };
         }
         std::thread::sleep(LOOK_EVERY);

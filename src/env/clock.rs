@@ -34,6 +34,11 @@ impl SystemClock {
     }
 }
 
+/// The monotonic clock for timeouts and for measuring, where no runtime has one that tests can stop. What decides about a volume takes a `Clock`.
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
 impl Default for SystemClock {
     fn default() -> Self {
         Self::new()

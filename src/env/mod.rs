@@ -1,14 +1,16 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. And running several futures at once, and memory
-//! that is used again.
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk. And running several futures at once, and
+//! memory that is used again.
 
 mod buffers;
 mod clock;
+mod disk;
 #[cfg(test)]
 pub(crate) mod fuzz;
 mod join;
 mod random;
 
 pub(crate) use buffers::Buffer;
-pub use clock::{Clock, ManualClock, SystemClock};
+pub use clock::{Clock, ManualClock, SystemClock, instant};
+pub use disk::{DiskSpace, Reserve};
 pub(crate) use join::join;
 pub use random::{Random, SystemRandom, uuid_v4};

@@ -7,7 +7,7 @@
 use crate::types::Cancel;
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The unanswered requests of a connection.
 #[derive(Default)]
@@ -48,10 +48,10 @@ impl Requests {
 
     /// Waits until all requests are answered, for at most `limit`; the number of those that are not.
     pub(crate) fn drain(&self, limit: Duration) -> usize {
-        let deadline = Instant::now() + limit;
+        let deadline = crate::env::instant() + limit;
         let mut live = self.live();
         while !live.is_empty() {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
+            let Some(left) = deadline.checked_duration_since(crate::env::instant()) else { break };
             (live, _) = self.emptied.wait_timeout(live, left).expect("nobody panics holding this lock");
         }
         live.len()

@@ -45,7 +45,8 @@ pub struct JobsConfig {
     pub duties: mpsc::Receiver<Duty>,
     /// How often the session is prolonged and stale ones are looked for.
     pub heartbeat: Duration,
-    /// Whether anything but the heartbeat runs.
+    /// Whether this client looks for work: the trash, sessions that ended, what others have left, backups. If not, it does what its own applications cause,
+    /// and leaves the rest to other clients.
     pub background: bool,
     /// Backups of the metadata, if there are to be any.
     pub backup: Option<BackupPlan>,
@@ -69,9 +70,16 @@ pub fn start(config: JobsConfig) -> JobsHandle {
     let (stop, stopped) = watch::channel(false);
     let stop_of_job = || Stop(stopped.clone());
     let JobsConfig { meta, chunks, duties, heartbeat, background, backup } = config;
+    let (queues, ends) = dispatch::queues();
     let mut tasks = vec![
         tokio::spawn(heartbeat::run(Arc::clone(&meta), heartbeat, stop_of_job())),
         tokio::spawn(quotas::run(Arc::clone(&meta), stop_of_job())),
+        // Other clients read small blocks only once they are objects.
+        tokio::spawn(drain::run(Arc::clone(&meta), Arc::clone(&chunks), stop_of_job())),
+        tokio::spawn(reclaim::run(Arc::clone(&meta), Arc::clone(&chunks), ends.reclaim, background, stop_of_job())),
+        tokio::spawn(slices::run(Arc::clone(&meta), Arc::clone(&chunks), ends.slices, background, stop_of_job())),
+        tokio::spawn(compact::run(Arc::clone(&chunks), ends.compact, stop_of_job())),
+        tokio::spawn(dispatch::run(duties, queues, stop_of_job())),
     ];
     if chunks.blocks().staging().is_some() {
         tasks.push(tokio::spawn(staging::run(Arc::clone(&meta), Arc::clone(chunks.blocks()), stop_of_job())));
@@ -80,14 +88,8 @@ pub fn start(config: JobsConfig) -> JobsHandle {
         if let Some(plan) = backup {
             tasks.push(tokio::spawn(backup::run(Arc::clone(&meta), plan, stop_of_job())));
         }
-        let (queues, ends) = dispatch::queues();
         tasks.push(tokio::spawn(sessions::run(Arc::clone(&meta), heartbeat, stop_of_job())));
-        tasks.push(tokio::spawn(reclaim::run(Arc::clone(&meta), Arc::clone(&chunks), ends.reclaim, stop_of_job())));
-        tasks.push(tokio::spawn(trash::run(Arc::clone(&meta), Arc::clone(&chunks), stop_of_job())));
-        tasks.push(tokio::spawn(drain::run(Arc::clone(&meta), Arc::clone(&chunks), stop_of_job())));
-        tasks.push(tokio::spawn(slices::run(meta, Arc::clone(&chunks), ends.slices, stop_of_job())));
-        tasks.push(tokio::spawn(compact::run(chunks, ends.compact, stop_of_job())));
-        tasks.push(tokio::spawn(dispatch::run(duties, queues, stop_of_job())));
+        tasks.push(tokio::spawn(trash::run(meta, chunks, stop_of_job())));
     }
     JobsHandle { stop, tasks }
 }
@@ -241,6 +243,24 @@ mod tests {
         until("all objects are gone", || bench.memory.objects().is_empty()).await;
         jobs.stop().await;
         assert!(bench.world.meta.pending_slices(100).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_looks_for_no_work_does_its_own() {
+        let bench = Bench::new(0);
+        let (left, own) = (bench.world.file(0), bench.world.file(0));
+        bench.write(left, 0, 0, 70_000).await;
+        bench.world.unlink(left);
+        assert_eq!(bench.world.meta.delete_files(&[(left, 70_000)]).await.unwrap().len(), 1);
+        bench.write(own, 0, 0, 80_000).await;
+        let (duties, receiver) = mpsc::channel(64);
+        let config = JobsConfig::new(bench.world.meta.clone(), bench.chunks.clone(), receiver);
+        let jobs = start(JobsConfig { background: false, ..config });
+        bench.world.unlink(own);
+        duties.send(Duty::DeleteFile { ino: own, length: 80_000 }).await.unwrap();
+        until("our object is gone", || bench.memory.objects().len() == 1).await;
+        jobs.stop().await;
+        assert_eq!(bench.world.meta.pending_slices(10).await.unwrap().len(), 1, "what was left stays for others");
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use crate::jobs::timer::jittered;
 use crate::meta::Meta;
 use crate::types::Ino;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Files deleted together: some milliseconds of the metadata store, and one sync.
@@ -23,18 +23,22 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// its handle until then.
 const GRACE_S: i64 = 60;
 
-pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, asked: Arc<Notify>, mut stop: Stop) {
-    loop {
+/// `unasked`: also looks at the list without being asked.
+pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, asked: Arc<Notify>, unasked: bool, mut stop: Stop) {
+    if unasked {
         drain(&meta, &chunks, &mut stop).await;
+    }
+    loop {
         tokio::select! {
             biased;
             () = stop.stopped() => return,
             () = asked.notified() => {}
-            () = tokio::time::sleep(jittered(PERIOD)) => {}
+            () = tokio::time::sleep(jittered(PERIOD)), if unasked => {}
         }
         if stop.pause(GATHER_TIME).await {
             return;
         }
+        drain(&meta, &chunks, &mut stop).await;
     }
 }
 
@@ -43,7 +47,7 @@ async fn drain(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
     let mut last: Vec<(Ino, u64)> = Vec::new();
     let files_max = if meta.is_far() { FILES_FAR_MAX } else { FILES_MAX };
     while !stop.is_stopped() {
-        let begin = Instant::now();
+        let begin = crate::env::instant();
         // Alone, the clock does not matter: nobody is left who could have one of them open, but for ourselves. (Who deleted them and has
         // left did not know of our handles.)
         let graced = meta.clock().now().sec - GRACE_S;

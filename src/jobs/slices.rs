@@ -6,7 +6,7 @@ use crate::jobs::timer::jittered;
 use crate::meta::{Meta, key};
 use crate::types::SliceId;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Slices deleted together, behind one sync.
@@ -22,9 +22,12 @@ const PERIOD: Duration = Duration::from_secs(600);
 /// While other clients use the volume, one of them does it within this time (metadata §5.5).
 const TURN_SECONDS: i64 = 3240;
 
-pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::Receiver<(SliceId, u32)>, mut stop: Stop) {
+/// `unasked`: also looks for what was left.
+pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::Receiver<(SliceId, u32)>, unasked: bool, mut stop: Stop) {
     let slices_max = if meta.is_far() { SLICES_FAR_MAX } else { SLICES_MAX };
-    scan(&meta, &chunks, &mut stop).await;
+    if unasked {
+        scan(&meta, &chunks, &mut stop).await;
+    }
     let mut next_scan = tokio::time::Instant::now() + jittered(PERIOD);
     loop {
         let mut batch = Vec::new();
@@ -32,7 +35,7 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::R
             biased;
             () = stop.stopped() => return,
             Some(first) = asked.recv() => batch.push(first),
-            () = tokio::time::sleep_until(next_scan) => {
+            () = tokio::time::sleep_until(next_scan), if unasked => {
                 scan(&meta, &chunks, &mut stop).await;
                 next_scan = tokio::time::Instant::now() + jittered(PERIOD);
                 continue;
@@ -46,7 +49,7 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut asked: mpsc::R
         {
             batch.push(slice);
         }
-        let begin = Instant::now();
+        let begin = crate::env::instant();
         // A failure was logged where it happened, and the scan finds what is left.
         let _ = stop.or(chunks.delete_slices(&batch)).await;
         if stop.pause(begin.elapsed().min(PAUSE_MAX)).await {
@@ -62,7 +65,7 @@ async fn scan(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
     }
     let slices_max = if meta.is_far() { SLICES_FAR_MAX } else { SLICES_MAX };
     while !stop.is_stopped() {
-        let begin = Instant::now();
+        let begin = crate::env::instant();
         let Ok(slices) = meta.pending_slices(slices_max as u32).await else { return };
         if slices.is_empty()
             || !matches!(stop.or(chunks.delete_slices(&slices)).await, Some(Ok(())))

@@ -7,7 +7,7 @@ use crate::meta::ops::clone::DETACHED_SECONDS;
 use crate::meta::{Meta, key};
 use crate::types::Ino;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tracing::info;
 
 /// How often it is looked whether the job is due.
@@ -35,7 +35,7 @@ pub(super) async fn run(meta: Arc<Meta>, chunks: Arc<Chunks>, mut stop: Stop) {
 }
 
 async fn turn(meta: &Meta, chunks: &Chunks, stop: &Stop) {
-    let begin = Instant::now();
+    let begin = crate::env::instant();
     let go_on = || !stop.is_stopped() && begin.elapsed() < RUN_TIME_MAX;
     if let Ok(hours @ 1..) = meta.expire_trash(&go_on).await {
         info!(hours, "the trash of some hours has expired");

@@ -161,6 +161,16 @@ pub fn is_dir(key: &[u8]) -> bool {
     matches!(key, [b'd', b'0'..=b'9', ..])
 }
 
+/// Whether a key holds the slice list of a chunk.
+pub fn is_chunk(key: &[u8]) -> bool {
+    matches!(key, [b'c', b'0'..=b'9', ..])
+}
+
+/// Whether a key holds extended attributes.
+pub fn is_xattr(key: &[u8]) -> bool {
+    matches!(key, [b'x', b'0'..=b'9', ..])
+}
+
 /// Whether a value is a counter of use. Plans decide on these and do not guard them: everybody changes them all the time.
 pub fn is_counter(query: &Query) -> bool {
     match query {

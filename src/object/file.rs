@@ -4,7 +4,7 @@
 //! temporary file, renames it, then syncs the directory; whoever dies in between leaves a temporary file, or an object nobody names yet.
 //! Directories are never removed: another process may just have found one there and count on its being durable.
 
-use crate::env::{Buffer, Clock, SystemClock};
+use crate::env::{Buffer, Clock, Reserve, SystemClock};
 use crate::object::dirsync::DirSync;
 use crate::object::memory::clip;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
@@ -52,18 +52,32 @@ struct Files {
     next_temporary: AtomicU64,
     known_dirs: Mutex<LruCache<PathBuf, ()>>,
     dir_sync: DirSync,
+    /// Objects are stored only while it is whole.
+    reserve: Option<Reserve>,
 }
 
 impl FileStore {
     /// Opens the directory, which is made if it is not there, and removes what dead writers left.
     pub fn open(root: PathBuf) -> Result<FileStore, ObjectError> {
+        FileStore::open_with(root, None)
+    }
+
+    /// The same on a disk on which something else has a reserve.
+    pub fn open_beside(root: PathBuf, reserve: Reserve) -> Result<FileStore, ObjectError> {
+        FileStore::open_with(root, Some(reserve))
+    }
+
+    fn open_with(root: PathBuf, reserve: Option<Reserve>) -> Result<FileStore, ObjectError> {
         let files = Files {
             root,
             next_temporary: AtomicU64::new(0),
             known_dirs: Mutex::new(LruCache::new(KNOWN_DIRS_MAX)),
             dir_sync: DirSync::default(),
+            reserve,
         };
         match files.prepare() {
+            // A full one, too.
+            Err(e) if matches!(classify(&e), ObjectError::Full(_)) && files.root.is_dir() => {}
             // A directory that is there and cannot be written can still be read.
             Err(e) if matches!(classify(&e), ObjectError::Denied(_)) && files.root.is_dir() => {}
             result => result.map_err(|e| classify(&e))?,
@@ -196,6 +210,9 @@ impl Files {
     }
 
     fn put(&self, path: &Path, body: &Content) -> Result<(), ObjectError> {
+        if self.reserve.as_ref().is_some_and(|reserve| !reserve.is_ready()) {
+            return Err(ObjectError::Full(format!("there is no room on the disk of {}", self.root.display())));
+        }
         match self.try_put(path, body) {
             // Somebody removed directories by hand: what we knew of them is void.
             Err(e) if e.kind() == ErrorKind::NotFound => {

@@ -2,15 +2,30 @@
 
 pub mod metrics;
 
+use crate::env::{Clock, SystemClock};
+use crate::types::Time;
 use std::fmt;
 use std::io::{IsTerminal, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
+
+/// What stands for this program in its lines.
+static NAME: OnceLock<&str> = OnceLock::new();
+
+/// Sets the name in front of every line. The first call wins.
+pub fn called(name: &'static str) {
+    // A second one would say the same.
+    let _ = NAME.set(name);
+}
+
+fn program() -> &'static str {
+    NAME.get().copied().unwrap_or("pando")
+}
 
 /// Environment variable with a filter in the syntax of `tracing`; wins over every flag.
 pub const FILTER_VARIABLE: &str = "PANDO_LOG";
@@ -47,7 +62,8 @@ pub fn fatal(message: &str) {
 /// Writes one line in the form of the log, for a process that has not started one.
 pub fn line(level: &str, message: &str) {
     // Nothing is left to do if nobody can read it.
-    let _ = writeln!(std::io::stderr(), "{} pando[{}] <{level}>: {message}", local_time(SystemTime::now()), std::process::id());
+    let _ =
+        writeln!(std::io::stderr(), "{} {}[{}] <{level}>: {message}", local_time(SystemClock::new().now()), program(), std::process::id());
 }
 
 /// `YYYY/MM/DD HH:MM:SS.uuuuuu pando[PID] <LEVEL>: message key=value…`, in local time.
@@ -74,7 +90,7 @@ where
             Level::DEBUG => ("DEBUG", 37),
             Level::TRACE => ("TRACE", 37),
         };
-        write!(writer, "{} pando[{}] ", local_time(SystemTime::now()), std::process::id())?;
+        write!(writer, "{} {}[{}] ", local_time(SystemClock::new().now()), program(), std::process::id())?;
         if self.color {
             write!(writer, "<\x1b[1;{color}m{name}\x1b[0m>: ")?;
         } else {
@@ -101,14 +117,13 @@ impl Visit for Fields {
     }
 }
 
-fn local_time(now: SystemTime) -> String {
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = libc::time_t::try_from(since.as_secs()).unwrap_or(libc::time_t::MAX);
+fn local_time(now: Time) -> String {
+    let seconds: libc::time_t = now.sec;
     // SAFETY: `tm` is plain old data, for which all zeros are a valid value.
     let mut tm: libc::tm = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to live locals; localtime_r keeps neither.
     unsafe { libc::localtime_r(&seconds, &mut tm) };
-    let micros = since.subsec_micros();
+    let micros = now.nsec / 1000;
     format!(
         "{:04}/{:02}/{:02} {:02}:{:02}:{:02}.{micros:06}",
         tm.tm_year + 1900,
@@ -123,11 +138,10 @@ fn local_time(now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn times_have_the_shape_scripts_cut() {
-        let text = local_time(UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_042));
+        let text = local_time(Time { sec: 1_700_000_000, nsec: 42_000 });
         assert_eq!(text.len(), "2023/11/14 22:13:20.000042".len());
         assert!(text.starts_with("2023/11/1") && text.ends_with(".000042"), "{text}");
     }

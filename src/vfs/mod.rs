@@ -35,6 +35,7 @@ pub use lock::Lock;
 
 use crate::block::BlockStore;
 use crate::chunk::Chunks;
+use crate::env::DiskSpace;
 use crate::meta::Meta;
 use crate::meta::store::Sharing;
 use crate::types::{Attr, Caller, Errno, Ino};
@@ -44,6 +45,7 @@ use crate::vfs::mount::Mount;
 use crate::vfs::reader::Reader;
 use crate::vfs::seen::Seen;
 use crate::vfs::writer::Writers;
+use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -71,6 +73,8 @@ pub struct VfsConfig {
     pub dir_entry_ttl: Duration,
     /// Replaces the umask of every caller.
     pub umask: Option<u16>,
+    /// A directory on the only disk that all of the volume lies on, if there is one.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for VfsConfig {
@@ -85,6 +89,7 @@ impl Default for VfsConfig {
             entry_ttl: second,
             dir_entry_ttl: second,
             umask: None,
+            disk: None,
         }
     }
 }
@@ -163,7 +168,9 @@ impl Vfs {
 
     /// Space and inodes.
     pub async fn statfs(&self, _caller: &Caller) -> Result<StatFs, Errno> {
-        self.meta.statfs(self.mount.root()).await
+        // Without an answer of the disk the volume is as large as the format says.
+        let disk = self.mount.disk().and_then(|dir| DiskSpace::of(dir).ok());
+        self.meta.statfs(self.mount.root(), disk).await
     }
 
     /// Everything written to any file, and every name, is as durable as the store's tier says.

@@ -3,6 +3,7 @@
 use crate::meta::ops::trash::TRASH_NAME;
 use crate::types::{Attr, Errno, Ino, Name};
 use crate::vfs::{AttrReply, Entry, VfsConfig};
+use std::path::Path;
 use std::time::Duration;
 
 /// What the kernel calls the root of every mount.
@@ -55,6 +56,11 @@ impl Mount {
 
     pub fn read_only(&self) -> bool {
         self.config.read_only
+    }
+
+    /// A directory on the only disk of the volume.
+    pub fn disk(&self) -> Option<&Path> {
+        self.config.disk.as_deref()
     }
 
     pub fn xattr(&self) -> bool {

@@ -4,6 +4,7 @@ use crate::env::{Clock, SystemClock, SystemRandom, uuid_v4};
 use crate::meta::codec::encode_attr;
 use crate::meta::key;
 use crate::meta::setting::{BLOCK_KIB, Setting};
+use crate::meta::store::embedded::{LOCK, RESERVE};
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::object::{ObjectError, ObjectStore};
@@ -103,8 +104,9 @@ pub fn place(dir: &Path) -> io::Result<Place> {
             if dir.join(DATABASE).exists() {
                 return Ok(Place::Volume);
             }
-            // A lock file alone is what another process leaves that creates the same volume right now.
-            let foreign = entries.try_fold(false, |foreign, entry| io::Result::Ok(foreign | (entry?.file_name() != "lock")))?;
+            // These alone are what another process leaves that creates the same volume right now.
+            let ours = |name: &std::ffi::OsStr| name == LOCK || name == RESERVE;
+            let foreign = entries.try_fold(false, |foreign, entry| io::Result::Ok(foreign | !ours(&entry?.file_name())))?;
             Ok(if foreign { Place::Foreign } else { Place::Free })
         }
     }

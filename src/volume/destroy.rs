@@ -4,6 +4,7 @@ use crate::block::{delete_all, retrying};
 use crate::env::SystemClock;
 use crate::meta::ops::session::SessionEntry;
 use crate::meta::setting::Setting;
+use crate::meta::store::embedded::RESERVE;
 use crate::meta::store::{Cursor, Key, ScanRange, Store, Write};
 use crate::meta::{AtimeMode, Meta, MetaConfig, key};
 use crate::object::{ObjectError, ObjectStore};
@@ -171,8 +172,8 @@ fn remove_empty(dir: &Path) {
 
 /// The files of an embedded volume without keys.
 fn remove_files(dir: &Path) -> Result<(), VolumeError> {
-    for suffix in ["", "-wal", "-shm"] {
-        let path = dir.join(format!("{DATABASE}{suffix}"));
+    for name in [DATABASE.to_string(), format!("{DATABASE}-wal"), format!("{DATABASE}-shm"), RESERVE.to_string()] {
+        let path = dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(VolumeError::Failed(format!("cannot remove {}: {error}", path.display())));

@@ -54,6 +54,7 @@ pub(super) fn drainer_options() -> VolumeOptions {
         transfers: TransferOptions { uploads_max: UPLOADS_MAX, retries: Some(COMMAND_RETRIES), ..TransferOptions::default() },
         heartbeat: HEARTBEAT,
         journal: false,
+        background: false,
         backup: None,
     }
 }

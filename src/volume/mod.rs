@@ -63,6 +63,7 @@ use crate::vfs::writer::{Writers, WritersConfig};
 use crate::vfs::{Vfs, VfsConfig};
 use backup::Backups;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -134,6 +135,8 @@ pub struct VolumeOptions {
     pub backup: Option<BackupOptions>,
     /// Whether small blocks may be kept beside the metadata.
     pub journal: bool,
+    /// Whether this process does work that other clients of the volume could do as well, backups included.
+    pub background: bool,
 }
 
 /// What a user can say about uploads and downloads (cli §6.1).
@@ -212,6 +215,8 @@ pub struct Volume {
     /// `None` on a read-only volume.
     jobs: Option<JobsHandle>,
     read_only: bool,
+    /// A directory on the disk that holds all of it; `None` if a server holds a part.
+    disk_dir: Option<PathBuf>,
 }
 
 impl Volume {
@@ -222,7 +227,11 @@ impl Volume {
         let attempt_time_max = options.transfers.put_time_max.max(options.transfers.get_time_max);
         let stores = Stores::open_for(url, server, attempt_time_max).await?;
         objects::check_reachable(&stores.setting, stores.objects.as_ref()).await?;
-        Volume::over(stores, options).await
+        let disk_dir = match (url.dir(), objects::directories(&stores.setting, url.dir())?.as_slice()) {
+            (Some(_), [objects]) => Some(objects.clone()),
+            _ => None,
+        };
+        Ok(Volume { disk_dir, ..Volume::over(stores, options).await? })
     }
 
     /// The same over stores that are open; tests bring stores that fail.
@@ -266,7 +275,8 @@ impl Volume {
         let mut jobs = None;
         if !options.read_only {
             let sid = meta.new_session(&options.mountpoint).await.map_err(|e| failed("cannot register the session", e))?;
-            match meta.clean_stale_sessions().await {
+            let cleaned = if options.background { meta.clean_stale_sessions().await } else { Ok(0) };
+            match cleaned {
                 Ok(0) => {}
                 Ok(count) => info!(count, "cleaned up after sessions that ended without closing"),
                 // The periodic job tries again.
@@ -279,10 +289,15 @@ impl Volume {
                 }
                 None => None,
             };
-            let config = JobsConfig { heartbeat: options.heartbeat, backup, ..JobsConfig::new(meta.clone(), chunks.clone(), duties) };
+            let config = JobsConfig {
+                heartbeat: options.heartbeat,
+                background: options.background,
+                backup,
+                ..JobsConfig::new(meta.clone(), chunks.clone(), duties)
+            };
             jobs = Some(jobs::start(config));
         }
-        Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only })
+        Ok(Volume { name: setting.name().into(), meta, blocks, disk, chunks, writers, jobs, read_only: options.read_only, disk_dir: None })
     }
 
     /// Name of the volume.
@@ -324,6 +339,7 @@ impl Volume {
             entry_ttl: options.entry_ttl.min(longest),
             dir_entry_ttl: options.dir_entry_ttl.min(longest),
             umask: options.umask,
+            disk: self.disk_dir.clone(),
         };
         Ok((Vfs::new(self.meta.clone(), self.blocks.clone(), self.chunks.clone(), self.writers.clone(), config), root))
     }

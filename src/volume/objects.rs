@@ -1,8 +1,9 @@
 //! The bucket a setting names, opened; and whether a bucket can be that of a new volume.
 
 use crate::block::retrying;
-use crate::env::{Random, SystemRandom};
+use crate::env::{Random, Reserve, SystemRandom};
 use crate::meta::setting::Setting;
+use crate::meta::store::embedded::RESERVE;
 use crate::object::file::FileStore;
 use crate::object::s3::{Flavor, S3Config, S3Store};
 use crate::object::sharded::{SHARDS_MAX, ShardedStore};
@@ -103,7 +104,7 @@ async fn open_bucket(
         "file" => {
             let root = bucket_dir(dir, bucket);
             check_dir(dir, &root)?;
-            return open_dir(root);
+            return open_dir(dir, root);
         }
         "s3" => Flavor::S3,
         "minio" => Flavor::Minio,
@@ -123,13 +124,19 @@ async fn open_bucket(
     }
 }
 
-fn open_dir(root: PathBuf) -> Result<Arc<dyn ObjectStore>, VolumeError> {
+fn open_dir(dir: Option<&Path>, root: PathBuf) -> Result<Arc<dyn ObjectStore>, VolumeError> {
     let shown = root.display().to_string();
     if !root.is_dir() {
         // Not created silently: a missing bucket is most likely a disk that is not mounted, and a new one would read as lost data.
         return Err(VolumeError::Refused(format!("the objects of the volume are not at {shown}; mount or restore it first")));
     }
-    let objects = FileStore::open(root).map_err(|e| VolumeError::Failed(format!("cannot open the objects in {shown}: {e}")))?;
+    // On the disk of the metadata they may not take what is kept for removing. Without the file they take it, and removing has to wait for others.
+    let reserve = dir.and_then(|dir| Reserve::open(&dir.join(RESERVE)).ok()).filter(|reserve| reserve.is_beside(&root));
+    let opened = match reserve {
+        Some(reserve) => FileStore::open_beside(root, reserve),
+        None => FileStore::open(root),
+    };
+    let objects = opened.map_err(|e| VolumeError::Failed(format!("cannot open the objects in {shown}: {e}")))?;
     Ok(Arc::new(objects))
 }
 

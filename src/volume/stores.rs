@@ -87,7 +87,7 @@ impl Stores {
 
 /// Opens the metadata store of a volume. That of an embedded one is created if there is none.
 pub(super) async fn open_store(url: &MetaUrl, options: RedisOptions) -> Result<Arc<dyn Store>, VolumeError> {
-    let failed = |e| VolumeError::Failed(format!("cannot open the volume in {url}: {e}"));
+    let failed = |e| VolumeError::Failed(format!("cannot open the volume in {url}: {e}{}", url.hint()));
     Ok(match url {
         MetaUrl::Embedded(dir) => Arc::new(EmbeddedStore::open(dir).map_err(failed)?),
         MetaUrl::Redis(redis) => {

@@ -32,7 +32,18 @@ impl MetaUrl {
                 Err(error) => Err(format!("the working directory is not known ({error}); give {text} as an absolute path")),
             };
         }
-        RedisUrl::parse(text, &ProcessEnvironment).map(|url| MetaUrl::Redis(Box::new(url)))
+        let url = RedisUrl::parse(text, &ProcessEnvironment);
+        url.map(|url| MetaUrl::Redis(Box::new(url)))
+            .map_err(|why| if text.contains("://") { why } else { format!("{why}; a directory is written ./{text}") })
+    }
+
+    /// What to say when this server cannot be reached: it may have been meant as a directory.
+    pub(super) fn hint(&self) -> String {
+        let text = self.to_string();
+        match text.strip_prefix("redis://").filter(|name| !name.contains([':', '/', '@', ',', '?']) && *name != "localhost") {
+            Some(name) => format!("; a directory is written ./{name}"),
+            None => String::new(),
+        }
     }
 
     /// The directory of an embedded volume.
@@ -86,6 +97,16 @@ mod tests {
             let error = MetaUrl::parse(text).expect_err("refused");
             assert!(error.contains(what), "{error}");
         }
+    }
+
+    #[test]
+    fn who_means_a_directory_is_told_how_to_write_it() {
+        for (text, hint) in [("my-vol", "; a directory is written ./my-vol"), ("localhost", ""), ("host:6379", ""), ("/dir", "")] {
+            assert_eq!(MetaUrl::parse(text).expect("an address").hint(), hint);
+        }
+        let error = MetaUrl::parse("data/vol").expect_err("no number of a database");
+        assert!(error.ends_with("; a directory is written ./data/vol"), "{error}");
+        assert!(!MetaUrl::parse("foo://x").expect_err("no driver").contains("directory"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! What goes wrong around a volume: damage, missing objects, full and read-only disks, bad arguments, dead mounts.
+//! What goes wrong around a volume: damage, missing objects, read-only disks, bad arguments, dead mounts.
 
-use crate::support::{Mount, PANDO, Volume, is_mounted, run, sh, text};
+use crate::support::{PANDO, Volume, is_mounted, run, sh, text};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -30,6 +30,7 @@ fn bad_arguments_are_named() {
     refused(&["mount".as_ref(), "redis://host:1/2/3".as_ref(), mnt.as_os_str()], "redis");
     refused(&["mount".as_ref(), "mysql://host/db".as_ref(), mnt.as_os_str()], "Invalid meta driver");
     refused(&["mount".as_ref(), "--no-such-flag".as_ref(), volume.dir().as_os_str(), mnt.as_os_str()], "unknown option");
+    refused(&["mount".as_ref(), "data/vol".as_ref(), mnt.as_os_str()], "a directory is written ./data/vol");
     refused(&["status".as_ref(), volume.dir().as_os_str()], "not formatted");
     refused(&["format".as_ref(), volume.dir().as_os_str(), "A_bad".as_ref()], "invalid name");
     refused(&["umount".as_ref(), volume.temp.path().as_os_str()], "not");
@@ -96,53 +97,6 @@ fn a_directory_that_cannot_be_written_is_refused() {
     }
 }
 
-/// A small filesystem of its own for a volume, unmounted at the end.
-struct SmallDisk<'a>(&'a Path);
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
-#[test]
-fn a_full_disk_is_enospc_and_loses_nothing() {
-    let volume = Volume::new();
-    let disk = volume.temp.path().join("disk");
-    fs::create_dir(&disk).expect("created");
-    sh(volume.temp.path(), &format!("mount -t tmpfs -o size=24m tmpfs {}", disk.display()));
-    let _disk = SmallDisk(&disk);
-    let mount = Mount::start(&disk.join("volume"), &volume.temp.path().join("mnt"), &[]);
-    fs::write(mount.join("kept"), vec![1; 1_000_000]).expect("written");
-    let mut failed = None;
-    for i in 0..100 {
-        let write = || {
-            let mut file = File::create(mount.join(format!("f{i}")))?;
-            file.write_all(&vec![2; 1_000_000])?;
-            file.sync_all()
-        };
-        if let Err(error) = write() {
-            failed = Some(error);
-            break;
-        }
-    }
-    assert_eq!(failed.expect("24 MiB do not hold 100").raw_os_error(), Some(libc::ENOSPC));
-    assert_eq!(fs::read(mount.join("kept")).expect("read"), vec![1; 1_000_000]);
-    // Room again: the volume works again, without a remount.
-    sh(&mount.path, "rm -f f*");
-    let write = || {
-        let mut file = File::create(mount.join("after"))?;
-        file.write_all(&[3; 500_000])?;
-        file.sync_all()
-    };
-    crate::support::eventually("deleted data frees the disk", || write().is_ok());
-    assert_eq!(fs::read(mount.join("after")).expect("read"), vec![3; 500_000]);
-    mount.unmount();
-    let mount = Mount::start(&disk.join("volume"), &volume.temp.path().join("mnt"), &[]);
-    assert_eq!(fs::read(mount.join("kept")).expect("read"), vec![1; 1_000_000]);
-    mount.unmount();
-}
-
 #[test]
 fn a_dead_mount_point_is_replaced() {
     let volume = Volume::new();
@@ -160,6 +114,97 @@ fn a_dead_mount_point_is_replaced() {
     assert_eq!(fs::read_to_string(mount.join("f")).expect("read"), "x");
     mount.unmount();
     assert!(!is_mounted(&path));
+}
+
+#[test]
+fn a_mount_point_in_use_is_refused_and_goes_on() {
+    let volume = Volume::new();
+    let mount = volume.mount();
+    fs::write(mount.join("f"), "x").expect("written");
+    let shown = mount.path.display().to_string();
+    let again = |dir: &Path, expected: &str| refused(&["mount".as_ref(), dir.as_os_str(), mount.path.as_os_str()], expected);
+    let already = format!("volume volume is mounted at {shown} already; stop it with: pando umount {shown}");
+    again(&volume.dir(), &already);
+    // Another volume does not go on top of it either, and is not made for nothing.
+    let other = volume.temp.path().join("other");
+    again(&other, &already);
+    assert!(!other.exists());
+    std::os::unix::fs::symlink(&mount.path, volume.temp.path().join("link")).expect("linked");
+    refused(&["mount".as_ref(), volume.dir().as_os_str(), volume.temp.path().join("link").as_os_str()], &already);
+    // One that hangs must not hang who looks at it.
+    sh(Path::new("/"), &format!("kill -STOP {}", mount.pid()));
+    again(&volume.dir(), "does not answer");
+    sh(Path::new("/"), &format!("kill -CONT {}", mount.pid()));
+    assert_eq!(fs::read_to_string(mount.join("f")).expect("read"), "x");
+    mount.unmount();
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_and_never_a_panic() {
+    let volume = Volume::new();
+    volume.mount().unmount();
+    let dir = volume.dir().display().to_string();
+    for command in
+        [format!("status {dir}"), "version".into(), "--help".into(), "mount --help".into(), format!("dump {dir}"), format!("config {dir}")]
+    {
+        let full = run(Command::new("bash").args(["-c", &format!("{PANDO} {command} > /dev/full")]));
+        let said = text(&full);
+        assert_eq!(full.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("No space left on device") && !said.contains("panicked"), "{command}: {said}");
+        // Who reads no further has seen enough; a dump that is cut is not one.
+        let cut = run(Command::new("bash").args(["-c", &format!("{PANDO} {command} | sleep 0; exit ${{PIPESTATUS[0]}}")]));
+        assert!(cut.status.success() || command.starts_with("dump"), "{command}: {}", text(&cut));
+        assert!(!text(&cut).contains("panicked"), "{command}: {}", text(&cut));
+    }
+    // A mount is none the worse for it.
+    let mnt = volume.temp.path().join("mnt");
+    let log = volume.temp.path().join("log");
+    let mount = format!("{PANDO} mount -d --log {} {dir} {} > /dev/full", log.display(), mnt.display());
+    assert!(run(Command::new("bash").args(["-c", &mount])).status.success());
+    assert!(is_mounted(&mnt));
+    assert!(run(Command::new(PANDO).arg("umount").arg(&mnt)).status.success());
+}
+
+#[test]
+fn the_size_of_a_volume_is_that_of_its_disk_unless_it_has_one_of_its_own() {
+    let volume = Volume::new();
+    let mount = volume.mount();
+    let size = |path: &Path| {
+        sh(path, "df -B1 --output=size,avail . | tail -1").split_whitespace().map(|n| n.parse().expect("a number")).collect::<Vec<u64>>()
+    };
+    let (ours, disks) = (size(&mount.path), size(volume.temp.path()));
+    // Others use the disk meanwhile; sizes are in units of the block.
+    assert!(ours[0].abs_diff(disks[0]) < 1 << 20 && ours[1].abs_diff(disks[1]) < 1 << 30, "{ours:?} {disks:?}");
+    let config = run(Command::new(PANDO).args(["config", "--capacity", "1", "--yes"]).arg(volume.dir()));
+    assert!(config.status.success(), "{}", text(&config));
+    crate::support::eventually("the mount knows its capacity", || size(&mount.path)[0] == 1 << 30);
+    mount.unmount();
+}
+
+#[test]
+fn who_types_a_line_sees_what_is_wrong_with_it() {
+    let volume = Volume::new();
+    let (mnt, log, juicefs) = (volume.temp.path().join("mnt"), volume.temp.path().join("log"), volume.temp.path().join("juicefs"));
+    let mut mount = Command::new(PANDO);
+    mount.args(["mount", "-d", "--upload-delay", "5", "--attr-cache", "60", "--log"]).args([&log, &volume.dir(), &mnt]);
+    let output = run(&mut mount);
+    assert!(output.status.success(), "{}", text(&output));
+    for (what, shown) in
+        [("terminal", String::from_utf8_lossy(&output.stderr).into_owned()), ("log", fs::read_to_string(&log).expect("read"))]
+    {
+        for warning in ["--upload-delay has no effect", "--attr-cache 60 is more than a local volume allows"] {
+            assert_eq!(shown.matches(warning).count(), 1, "{what}: {shown}");
+        }
+    }
+    assert!(run(Command::new(PANDO).arg("umount").arg(&mnt)).status.success());
+    // Its other name is the one it has in what it says.
+    std::os::unix::fs::symlink(PANDO, &juicefs).expect("linked");
+    let said = |args: &[&str]| text(&run(Command::new(&juicefs).args(args)));
+    assert!(said(&["--help"]).contains("Usage: juicefs [OPTIONS]"), "{}", said(&["--help"]));
+    assert!(said(&["status", "--help"]).contains("Usage: juicefs status"), "{}", said(&["status", "--help"]));
+    assert!(said(&["mount"]).contains("   juicefs mount"), "{}", said(&["mount"]));
+    assert!(said(&["status", "/no/volume"]).contains(" juicefs["), "{}", said(&["status", "/no/volume"]));
+    assert!(text(&run(Command::new(PANDO).args(["status", "--help"]))).contains("Usage: pando status"));
 }
 
 #[test]

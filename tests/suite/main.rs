@@ -8,6 +8,7 @@ mod dump;
 mod faults;
 mod files;
 mod fleet;
+mod full;
 mod gc;
 mod hostile;
 mod hosts;

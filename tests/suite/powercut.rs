@@ -74,6 +74,7 @@ async fn open(store: Arc<dyn Store>, objects: Arc<dyn ObjectStore>) -> (Volume, 
         cache: pando::cache::CacheOptions::default(),
         backup: None,
         journal: true,
+        background: true,
     };
     let volume = Volume::over(Stores { store, setting: setting(), objects }, options).await.expect("opens");
     let ttl = Duration::ZERO;

@@ -42,6 +42,13 @@ const FENCES: &[(&str, &[&str])] = &[
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];
 
+/// What reads a clock or randomness of the system. Only `src/env/` does, so that tests can replace it.
+const NONDETERMINISM: &[&str] = &["SystemTime::now", "Instant::now", "getrandom", "rand::"];
+/// The runtime's clock is another source that tests can stop.
+const CLOCK_OF_RUNTIME: &str = "tokio::time::";
+/// Keys and nonces come from the library that encrypts with them.
+const RANDOMNESS_OF_KEYS: &[&str] = &["src/block/encrypt.rs", "src/meta/secret.rs"];
+
 /// Lines of code before the tests of a file: above it a file is two ideas.
 const CODE_LINES_MAX: usize = 800;
 
@@ -68,6 +75,9 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
         }
         if name.starts_with("src/") {
             findings.extend(word_findings(&name, &code));
+            if !name.starts_with("src/env/") && !is_test(&name) {
+                findings.extend(nondeterminism_findings(&name, &text));
+            }
         }
     }
     for (module, _) in LAYERS.iter().filter(|(module, _)| !modules_seen.contains(*module) && *module != "http") {
@@ -124,6 +134,30 @@ fn layer_findings(name: &str, module: &str, code: &[&str]) -> Vec<String> {
     findings
 }
 
+/// Whether a file holds nothing but tests, by its name.
+fn is_test(name: &str) -> bool {
+    name.split(['/', '.'])
+        .any(|part| matches!(part, "tests" | "testing" | "conformance") || part.ends_with("_test") || part.ends_with("_tests"))
+}
+
+fn nondeterminism_findings(name: &str, text: &str) -> Vec<String> {
+    // Everything up to the tests in the file; what is only compiled for tests may stand before them, too.
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let of_runtime = |line: &str| line.contains(CLOCK_OF_RUNTIME) && line.contains("Instant");
+    let stoppable = code.lines().any(|line| line.starts_with("use ") && of_runtime(line));
+    let mut findings = Vec::new();
+    for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+        for source in NONDETERMINISM.iter().filter(|source| line.contains(**source)) {
+            let instant = *source == "Instant::now" && !line.contains("std::time::Instant") && (stoppable || of_runtime(line));
+            let of_keys = *source == "rand::" && RANDOMNESS_OF_KEYS.contains(&name);
+            if !instant && !of_keys {
+                findings.push(format!("{name}:{}: {source} is read in src/env/ only", number + 1));
+            }
+        }
+    }
+    findings
+}
+
 /// The modules a line names as `crate::MODULE`.
 fn imports(line: &str) -> impl Iterator<Item = &str> {
     line.match_indices("crate::").filter_map(move |(at, _)| {
@@ -172,6 +206,22 @@ mod tests {
     fn the_tree_is_tidy() {
         let findings = check(&crate::root()).expect("readable");
         assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+    }
+
+    #[test]
+    fn clocks_and_randomness_are_seen() {
+        for (text, count) in [
+            ("fn f() { let t = Instant::now(); }", 1),
+            ("let t = std::time::SystemTime::now();\n// SystemTime::now is not read here", 1),
+            ("use tokio::time::{Instant, sleep};\nfn f() { Instant::now(); std::time::Instant::now(); }", 1),
+            ("let t = tokio::time::Instant::now();", 0),
+            ("let n = rand::random::<u64>(); getrandom::fill(&mut key);", 2),
+            ("fn f() {}\n#[cfg(test)]\nmod tests {\n    let t = Instant::now();\n}", 0),
+        ] {
+            assert_eq!(nondeterminism_findings("src/vfs/x.rs", text).len(), count, "{text}");
+        }
+        assert!(nondeterminism_findings("src/block/encrypt.rs", "rand::fill(&mut nonce)").is_empty());
+        assert!(is_test("src/meta/facts_test.rs") && is_test("src/jobs/drain/tests.rs") && !is_test("src/vfs/attest.rs"));
     }
 
     #[test]

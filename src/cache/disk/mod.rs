@@ -239,7 +239,7 @@ impl DiskCache {
 
     /// Waits until what was put before is written, or `patience` is over. Blocks the thread.
     pub fn flush(&self, patience: Duration) {
-        let until = std::time::Instant::now() + patience;
+        let until = crate::env::instant() + patience;
         for shelf in &self.dirs {
             shelf.worker.flush(until);
         }

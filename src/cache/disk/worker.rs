@@ -68,7 +68,7 @@ impl Worker {
         let (done, wait) = sync_channel(1);
         // A queue without room for the question is not done in time either.
         if self.ask(Job::Flush(done)) {
-            let _ = wait.recv_timeout(until.saturating_duration_since(Instant::now()));
+            let _ = wait.recv_timeout(until.saturating_duration_since(crate::env::instant()));
         }
     }
 }
@@ -144,17 +144,17 @@ struct Writer {
 impl Writer {
     fn run(mut self, jobs: &Receiver<Job>) {
         self.look_for_lock();
-        let (mut next_tick, mut ticks) = (Instant::now() + TICK, 0);
+        let (mut next_tick, mut ticks) = (crate::env::instant() + TICK, 0);
         loop {
-            match jobs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+            match jobs.recv_timeout(next_tick.saturating_duration_since(crate::env::instant())) {
                 Ok(job) => self.work(job),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if Instant::now() >= next_tick {
+            if crate::env::instant() >= next_tick {
                 ticks += 1;
                 self.tick(ticks % LOCK_TICKS == 0);
-                next_tick = Instant::now() + TICK;
+                next_tick = crate::env::instant() + TICK;
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Size and use of the volume (metadata §6.18).
 
+use crate::env::DiskSpace;
 use crate::meta::Meta;
 use crate::meta::ops::quota::Quota;
 use crate::meta::ops::stats;
@@ -29,7 +30,7 @@ pub struct StatFs {
     pub inodes_used: u64,
 }
 
-fn stat(setting: &Setting, used: u64, inodes_used: u64) -> StatFs {
+fn stat(setting: &Setting, disk: Option<DiskSpace>, used: u64, inodes_used: u64) -> StatFs {
     let total = match setting.capacity() {
         0 => {
             let mut total = SPACE_SHOWN;
@@ -41,6 +42,12 @@ fn stat(setting: &Setting, used: u64, inodes_used: u64) -> StatFs {
         }
         capacity => capacity.max(used),
     };
+    let (total, available, used) = match disk {
+        None => (total, total.saturating_sub(used), used),
+        // Others use the disk, too: what is not free is in use.
+        Some(disk) if setting.capacity() == 0 => (disk.total, disk.available, disk.total.saturating_sub(disk.free)),
+        Some(disk) => (total, total.saturating_sub(used).min(disk.available), used),
+    };
     let inodes_available = match setting.inodes() {
         0 => {
             let mut available = INODES_SHOWN;
@@ -51,24 +58,17 @@ fn stat(setting: &Setting, used: u64, inodes_used: u64) -> StatFs {
         }
         limit => limit.saturating_sub(inodes_used),
     };
-    StatFs {
-        total,
-        available: total.saturating_sub(used),
-        used,
-        inodes: inodes_used.saturating_add(inodes_available),
-        inodes_available,
-        inodes_used,
-    }
+    StatFs { total, available, used, inodes: inodes_used.saturating_add(inodes_available), inodes_available, inodes_used }
 }
 
 impl Meta {
     /// Size and use of the volume as seen from a directory: what is left is bounded by the quotas of the directories above, and the nearest
-    /// of them says what is used.
-    pub async fn statfs(&self, root: Ino) -> Result<StatFs, Errno> {
+    /// of them says what is used. `disk`: the only one the volume lies on, if it is known; without a capacity the volume is as large as that.
+    pub async fn statfs(&self, root: Ino, disk: Option<DiskSpace>) -> Result<StatFs, Errno> {
         let mut stat = self
-            .answer("statfs", &Caller::root(), |view, cx| {
+            .answer("statfs", &Caller::root(), move |view, cx| {
                 let (used, inodes_used) = stats::used(view)?;
-                Ok(Plan::answer(stat(cx.setting, used, inodes_used)))
+                Ok(Plan::answer(stat(cx.setting, disk, used, inodes_used)))
             })
             .await?;
         let quotas = self.quotas_above(root).await?;
@@ -88,5 +88,28 @@ impl Meta {
             stat.inodes = stat.inodes_used.saturating_add(stat.inodes_available);
         }
         Ok(stat)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_volume_is_as_large_as_its_capacity_its_disk_or_the_format_says() {
+        let mut setting = Setting::new("vol", "uuid", "file", "objects/", 4096);
+        let disk = Some(DiskSpace { total: 1000 << 20, free: 400 << 20, available: 300 << 20 });
+        let shown = |setting: &Setting, disk| {
+            let stat = stat(setting, disk, 50 << 20, 1);
+            (stat.total >> 20, stat.available >> 20, stat.used >> 20)
+        };
+        assert_eq!(shown(&setting, None), (1 << 30, (1 << 30) - 50, 50));
+        assert_eq!(shown(&setting, disk), (1000, 300, 600));
+        setting.set("Capacity", json!(200_u64 << 20));
+        assert_eq!(shown(&setting, disk), (200, 150, 50));
+        setting.set("Capacity", json!(2000_u64 << 20));
+        assert_eq!(shown(&setting, disk), (2000, 300, 50), "no more than the disk has");
+        assert_eq!(shown(&setting, None), (2000, 1950, 50));
     }
 }

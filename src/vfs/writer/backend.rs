@@ -20,6 +20,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn commit(&self, ino: Ino, chunk: u32, slices: Vec<Ready>, mtime: Time) -> BoxFuture<'static, Result<Attr, Errno>>;
     /// Commits one slice at the end of the file, wherever that is; answers where it was.
     fn append(&self, ino: Ino, slice: Ready, mtime: Time) -> BoxFuture<'static, Result<(u64, Attr), Errno>>;
+    /// Removes what may have been stored of slices that no record names.
+    fn discard(&self, slices: Vec<(SliceId, u32)>) -> BoxFuture<'static, ()>;
     /// Whether the file could grow to `length` as far as is known.
     fn check_growth(&self, ino: Ino, length: u64) -> BoxFuture<'static, Result<(), Errno>>;
 }
@@ -141,6 +143,17 @@ impl Backend for Live {
                 async move { meta.append(ino, records.pop().ok_or(Errno::INVAL)?, mtime).await }
             };
             live.commit_slices(&[slice], commit).await
+        })
+    }
+
+    fn discard(&self, slices: Vec<(SliceId, u32)>) -> BoxFuture<'static, ()> {
+        let blocks = self.blocks.clone();
+        Box::pin(async move {
+            if blocks.deletes_max() == 0 {
+                return;
+            }
+            // A failure was logged where it happened, and what is left `gc` finds.
+            blocks.delete_slices(&slices).await;
         })
     }
 

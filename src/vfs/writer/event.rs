@@ -115,6 +115,11 @@ pub(crate) enum Action {
         /// All committed, or the first failure.
         result: Result<(), Errno>,
     },
+    /// Remove what may have been stored of these slices: no record names them, and none will.
+    Discard {
+        /// Each with its bytes.
+        slices: Vec<(SliceId, u32)>,
+    },
     /// Tell the operator that acknowledged bytes are lost.
     Dropped {
         /// How many.

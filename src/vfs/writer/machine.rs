@@ -71,6 +71,8 @@ pub(crate) struct Machine {
     committed_length: u64,
     last_write: Time,
     recent: Option<Recent>,
+    /// Given up; removed when no upload is under way, which may be one of theirs.
+    discarded: Vec<(SliceId, u32)>,
 }
 
 impl Machine {
@@ -91,6 +93,7 @@ impl Machine {
             committed_length: 0,
             last_write: Time::default(),
             recent: None,
+            discarded: Vec::new(),
         }
     }
 
@@ -278,6 +281,15 @@ impl Machine {
 
     fn committed(&mut self, result: Result<Attr, Errno>, now: Now, actions: &mut Vec<Action>) {
         let begun = self.committing.take().unwrap_or(0);
+        let keys: Vec<u64> = self.slices.iter().filter(|s| s.committing).map(|s| s.key).collect();
+        if let Err(errno) = result {
+            // These say that nothing happened and why; after others `gc` decides whether a record names the slices.
+            let certain = matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::NOENT | Errno::OWNERDEAD);
+            for slice in self.slices.iter_mut().filter(|s| s.committing) {
+                slice.committing = false;
+                slice.doubtful |= !certain;
+            }
+        }
         match result {
             Ok(attr) => {
                 self.slices.retain(|s| !s.committing);
@@ -294,13 +306,7 @@ impl Machine {
             Err(Errno::NOENT) => self.abandon(Errno::NOENT, actions),
             // Written under a lock that others have by now: tried again later, these bytes would go over theirs.
             Err(Errno::OWNERDEAD) => self.abandon(Errno::IO, actions),
-            Err(errno) => {
-                let keys: Vec<u64> = self.slices.iter().filter(|s| s.committing).map(|s| s.key).collect();
-                for slice in &mut self.slices {
-                    slice.committing = false;
-                }
-                self.fail(&keys, begun, errno, now, actions);
-            }
+            Err(errno) => self.fail(&keys, begun, errno, now, actions),
         }
     }
 
@@ -348,9 +354,12 @@ impl Machine {
         }
     }
 
-    /// Gives up all that is pending. Objects that were stored for it are found by `gc`.
+    /// Gives up all that is pending, and what was stored for it. Objects of a slice whose commit is under way, or has an unknown outcome, stay:
+    /// if no record names them, they are found by `gc`.
     fn abandon(&mut self, errno: Errno, actions: &mut Vec<Action>) {
         let bytes = self.slices.iter().map(|s| u64::from(s.len)).sum();
+        let unnamed = self.slices.iter().filter(|s| !s.committing && !s.doubtful);
+        self.discarded.extend(unnamed.filter_map(|s| if let IdState::Known(id) = s.id { Some((id, s.len)) } else { None }));
         self.slices.clear();
         self.committed_length = 0;
         if bytes > 0 {
@@ -387,6 +396,9 @@ impl Machine {
         }
         if self.committing.is_none() {
             self.start_commit(actions);
+        }
+        if self.uploads == 0 && !self.discarded.is_empty() {
+            actions.push(Action::Discard { slices: std::mem::take(&mut self.discarded) });
         }
     }
 

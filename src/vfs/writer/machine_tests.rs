@@ -1,6 +1,6 @@
 //! The machine against a model: random writes, completions in any order, failures, and a crash after every commit.
 
-use crate::types::{CHUNK_BYTES, Errno, Time};
+use crate::types::{CHUNK_BYTES, Errno, SliceId, Time};
 use crate::vfs::writer::event::{Action, Event, Now, Shape};
 use crate::vfs::writer::machine::{DIRTY_AGE_MAX, Machine};
 use crate::vfs::writer::testing::Committed;
@@ -69,6 +69,7 @@ impl World {
                     self.outcomes.push(result);
                 }
                 Action::Dropped { bytes, .. } => self.dropped += bytes,
+                Action::Discard { slices } => self.discard(&slices),
                 action => self.in_flight.push(action),
             }
         }
@@ -100,6 +101,20 @@ impl World {
         self.event(Event::Flush { ticket: self.ticket });
     }
 
+    /// What is removed is named by no record and on its way into none, nor is a block of it still going up.
+    fn discard(&mut self, slices: &[(SliceId, u32)]) {
+        assert!(!slices.is_empty());
+        for (id, _) in slices {
+            assert!(!self.committed.chunks.values().flatten().any(|record| record.id == *id), "slice {id} is in use");
+            assert!(!self.in_flight.iter().any(|action| match action {
+                Action::Upload { block, .. } => block.slice == *id,
+                Action::Commit { slices, .. } => slices.iter().any(|slice| slice.id == *id),
+                _ => false,
+            }));
+        }
+        self.committed.objects.retain(|block, _| !slices.iter().any(|(id, _)| *id == block.slice));
+    }
+
     fn complete(&mut self, pick: usize, fault: Option<Errno>) {
         if self.in_flight.is_empty() {
             return;
@@ -124,7 +139,7 @@ impl World {
                 self.check_crash();
                 Event::Committed(result)
             }
-            Action::Wake { .. } | Action::Dropped { .. } => unreachable!(),
+            Action::Wake { .. } | Action::Dropped { .. } | Action::Discard { .. } => unreachable!(),
         };
         self.event(event);
     }

@@ -233,15 +233,25 @@ impl Writers {
         let id = backend.next_slice().await?;
         let len = data.len() as u32;
         let small = len <= self.shape.frame_bytes_max && len <= self.shape.block_bytes;
-        if !small {
-            for index in 0..block_count(len, self.shape.block_bytes) {
+        let stored = async {
+            for index in 0..if small { 0 } else { block_count(len, self.shape.block_bytes) } {
                 let Some(block) = BlockId::of(id, len, index, self.shape.block_bytes) else { break };
                 let from = (index as usize) * self.shape.block_bytes as usize;
                 backend.upload(block, data.slice(from..from + block.len as usize)).await?;
             }
-        }
-        let slice = Ready { pos: 0, id, len, frame: small.then_some(data) };
-        let (offset, attr) = backend.append(entry.ino, slice, self.shell.now().wall).await?;
+            let slice = Ready { pos: 0, id, len, frame: small.then(|| data.clone()) };
+            backend.append(entry.ino, slice, self.shell.now().wall).await
+        };
+        let (offset, attr) = match stored.await {
+            Ok(stored) => stored,
+            Err(errno) => {
+                // These say that nothing happened.
+                if matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::NOENT) {
+                    backend.discard(vec![(id, len)]).await;
+                }
+                return Err(errno);
+            }
+        };
         let now = self.shell.now();
         entry.state().machine.note(&attr, now);
         Ok(offset)

@@ -189,6 +189,11 @@ impl Shell {
                     self.spawn(entry, Box::pin(work), broken);
                     continue;
                 }
+                Action::Discard { slices } => {
+                    // Nobody waits for it.
+                    tokio::spawn(self.backend.discard(slices));
+                    continue;
+                }
                 Action::Dropped { bytes, errno } => {
                     error!(%ino, bytes, "written data is lost: {errno}");
                     continue;

@@ -71,10 +71,19 @@ impl Backend for Fake {
 
     fn append(&self, ino: Ino, slice: Ready, mtime: Time) -> BoxFuture<'static, Result<(u64, Attr), Errno>> {
         self.answer(move |inner| {
+            inner.commit_fails.map_or(Ok(()), Err)?;
             let file = inner.files.get_mut(&ino).ok_or(Errno::NOENT)?;
             let at = file.length;
             let slice = Ready { pos: (at % CHUNK_BYTES) as u32, ..slice };
             Ok((at, file.commit((at / CHUNK_BYTES) as u32, &[slice], mtime, BLOCK)?))
+        })
+    }
+
+    fn discard(&self, slices: Vec<(SliceId, u32)>) -> BoxFuture<'static, ()> {
+        self.answer(move |inner| {
+            for file in inner.files.values_mut() {
+                file.objects.retain(|block, _| !slices.iter().any(|(id, _)| *id == block.slice));
+            }
         })
     }
 
@@ -176,6 +185,37 @@ async fn failed_commits_are_kept_until_the_last_close() {
     writers.closed(INO);
     assert!(!writers.is_dirty(INO));
     assert_eq!(writers.shell.budget.free(), BUFFER_BYTES_MIN);
+}
+
+#[tokio::test]
+async fn what_was_stored_of_writes_that_are_given_up_is_removed() {
+    let (writers, inner) = writers(1);
+    let objects = || inner.lock().unwrap().files[&INO].objects.len();
+    writers.opened(INO);
+    writers.write(&Caller::root(), INO, 0, vec![1; 300_000].into()).await.unwrap();
+    inner.lock().unwrap().commit_fails = Some(Errno::NOSPC);
+    assert_eq!(writers.flush(INO).await, Err(Errno::NOSPC));
+    assert!(objects() > 0, "kept for the next attempt");
+    writers.closed(INO);
+    while objects() > 0 {
+        tokio::task::yield_now().await;
+    }
+    // Appends have no buffer that they could be kept in.
+    assert_eq!(writers.append(&Caller::root(), INO, vec![2; 300_000].into()).await, Err(Errno::NOSPC));
+    while objects() > 0 {
+        tokio::task::yield_now().await;
+    }
+    // An outcome that is not certain leaves the objects to a collection.
+    writers.opened(INO);
+    writers.write(&Caller::root(), INO, 0, vec![1; 300_000].into()).await.unwrap();
+    inner.lock().unwrap().commit_fails = Some(Errno::IO);
+    assert_eq!(writers.flush(INO).await, Err(Errno::IO));
+    let stored = objects();
+    writers.closed(INO);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(stored > 0 && objects() == stored);
 }
 
 #[tokio::test]

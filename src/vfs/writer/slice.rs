@@ -62,6 +62,8 @@ pub(crate) struct Pending {
     pub failed: bool,
     /// In the commit that is under way.
     pub committing: bool,
+    /// A commit of it failed in a way that leaves a doubt whether a record names it.
+    pub doubtful: bool,
     /// When it was created.
     pub born: Duration,
     /// Complete blocks, in order.
@@ -83,6 +85,7 @@ impl Pending {
             frozen: false,
             failed: false,
             committing: false,
+            doubtful: false,
             born,
             blocks: Vec::new(),
             tail: Tail::Open(Buffer::default()),

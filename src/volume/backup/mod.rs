@@ -25,7 +25,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// Backups listed at once.
@@ -80,7 +80,7 @@ impl Backups {
 
     /// Takes one, then removes those that are not kept any longer. The message says why there is none.
     pub async fn take(&self) -> Result<(), String> {
-        let begin = Instant::now();
+        let begin = crate::env::instant();
         let now = self.meta.clock().now().sec;
         let setting = self.meta.setting();
         let mut spool = Spool::create().map_err(|e| e.to_string())?;

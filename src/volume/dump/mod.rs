@@ -27,6 +27,7 @@ use crate::env::{Clock, SystemClock};
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
 use crate::meta::setting::Setting;
+use crate::meta::store::embedded::{LOCK, RESERVE};
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Query, Sharing, Store, Value, Write};
 use crate::types::{Errno, Ino, Kind, SliceRecord};
@@ -208,7 +209,8 @@ async fn open_target(url: &MetaUrl) -> Result<Arc<dyn Store>, VolumeError> {
 
 /// Whether a directory holds the objects of a volume and nothing else.
 fn only_objects(dir: &Path) -> bool {
-    let known = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| [OBJECTS, "lock"].iter().any(|name| entry.file_name() == *name));
+    let known =
+        |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| [OBJECTS, LOCK, RESERVE].iter().any(|name| entry.file_name() == *name));
     fs::read_dir(dir).is_ok_and(|mut entries| entries.all(known))
 }
 

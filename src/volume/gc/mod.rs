@@ -142,6 +142,7 @@ fn volume_options(threads: usize) -> VolumeOptions {
         heartbeat: Duration::from_secs(12),
         backup: None,
         journal: false,
+        background: false,
     }
 }
 

@@ -21,7 +21,7 @@ async fn create_makes_every_kind() {
         assert_eq!((root.mtime, root.ctime), (attr.ctime, attr.ctime), "the parent is touched");
     }
     assert_eq!(w.meta.getattr(ROOT).await.expect("root").nlink, 3);
-    assert_eq!(w.meta.statfs(Ino::ROOT).await.expect("statfs").inodes_used, 7);
+    assert_eq!(w.meta.statfs(Ino::ROOT, None).await.expect("statfs").inodes_used, 7);
     w.check().await;
 }
 
@@ -72,7 +72,7 @@ async fn limits_of_the_volume() {
     w.make(ROOT, "a", Kind::File).await;
     w.make(ROOT, "b", Kind::File).await;
     assert_eq!(w.meta.create(&Caller::root(), ROOT, &name("c"), node(Kind::Dir)).await, Err(Errno::NOSPC));
-    let stat = w.meta.statfs(Ino::ROOT).await.expect("statfs");
+    let stat = w.meta.statfs(Ino::ROOT, None).await.expect("statfs");
     assert_eq!((stat.total, stat.used, stat.available), (1 << 20, 8192, (1 << 20) - 8192));
     assert_eq!((stat.inodes, stat.inodes_used, stat.inodes_available), (2, 2, 0));
     w.unlink(ROOT, "a").await.expect("unlinks");

@@ -176,13 +176,13 @@ async fn a_view_of_a_directory_shows_what_is_left_of_its_quota() {
     let a = w.make(Ino::ROOT, "a", Kind::Dir).await;
     let b = w.make(a, "b", Kind::Dir).await;
     set(&w, a, 1 << 20, 10, Usage { space: 40_960, inodes: 9 }).await;
-    let stat = w.meta.statfs(b).await.unwrap();
+    let stat = w.meta.statfs(b, None).await.unwrap();
     assert_eq!((stat.used, stat.available, stat.total), (40_960, (1 << 20) - 40_960, 1 << 20));
     assert_eq!((stat.inodes_used, stat.inodes_available), (9, 1));
     set(&w, b, 4096, 0, Usage { space: 8192, inodes: 0 }).await;
-    let stat = w.meta.statfs(b).await.unwrap();
+    let stat = w.meta.statfs(b, None).await.unwrap();
     assert_eq!((stat.used, stat.available, stat.inodes_available), (8192, 0, 1));
-    assert_eq!(w.meta.statfs(Ino::ROOT).await.unwrap().inodes_used, 2);
+    assert_eq!(w.meta.statfs(Ino::ROOT, None).await.unwrap().inodes_used, 2);
 }
 
 /// What is below a directory, by the links that were found.

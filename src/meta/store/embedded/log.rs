@@ -10,6 +10,7 @@
 //! POSIX locks of the whole process on it. On the -wal file SQLite has none.
 
 use super::error::{Trouble, from_io};
+use crate::env::Reserve;
 use crate::meta::store::StoreError;
 use rusqlite::{Connection, ffi};
 use std::ffi::{c_char, c_int, c_void};
@@ -36,6 +37,8 @@ pub(super) struct Limits {
 impl Limits {
     /// 8 MiB and 64 MiB: read back in a fraction of a second after a crash, and long enough to be copied seldom.
     pub(super) const USUAL: Limits = Limits { copy_pages: 2_048, pages_max: 16_384 };
+    /// 1 MiB and 4 MiB, on a disk that is nearly full: copying needs as much room again as the log has new pages, and both have to fit into the reserve.
+    const TIGHT: Limits = Limits { copy_pages: 256, pages_max: 1_024 };
 }
 
 /// How long copying may hold up writers while it waits for a writer of another process, or for readers of the log.
@@ -56,7 +59,9 @@ enum Then {
 
 /// Length of the log as commits see it, and the wish to have it copied.
 struct Gauge {
-    limits: Limits,
+    usual: Limits,
+    /// The disk is nearly full.
+    tight: AtomicBool,
     pages: AtomicI64,
     wake_at: AtomicI64,
     /// Writers of this process are to keep away: SQLite's lock of writers is polled, and whoever commits in a loop would never let the
@@ -73,18 +78,23 @@ struct Wish {
 }
 
 impl Gauge {
+    fn limits(&self) -> Limits {
+        if self.tight.load(Ordering::Relaxed) { Limits::TIGHT } else { self.usual }
+    }
+
     fn note(&self, pages: i64) {
+        let limits = self.limits();
         // Shorter than before: it was started over.
         if pages < self.pages.swap(pages, Ordering::Relaxed) {
-            self.wake_at.store(self.limits.copy_pages, Ordering::Relaxed);
+            self.wake_at.store(limits.copy_pages, Ordering::Relaxed);
         }
-        let too_long = pages >= self.limits.pages_max.saturating_mul(2);
+        let too_long = pages >= limits.pages_max.saturating_mul(2);
         if too_long {
             // Released by the copier whatever comes of its work, so that a disk that fails slows writers down but does not stop them.
             self.held.store(true, Ordering::Relaxed);
         }
         if too_long || pages >= self.wake_at.load(Ordering::Relaxed) {
-            self.wake_at.store(pages.saturating_add(self.limits.copy_pages), Ordering::Relaxed);
+            self.wake_at.store(pages.saturating_add(limits.copy_pages), Ordering::Relaxed);
             self.wish.lock().unwrap_or_else(PoisonError::into_inner).copy = true;
             self.changed.notify_one();
         }
@@ -128,27 +138,30 @@ pub(super) struct Log {
     syncer: Syncer,
     /// Shared by both threads: the copier's work, and the way out after a failed sync.
     conn: Arc<Mutex<Connection>>,
+    reserve: Arc<Reserve>,
 }
 
 impl Log {
     /// `conn` is a connection of its own, for copying only. The log exists by now, because a connection has read.
-    pub(super) fn open(path: &Path, conn: Connection, limits: Limits) -> Result<Log, StoreError> {
+    pub(super) fn open(path: &Path, conn: Connection, usual: Limits, reserve: Arc<Reserve>) -> Result<Log, StoreError> {
         let what = path.display().to_string();
         let file = File::open(path).map_err(|e| from_io(&what, &e))?;
         conn.busy_timeout(RESTART_WAIT).map_err(|e| StoreError::Failed(e.to_string()))?;
         let conn = Arc::new(Mutex::new(conn));
+        let tight = reserve.is_nearly_full();
         let gauge = Arc::new(Gauge {
-            limits,
+            usual,
+            tight: AtomicBool::new(tight),
             pages: AtomicI64::new(0),
             // The first commit tells how long the log is that others left.
-            wake_at: AtomicI64::new(limits.copy_pages),
+            wake_at: AtomicI64::new(if tight { Limits::TIGHT } else { usual }.copy_pages),
             held: AtomicBool::new(false),
             wish: Mutex::default(),
             changed: Condvar::new(),
         });
         let copier = {
-            let (gauge, conn) = (gauge.clone(), conn.clone());
-            spawn("pando-copy-log", move || copy_until_stopped(&gauge, &conn))?
+            let (gauge, conn, reserve) = (gauge.clone(), conn.clone(), reserve.clone());
+            spawn("pando-copy-log", move || copy_until_stopped(&gauge, &conn, &reserve))?
         };
         let suspect = AtomicBool::new(false);
         let sync_conn = conn.clone();
@@ -163,7 +176,7 @@ impl Log {
             }
             sync_file(&what, &file).inspect_err(|_| suspect.store(true, Ordering::Relaxed))
         })?;
-        Ok(Log { gauge, copier: Some(copier), syncer, conn })
+        Ok(Log { gauge, copier: Some(copier), syncer, conn, reserve })
     }
 
     /// Has the connection tell the log's length after each commit. The connection must be closed before this log is dropped.
@@ -178,6 +191,16 @@ impl Log {
         self.gauge.held.load(Ordering::Relaxed)
     }
 
+    /// Makes room on a full disk for a commit that is to be tried once more: gives the reserve back, and if that was done before, the room of
+    /// the log itself. False if there is nothing more to give.
+    pub(super) fn make_room(&self) -> bool {
+        self.gauge.tight.store(true, Ordering::Relaxed);
+        match give_back(&self.reserve) {
+            true => true,
+            false => copy_all(&self.conn, Then::Truncate).unwrap_or(false),
+        }
+    }
+
     pub(super) fn sync(&self) -> oneshot::Receiver<Result<(), StoreError>> {
         self.syncer.request()
     }
@@ -185,7 +208,14 @@ impl Log {
     /// Copies the log and cuts it to nothing, unless others use it. Nobody commits any more.
     pub(super) fn close(&mut self, alone: bool) {
         self.stop();
-        if alone && let Err(why) = copy_all(&self.conn, Then::Truncate) {
+        if !alone {
+            return;
+        }
+        let copied = match copy_all(&self.conn, Then::Truncate) {
+            Err(StoreError::Full(_)) if give_back(&self.reserve) => copy_all(&self.conn, Then::Truncate),
+            copied => copied,
+        };
+        if let Err(why) = copied {
             warn!("the log of the metadata store stays, it is read at the next start: {why}");
         }
     }
@@ -217,8 +247,21 @@ fn sync_file(what: &str, file: &File) -> Result<(), StoreError> {
     })
 }
 
-fn copy_until_stopped(gauge: &Gauge, conn: &Mutex<Connection>) {
+/// Gives the reserve back to a full disk; false if that was done before.
+fn give_back(reserve: &Reserve) -> bool {
+    let given = reserve.give_back().unwrap_or_else(|error| {
+        error!("the reserve of the volume cannot be given back to its disk, which is full: {error}");
+        false
+    });
+    if given {
+        warn!("the disk below the volume is full; until there is room again nothing can be added, only removed");
+    }
+    given
+}
+
+fn copy_until_stopped(gauge: &Gauge, conn: &Mutex<Connection>, reserve: &Reserve) {
     while gauge.wait() {
+        gauge.tight.store(reserve.is_nearly_full(), Ordering::Relaxed);
         let copied = copy(gauge, conn);
         gauge.held.store(false, Ordering::Relaxed);
         let go_on = match copied {
@@ -227,6 +270,13 @@ fn copy_until_stopped(gauge: &Gauge, conn: &Mutex<Connection>) {
                 // The next commit asks again.
                 gauge.wake_at.store(0, Ordering::Relaxed);
                 gauge.pause(RESTART_PAUSE)
+            }
+            Err(StoreError::Full(why)) => {
+                // The reserve is for those who remove: when they find no room, it is given back and this is done again.
+                warn!("the disk below the volume is full: {why}");
+                gauge.tight.store(true, Ordering::Relaxed);
+                gauge.wake_at.store(0, Ordering::Relaxed);
+                gauge.pause(RETRY_PAUSE)
             }
             Err(why) => {
                 error!("copying the log of the metadata store into its database: {why}");
@@ -244,13 +294,13 @@ fn copy_until_stopped(gauge: &Gauge, conn: &Mutex<Connection>) {
 fn copy(gauge: &Gauge, conn: &Mutex<Connection>) -> Result<bool, StoreError> {
     let (pages, copied) = copy_some(conn)?;
     let complete = copied == pages && !gauge.held.load(Ordering::Relaxed);
-    if complete || pages < gauge.limits.pages_max {
+    if complete || pages < gauge.limits().pages_max {
         return Ok(true);
     }
     // Most of it is copied and synced before writers are held up; they wait for the rest only.
     sync_database(conn)?;
     gauge.held.store(true, Ordering::Relaxed);
-    copy_all(conn, Then::Restart)
+    copy_all(conn, if gauge.tight.load(Ordering::Relaxed) { Then::Truncate } else { Then::Restart })
 }
 
 /// Runs a checkpoint: whether it was kept from finishing, the length of the log, and how much of it is copied.

@@ -8,11 +8,13 @@ mod guard;
 mod lock;
 mod log;
 mod query;
+mod room;
 mod scan;
 mod schema;
 mod write;
 
 use super::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Store, StoreError, Value, Write};
+use crate::env::Reserve;
 use crate::types::BoxFuture;
 use error::{Trouble, from_io};
 use lock::LockFile;
@@ -25,7 +27,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The database inside the directory.
@@ -33,7 +35,12 @@ const DATABASE: &str = "pando.db";
 /// Its write-ahead log, named by SQLite.
 const DATABASE_LOG: &str = "pando.db-wal";
 /// Presence and sessions.
-const LOCK: &str = "lock";
+pub const LOCK: &str = "lock";
+/// Room for removing on a full disk.
+pub const RESERVE: &str = "reserve";
+/// Free pages in the database (8 MiB) with which data may be added although the disk is full: more than the largest commit takes, which is 4 MiB of
+/// small blocks.
+const FREE_PAGES_MIN: i64 = 2_048;
 /// Connections for reads that meet a commit. More than the threads that serve requests would never be used at once.
 const READERS: usize = 4;
 /// First and longest pause while another process has the write lock. Its transactions take some 50 µs; polling gives it turns.
@@ -65,7 +72,7 @@ pub struct EmbeddedStore {
 
 enum Home {
     Memory { claimed: Mutex<HashSet<u64>> },
-    Disk { log: Log, lock: LockFile },
+    Disk { log: Log, lock: LockFile, reserve: Arc<Reserve> },
 }
 
 impl EmbeddedStore {
@@ -85,7 +92,16 @@ impl EmbeddedStore {
         refuse_network(dir)?;
         let lock = LockFile::open(&dir.join(LOCK))?;
         let path = dir.join(DATABASE);
-        let connect = |role| patiently_blocking(|| schema::connect(&path, role)).map_err(|e| name(&path, e));
+        let reserve = Arc::new(Reserve::open(&dir.join(RESERVE)).map_err(|e| from_io(&dir.join(RESERVE).display().to_string(), &e))?);
+        let connect = |role| {
+            let try_it = || patiently_blocking(|| schema::connect(&path, role));
+            let opened = match try_it() {
+                // Opening writes a little: the index of the log.
+                Err(StoreError::Full(_)) if reserve.give_back().unwrap_or(false) => try_it(),
+                opened => opened,
+            };
+            opened.map_err(|e| name(&path, e))
+        };
         let writer = connect(Role::Writer)?;
         let readers = (0..READERS).map(|_| connect(Role::Reader).map(Mutex::new)).collect::<Result<_, _>>()?;
         // The names of the files must be as durable as what `sync` promises of their content.
@@ -94,9 +110,14 @@ impl EmbeddedStore {
             // May lie outside of what we can read; then it was there before us.
             let _ = File::open(parent).and_then(|parent| parent.sync_all());
         }
-        let log = Log::open(&dir.join(DATABASE_LOG), connect(Role::Reader)?, limits)?;
+        let log = Log::open(&dir.join(DATABASE_LOG), connect(Role::Reader)?, limits, reserve.clone())?;
         log.watch(&writer);
-        Ok(EmbeddedStore { writer: Mutex::new(Some(writer)), readers, next_reader: AtomicUsize::new(0), home: Home::Disk { log, lock } })
+        Ok(EmbeddedStore {
+            writer: Mutex::new(Some(writer)),
+            readers,
+            next_reader: AtomicUsize::new(0),
+            home: Home::Disk { log, lock, reserve },
+        })
     }
 
     /// A store that is gone when it is dropped.
@@ -164,11 +185,25 @@ impl EmbeddedStore {
             })
         };
         if writes.is_empty() {
-            self.with_reader(|conn| transaction(conn, Begin::Read, work))
-        } else if matches!(&self.home, Home::Disk { log, .. } if log.held()) {
-            Err(Trouble::Busy("the log is being started over".into()))
-        } else {
-            self.with_writer(|conn| transaction(conn, Begin::Write, work))
+            return self.with_reader(|conn| transaction(conn, Begin::Read, work));
+        }
+        let write = || self.with_writer(|conn| transaction(conn, Begin::Write, work));
+        let Home::Disk { log, reserve, .. } = &self.home else { return write() };
+        if log.held() {
+            return Err(Trouble::Busy("the log is being started over".into()));
+        }
+        if room::adds(writes) {
+            // What was given back to a full disk serves those who remove. What they have removed from the database is room, too.
+            if !reserve.is_ready() && self.with_writer(query::free_pages)? < FREE_PAGES_MIN {
+                return Err(StoreError::Full("there is no room on the disk below the volume; remove something".into()).into());
+            }
+            return write();
+        }
+        loop {
+            match write() {
+                Err(Trouble::Store(StoreError::Full(_))) if log.make_room() => {}
+                done => return done,
+            }
         }
     }
 }
@@ -178,7 +213,7 @@ impl Drop for EmbeddedStore {
         // The connections go first: the log is told the length by the writer, and is cut only when no reader needs it.
         *lock(&self.writer) = None;
         self.readers.clear();
-        if let Home::Disk { log, lock } = &mut self.home {
+        if let Home::Disk { log, lock, .. } = &mut self.home {
             log.close(!lock.shared());
         }
     }

@@ -35,6 +35,11 @@ pub(super) fn row<T>(
     Ok(conn.prepare_cached(sql)?.query_row(params, read).optional()?)
 }
 
+/// Pages of the database that hold nothing.
+pub(super) fn free_pages(conn: &Connection) -> Result<i64, Trouble> {
+    Ok(row(conn, "PRAGMA freelist_count", [], |row| row.get(0))?.unwrap_or(0))
+}
+
 /// A string.
 pub(super) fn string(conn: &Connection, key: &[u8]) -> Result<Option<Bytes>, Trouble> {
     row(conn, "SELECT v FROM string WHERE k = ?1", [key], |row| blob(row, 0))
