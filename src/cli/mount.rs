@@ -395,6 +395,8 @@ mod tests {
     #[test]
     fn metrics_are_served_where_scripts_look_for_them() {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("vol")).expect("made");
+        std::fs::write(dir.path().join("vol/pando.db"), "").expect("written");
         let of = |line: &[&str], program| plan_as(program, dir.path(), line).map(|(plan, _)| plan.metrics);
         let plan = |address: &str, asked_for| Some(MetricsPlan { address: address.into(), asked_for, labels: Vec::new() });
         assert_eq!(of(&[], Program::Pando).expect("good"), None);

@@ -39,7 +39,7 @@ impl Gauges {
     async fn readings(&self) -> Vec<Reading> {
         let mut readings = of_process(self.clock.elapsed());
         let mut gauge = |name, value: u64| readings.push(Reading::gauge(name, value as f64));
-        if let Ok(Ok(stat)) = timeout(PATIENCE, self.meta.statfs(self.root)).await {
+        if let Ok(Ok(stat)) = timeout(PATIENCE, self.meta.statfs(self.root, None)).await {
             gauge("used_space", stat.used);
             gauge("total_space", stat.total);
             gauge("used_inodes", stat.inodes_used);
