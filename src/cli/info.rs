@@ -1,6 +1,6 @@
 //! `pando info PATH…`
 
-use crate::cli::values::{bytes_shown, table, table_left};
+use crate::cli::values::{bytes_shown, printable, table, table_left};
 use crate::cli::{invalid, say};
 use crate::daemon::{Last, locate};
 use anyhow::Context;
@@ -53,16 +53,16 @@ fn describe(args: &Args, path: &str) -> anyhow::Result<Value> {
 fn shown(path: &str, described: &Value, raw: bool) -> String {
     let number = |field: &str| described[field].as_u64().unwrap_or(0);
     let list = |field: &str| described[field].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut text = format!("{path} :\n");
+    let mut text = format!("{} :\n", printable(path));
     text += &format!("  inode: {}\n  files: {}\n   dirs: {}\n", number("Inode"), number("Files"), number("Dirs"));
     text += &format!(" length: {}\n   size: {}\n", bytes_shown(number("Length")), bytes_shown(number("Size")));
     let paths: Vec<&str> = list("Paths").iter().filter_map(Value::as_str).collect();
     match paths.as_slice() {
         [] => text += "   path: unknown\n",
-        [one] => text += &format!("   path: {one}\n"),
+        [one] => text += &format!("   path: {}\n", printable(one)),
         several => {
             text += "  paths:\n";
-            several.iter().for_each(|one| text += &format!("\t{one}\n"));
+            several.iter().for_each(|one| text += &format!("\t{}\n", printable(one)));
         }
     }
     text += "   tier: 0-> \n";

@@ -131,10 +131,14 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    let argv0 = words.next().unwrap_or_default();
-    let line: Vec<String> = words.collect();
+    let mut words = std::env::args_os();
+    let argv0 = words.next().unwrap_or_default().to_string_lossy().into_owned();
     telemetry::called(Program::called().name());
+    // Anything else in its place would be another file.
+    let line: Vec<String> = match words.map(|word| word.into_string()).collect() {
+        Ok(line) => line,
+        Err(word) => return fail(&format!("the argument {word:?} is no text in UTF-8; give the path by another name, such as a link")),
+    };
     title::hide_secrets();
     let program = Cli::command();
     let line = match helper::called(&argv0) {

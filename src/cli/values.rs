@@ -1,5 +1,6 @@
 //! Values of options: sizes, durations, octal numbers (cli §1.4).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// A number of bytes: digits with an optional fraction and one of the letters B K M G T P E; `unit` is the letter of a bare number.
@@ -122,7 +123,16 @@ pub fn table_left(header: &[&str], rows: &[Vec<String>]) -> String {
     draw(header, rows, Some(0))
 }
 
+/// A name for the terminal: what would move the cursor, or worse, is escaped.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 fn draw(header: &[&str], rows: &[Vec<String>], left: Option<usize>) -> String {
+    let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([header[column].len()]).max().unwrap_or(0)
@@ -137,7 +147,7 @@ fn draw(header: &[&str], rows: &[Vec<String>], left: Option<usize>) -> String {
     }
     text += "|\n";
     text += &border;
-    for row in rows {
+    for row in &rows {
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             text += &if left == Some(column) { format!("| {cell:<width$} ") } else { format!("| {cell:>width$} ") };
         }
@@ -193,6 +203,9 @@ mod tests {
         assert_eq!(bytes_shown(12), "12 Bytes");
         assert_eq!(octal("022"), Ok(0o22));
         assert!(octal("999").is_err());
+        assert_eq!(printable("a b\u{e9}"), "a b\u{e9}");
+        assert_eq!(printable("\u{1b}]0;x\u{7}\n"), "\\u{1b}]0;x\\u{7}\\n");
+        assert!(table(&["a"], &[vec!["x\ny".into()]]).contains("| x\\ny |"));
         let drawn = table(&["abc", "d"], &[vec!["1".into(), "longer".into()]]);
         assert_eq!(drawn, "+-----+--------+\n| abc |    d   |\n+-----+--------+\n|   1 | longer |\n+-----+--------+\n");
     }

@@ -10,7 +10,7 @@ use crate::meta::store::{Commit, Guard, Query, Store, Write};
 use crate::object::{ObjectError, ObjectStore};
 use crate::types::{Attr, Ino, Time};
 use crate::volume::config::replace_setting;
-use crate::volume::objects::{OBJECTS, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
+use crate::volume::objects::{OBJECTS, TESTING, UUID_OBJECT, check_bucket, directories, is_empty, location, open_objects};
 use crate::volume::stores::{COMMAND_PATIENCE, DATABASE, load_setting, open_store};
 use crate::volume::{MetaUrl, VolumeError, codec, gate, wanted};
 use bytes::Bytes;
@@ -227,6 +227,17 @@ async fn prepare_bucket(url: &MetaUrl, setting: &Setting, force: bool) -> Result
     let place = location(setting, dir);
     let wrong = |why: String| VolumeError::Failed(format!("Storage {place} is not configured correctly: {why}"));
     check_bucket(objects.as_ref(), setting.name()).await.map_err(wrong)?;
+    if let Some(root) = dir.filter(|_| setting.bucket() == bucket_of(url)) {
+        let stray = objects.list("", "", 1).await.map_err(|e| wrong(format!("cannot list objects: {e}")))?;
+        let of_volume = stray.first().filter(|object| object.size > 0 && !object.key.contains(TESTING));
+        if let (Some(object), false) = (of_volume, force) {
+            let volume = object.key.split('/').next().unwrap_or_default();
+            return Err(VolumeError::Refused(format!(
+                "the objects of volume {volume} are in {}, and its metadata are not: {DATABASE} is lost or was emptied; put it back, or see `pando restore-meta --help`",
+                root.display()
+            )));
+        }
+    }
     let empty = is_empty(objects.as_ref(), setting.name()).await.map_err(|e| wrong(format!("cannot list objects: {e}")))?;
     if !empty && !force {
         return Err(VolumeError::Refused(format!("Storage {place} is not empty; please clean it up or pick another volume name")));

@@ -21,7 +21,7 @@ pub const OBJECTS: &str = "objects";
 /// The object that says whose blocks lie under a name (data §1.5).
 pub const UUID_OBJECT: &str = "juicefs_uuid";
 /// Below it in the volume's prefix lie objects that only test a bucket (data §1.5).
-const TESTING: &str = "testing";
+pub const TESTING: &str = "testing";
 /// Bytes of a test object.
 const TEST_BYTES: usize = 100;
 /// Random characters in its name.

@@ -25,6 +25,9 @@ impl MetaUrl {
             (None, "~") => home()?,
             _ => PathBuf::from(text),
         };
+        if text.starts_with('~') && path == Path::new(text) {
+            return Err(format!("{text}: only the shell knows the home of others; give the whole path, or ./{text}"));
+        }
         let is_path = text.starts_with(['/', '.', '~']) || (!text.contains("://") && Path::new(text).is_dir());
         if is_path {
             return match std::path::absolute(&path) {
@@ -40,7 +43,7 @@ impl MetaUrl {
     /// What to say when this server cannot be reached: it may have been meant as a directory.
     pub(super) fn hint(&self) -> String {
         let text = self.to_string();
-        match text.strip_prefix("redis://").filter(|name| !name.contains([':', '/', '@', ',', '?']) && *name != "localhost") {
+        match text.strip_prefix("redis://").filter(|name| !name.contains([':', '/', '@', ',', '?']) && !matches!(*name, "" | "localhost")) {
             Some(name) => format!("; a directory is written ./{name}"),
             None => String::new(),
         }
@@ -101,11 +104,14 @@ mod tests {
 
     #[test]
     fn who_means_a_directory_is_told_how_to_write_it() {
-        for (text, hint) in [("my-vol", "; a directory is written ./my-vol"), ("localhost", ""), ("host:6379", ""), ("/dir", "")] {
+        for (text, hint) in
+            [("my-vol", "; a directory is written ./my-vol"), ("localhost", ""), ("redis://", ""), ("host:6379", ""), ("/dir", "")]
+        {
             assert_eq!(MetaUrl::parse(text).expect("an address").hint(), hint);
         }
         let error = MetaUrl::parse("data/vol").expect_err("no number of a database");
         assert!(error.ends_with("; a directory is written ./data/vol"), "{error}");
+        assert!(MetaUrl::parse("~other/vol").expect_err("not ours to know").contains("./~other/vol"));
         assert!(!MetaUrl::parse("foo://x").expect_err("no driver").contains("directory"));
     }
 

@@ -34,6 +34,10 @@ fn bad_arguments_are_named() {
     refused(&["status".as_ref(), volume.dir().as_os_str()], "not formatted");
     refused(&["format".as_ref(), volume.dir().as_os_str(), "A_bad".as_ref()], "invalid name");
     refused(&["umount".as_ref(), volume.temp.path().as_os_str()], "not");
+    use std::os::unix::ffi::OsStrExt;
+    let no_text = std::ffi::OsStr::from_bytes(b"/tmp/no\xfftext");
+    refused(&["mount".as_ref(), volume.dir().as_os_str(), no_text], "no text in UTF-8");
+    refused(&["mount".as_ref(), "~nobody".as_ref(), mnt.as_os_str()], "only the shell knows");
     let unknown = run(Command::new(PANDO).arg("bogus"));
     assert_eq!(unknown.status.code(), Some(3));
     assert!(text(&unknown).contains("No help topic for 'bogus'"));
@@ -52,6 +56,16 @@ fn a_damaged_store_is_refused_and_left_alone() {
         mount_refused(&volume, "damaged");
         assert_eq!(fs::read(&db).expect("read"), bytes, "{what}: the file was changed");
     }
+    // Emptied, it must not become another volume whose objects are mixed with those of this one, whatever its name.
+    fs::write(&db, "").expect("written");
+    mount_refused(&volume, "its metadata are not");
+    let renamed = volume.temp.path().join("renamed");
+    fs::rename(volume.dir(), &renamed).expect("renamed");
+    let mnt = volume.temp.path().join("mnt");
+    refused(&["mount".as_ref(), renamed.as_os_str(), mnt.as_os_str()], "its metadata are not");
+    fs::remove_file(renamed.join("pando.db")).expect("removed");
+    refused(&["mount".as_ref(), renamed.as_os_str(), mnt.as_os_str()], "holds other files and no volume");
+    fs::rename(&renamed, volume.dir()).expect("renamed");
     fs::write(&db, &good).expect("written");
     volume.mount().unmount();
     volume.assert_clean();

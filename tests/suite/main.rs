@@ -15,6 +15,7 @@ mod hosts;
 mod journal;
 mod locks;
 mod memory;
+mod metrics;
 mod operator;
 mod posix;
 mod powercut;
