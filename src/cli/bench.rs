@@ -1,13 +1,15 @@
 //! `pando bench PATH`: how fast files are written and read in a directory, of this or any other filesystem (cli §6, §16.4).
 //!
-//! Rows about requests come from `.stats` in the root of the mount, as the difference of two looks at it; where there is none there are no such rows.
+//! Rows about requests are differences of what the process of a mount counts: it is asked for that, or `.stats` in the root of the mount is read.
+//! Without either there are no such rows.
 
-use crate::cli::ask::threads;
+use crate::cli::ask::{self, Line, threads};
 use crate::cli::values::{human_bytes, size, table};
 use crate::cli::{say, value};
-use crate::daemon::{Record, entries};
+use crate::daemon::{Last, Record, entries};
 use crate::env::{Random, SystemRandom};
 use anyhow::Context;
+use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -237,8 +239,14 @@ impl Mount {
     }
 
     fn look(&self) -> Look {
-        let stats = fs::read_to_string(self.root.join(".stats")).unwrap_or_default();
-        let mut look = Look { stats: parse(&stats), ..Look::default() };
+        let asked = self
+            .pid
+            .and_then(|_| ask::about(self.root.to_str()?, Last::Followed, json!({ "Command": "metrics" }), &mut Line::new("bench")).ok());
+        let stats = match asked {
+            Some(answer) => page(answer["Page"].as_str().unwrap_or_default()),
+            None => parse(&fs::read_to_string(self.root.join(".stats")).unwrap_or_default()),
+        };
+        let mut look = Look { stats, ..Look::default() };
         if let Some(pid) = self.pid {
             let of = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             (look.cpu_seconds, look.resident_bytes) = (cpu_seconds(&of("stat")), resident_bytes(&of("status")));
@@ -281,7 +289,30 @@ fn parse(text: &str) -> HashMap<String, f64> {
     stats
 }
 
-/// How many requests of each kind there were, and how long one took.
+/// The same of a page for Prometheus: histograms are counts and sums, and of the labels only the method matters.
+fn page(text: &str) -> HashMap<String, f64> {
+    let line = |line: &str| {
+        let (name, number) = line.rsplit_once(' ')?;
+        let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+        let (name, what) = match (name.strip_suffix("_count"), name.strip_suffix("_sum")) {
+            (Some(name), _) => (name, "total"),
+            (_, Some(name)) => (name, "sum"),
+            _ => return None,
+        };
+        let method = labels
+            .split_once("method=\"")
+            .and_then(|(_, rest)| rest.split('"').next())
+            .map_or(String::new(), |method| format!("_{method}"));
+        Some((format!("{name}{method}_{what}"), number.parse::<f64>().ok()?))
+    };
+    let mut stats = HashMap::new();
+    for (name, number) in text.lines().filter(|line| !line.starts_with('#')).filter_map(line) {
+        *stats.entry(name).or_default() += number;
+    }
+    stats
+}
+
+/// How many requests of each kind that is counted there were, and how long one took.
 fn request_rows(before: &HashMap<String, f64>, after: &HashMap<String, f64>) -> Vec<Vec<String>> {
     let kinds = [
         ("FUSE operation", "fuse_ops_durations_histogram_seconds"),
@@ -292,10 +323,8 @@ fn request_rows(before: &HashMap<String, f64>, after: &HashMap<String, f64>) -> 
         ("Write into cache", "blockcache_write_hist_seconds"),
         ("Read from cache", "blockcache_read_hist_seconds"),
     ];
-    if after.is_empty() {
-        return Vec::new();
-    }
-    let rows = kinds.map(|(item, name)| {
+    let counted = kinds.into_iter().filter(|(_, name)| after.contains_key(&format!("juicefs_{name}_total")));
+    let rows = counted.map(|(item, name)| {
         let grown = |what: &str| {
             let name = format!("juicefs_{name}_{what}");
             after.get(&name).unwrap_or(&0.0) - before.get(&name).unwrap_or(&0.0)
@@ -304,7 +333,7 @@ fn request_rows(before: &HashMap<String, f64>, after: &HashMap<String, f64>) -> 
         let each = if count > 0.0 { seconds * 1000.0 / count } else { 0.0 };
         vec![item.to_string(), format!("{count:.0} operations"), format!("{each:.2} ms/op")]
     });
-    rows.into()
+    rows.collect()
 }
 
 #[cfg(test)]
@@ -320,10 +349,20 @@ mod tests {
                      juicefs_object_request_durations_histogram_seconds_PUT_sum 0.08\nnonsense\n";
         let rows = request_rows(&before, &parse(after));
         assert_eq!(rows[0], ["FUSE operation", "50 operations", "5.00 ms/op"]);
-        assert_eq!(rows[2], ["Put object", "4 operations", "20.00 ms/op"]);
-        assert_eq!(rows[4], ["Delete object", "0 operations", "0.00 ms/op"]);
-        assert_eq!(rows.len(), 7);
+        assert_eq!(rows[1], ["Put object", "4 operations", "20.00 ms/op"]);
+        assert_eq!(rows.len(), 2, "what is not counted has no row");
         assert!(request_rows(&before, &HashMap::new()).is_empty(), "no file, no rows");
+    }
+
+    #[test]
+    fn a_page_says_the_same() {
+        let text = "# TYPE juicefs_fuse_ops_durations_histogram_seconds histogram\n\
+                    juicefs_fuse_ops_durations_histogram_seconds_bucket{le=\"+Inf\"} 3\n\
+                    juicefs_fuse_ops_durations_histogram_seconds_sum 0.5\njuicefs_fuse_ops_durations_histogram_seconds_count 3\n\
+                    juicefs_object_request_durations_histogram_seconds_count{method=\"PUT\",storage_class=\"\"} 2\n";
+        let same = "juicefs_fuse_ops_durations_histogram_seconds_sum 0.5\njuicefs_fuse_ops_durations_histogram_seconds_total 3\n\
+                    juicefs_object_request_durations_histogram_seconds_PUT_total 2\n";
+        assert_eq!(page(text), parse(same));
     }
 
     #[test]

@@ -19,7 +19,14 @@ impl Budget {
     pub fn share(&self, bytes: usize) -> Share {
         let own = bytes.min(u32::MAX as usize);
         let total = own.saturating_add(self.0.available_permits());
-        Share { own: Semaphore::new(own), floating: self.0.clone(), borrowed: Mutex::new(0), whole: own.max(total - own), total }
+        Share {
+            own: Semaphore::new(own),
+            own_bytes: own,
+            floating: self.0.clone(),
+            borrowed: Mutex::new(0),
+            whole: own.max(total - own),
+            total,
+        }
     }
 }
 
@@ -29,6 +36,7 @@ pub struct Share {
     floating: Arc<Semaphore>,
     /// Bytes of those that float which this use has.
     borrowed: Mutex<usize>,
+    own_bytes: usize,
     /// The most that is taken at once.
     whole: usize,
     total: usize,
@@ -48,6 +56,12 @@ impl Share {
     /// Bytes that can be taken now.
     pub fn free(&self) -> usize {
         self.own.available_permits() + self.floating.available_permits()
+    }
+
+    /// Bytes this use has.
+    pub fn held(&self) -> usize {
+        let borrowed = *self.borrowed();
+        self.own_bytes.saturating_sub(self.own.available_permits()) + borrowed
     }
 
     /// The most that is taken at once: larger requests get this much and come alone, or nearly.
@@ -148,7 +162,7 @@ mod tests {
         reading.give(20);
         // What is given back is what was borrowed.
         writing.give(50);
-        assert_eq!((writing.free(), reading.free()), (50, 70));
+        assert_eq!((writing.free(), reading.free(), writing.held()), (50, 70, 80));
         assert!(reading.try_take(45) && waits(&writing, 10).await);
         reading.give(45);
         writing.give(80);

@@ -228,8 +228,13 @@ fn bench_measures_and_leaves_nothing() {
     let rows: Vec<Vec<&str>> =
         lines.iter().filter(|line| line.starts_with('|')).map(|line| line.split('|').map(str::trim).collect()).collect();
     let items: Vec<&str> = rows.iter().map(|row| row[1]).collect();
-    assert_eq!(items, ["ITEM", "Write big file", "Read big file", "Write small file", "Read small file", "Stat file"], "{shown}");
-    for row in &rows[1..] {
+    let files = ["ITEM", "Write big file", "Read big file", "Write small file", "Read small file", "Stat file"];
+    let requests = ["FUSE operation", "Update meta", "Put object", "Get object", "Delete object"];
+    assert_eq!(items, [&files[..], &requests[..]].concat(), "{shown}");
+    let operations =
+        |item: &str| rows.iter().find(|row| row[1] == item).expect("there")[2].split(' ').next().expect("a number").parse::<u32>();
+    assert!(operations("FUSE operation").expect("a number") > 50 && operations("Put object").expect("a number") >= 2, "{shown}");
+    for row in &rows[1..files.len()] {
         let (value, unit) = row[2].split_once(' ').expect("a number and a unit");
         assert!(value.parse::<f64>().expect("a number") > 0.0 && ["MiB/s", "files/s"].contains(&unit), "{row:?}");
         assert!(row[3].ends_with("/file"), "{row:?}");

@@ -201,8 +201,7 @@ impl Writers {
 
     /// Bytes of the budget in use.
     pub fn held_bytes(&self) -> u64 {
-        let budget = &self.shell.budget;
-        budget.total.saturating_sub(budget.free()) as u64
+        self.shell.budget.held() as u64
     }
 
     /// Whether bytes of any inode are buffered and not committed.

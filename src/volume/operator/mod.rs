@@ -13,6 +13,7 @@ use crate::block::BlockStore;
 use crate::chunk::Chunks;
 use crate::meta::Meta;
 use crate::meta::ops::acl::{ENTER, READ};
+use crate::telemetry::metrics::Page;
 use crate::types::{Asker, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
 use crate::vfs::writer::Writers;
@@ -101,6 +102,13 @@ fn threads(request: &Value) -> usize {
     request["Threads"].as_u64().map_or(1, |threads| threads.clamp(1, 255) as usize)
 }
 
+/// What the process counts, as the text that is scraped; anybody may see it, as there.
+fn counted() -> Value {
+    let mut page = Page::new(&[]);
+    page.counted();
+    json!({ "Page": page.text() })
+}
+
 impl Operator {
     /// Carries a request out. What is called off through `asker` ends between two commits: what it has done stays, and all of it is consistent.
     pub async fn answer(self: &Arc<Self>, asker: &Asker, request: &Value, progress: &Progress) -> Result<Value, Failure> {
@@ -113,6 +121,7 @@ impl Operator {
             "warmup" => self.warmup(asker, request, progress).await,
             "undelete" => self.undelete(asker, request, progress).await,
             "staging" => self.staging(asker, request),
+            "metrics" => Ok(counted()),
             other => Err(Failure::at(format!("the process that serves the mount does not know {other:?}"), Errno::NOSYS)),
         }
     }
