@@ -86,6 +86,11 @@ impl BlockStore {
         self.config.cache.capacity_bytes() / AHEAD_PART
     }
 
+    /// Bytes of blocks in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.config.cache.used_bytes()
+    }
+
     /// Whether the objects are on a server, and not on a disk of this host.
     pub fn on_server(&self) -> bool {
         self.config.tuning.on_server

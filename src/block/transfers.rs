@@ -4,6 +4,7 @@ use crate::block::hedge::Hedge;
 use crate::block::limit::Limit;
 use crate::block::retry::{PAUSES_MS, RETRIES_DEFAULT, delete_all_up_to, retrying_up_to};
 use crate::object::{ObjectError, ObjectStore};
+use crate::telemetry::metrics;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -137,7 +138,11 @@ impl Transfers {
     pub async fn put(&self, key: &str, body: &Bytes) -> Result<(), ObjectError> {
         let once = || async {
             self.up.wait((self.tuning.bandwidth)().upload, body.len() as u64).await;
-            within(self.tuning.put_time_max, self.objects.put(key, body.clone())).await
+            let _uploading = metrics::UPLOADING.enter();
+            let began = Instant::now();
+            let outcome = within(self.tuning.put_time_max, self.objects.put(key, body.clone())).await;
+            metrics::object("PUT", began.elapsed(), body.len() as u64, outcome.is_err());
+            outcome
         };
         self.done(retrying_up_to(self.tuning.retries, self.pauses_ms, "upload", key, once, |why| self.failing(why)).await)
     }
@@ -160,12 +165,19 @@ impl Transfers {
     pub async fn delete_all(&self, keys: &[String]) -> Vec<Result<(), ObjectError>> {
         let _slot = self.deletes.acquire().await.expect("never closed");
         let retries = self.tuning.retries.unwrap_or(RETRIES_DEFAULT);
+        let began = Instant::now();
         let outcomes = delete_all_up_to(retries, self.pauses_ms, self.objects.as_ref(), keys).await;
+        metrics::object("DELETE", began.elapsed(), 0, outcomes.iter().any(Result::is_err));
         outcomes.into_iter().map(|outcome| self.done(outcome)).collect()
     }
 
     async fn get_once(&self, key: &str, range: Option<Range<u64>>) -> Result<Bytes, ObjectError> {
-        within(self.tuning.get_time_max, self.objects.get(key, range)).await
+        let began = Instant::now();
+        let outcome = within(self.tuning.get_time_max, self.objects.get(key, range)).await;
+        let bytes = outcome.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        // What is not there is an answer, and none that anybody has to look into.
+        metrics::object("GET", began.elapsed(), bytes, !matches!(outcome, Ok(_) | Err(ObjectError::Missing)));
+        outcome
     }
 
     /// One get; a second one if it is late. The first answer counts, and a failure only if both fail or it is sure.

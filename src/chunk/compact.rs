@@ -7,6 +7,7 @@ use crate::block::{BlockError, FRAME_BYTES_MAX};
 use crate::chunk::Chunks;
 use crate::meta::ops::compact::{CompactPlan, plan_compaction};
 use crate::meta::ops::write::NewSlice;
+use crate::telemetry::metrics;
 use crate::types::{BlockId, Duty, Errno, Ino, SliceId, SliceRecord, block_count};
 use bytes::{Bytes, BytesMut};
 use std::collections::HashSet;
@@ -50,6 +51,7 @@ impl Chunks {
                     self.blocks.note_frame(id, small.data);
                 }
                 debug!(%ino, chunk, records = plan.taken - plan.skipped, bytes = plan.len, "compacted");
+                metrics::COMPACTED.bytes(plan.len.into());
                 if self.meta.is_far() {
                     // They have to wait, and the next chunk has not.
                     dead.into_iter().for_each(|(id, size)| self.meta.ask(Duty::DeleteSlice { id, size }));

@@ -83,13 +83,9 @@ const MOUNT: &[Flag] = &[
     value("storage-class", Warn("has no effect: the setting of the volume decides")),
     value("tag", Warn("has no effect: this build stores no tags")),
     switch("check-storage", Silent),
-    value("metrics", Warn(NO_METRICS)),
-    value("custom-labels", Warn(NO_METRICS)),
-    value("consul", Warn(NO_METRICS)),
+    value("consul", Warn("has no effect: this build registers nowhere; let Prometheus find it by other means")),
     switch("no-usage-report", Silent),
 ];
-
-const NO_METRICS: &str = "has no effect: this build serves no metrics";
 
 /// Ignoring it only means asking the store more often than allowed.
 fn open_cache(text: &str) -> Result<Option<&'static str>, String> {

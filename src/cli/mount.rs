@@ -4,7 +4,7 @@ use crate::cli::helper::is_fstab_word;
 use crate::cli::program::Program;
 use crate::cli::transfer::TransferArgs;
 use crate::cli::{announce, cache, invalid, value, values, volume_of};
-use crate::daemon::{self, MountPlan, prepare};
+use crate::daemon::{self, MetricsPlan, MountPlan, prepare};
 use crate::meta::AtimeMode;
 use crate::telemetry;
 use crate::volume::{self, BackupOptions, KERNEL_TTL_MAX, MetaUrl, MountOptions, NewVolume, Place, VolumeOptions, place};
@@ -104,6 +104,12 @@ pub struct Args {
     /// Let nobody check permissions.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     non_default_permission: bool,
+    /// Serve Prometheus metrics at this address [default: none; under the name juicefs 127.0.0.1:9567, or another port if that is taken].
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
+    /// Labels at every metric, such as team:a;zone:b.
+    #[arg(long, value_name = "LABELS")]
+    custom_labels: Option<String>,
     #[command(flatten)]
     transfers: TransferArgs,
     #[command(flatten)]
@@ -171,6 +177,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
         None
     };
     let transfers = args.transfers.options()?;
+    let metrics = metrics(args, program)?;
     let cache = args.cache.options(&mut warnings)?;
     // Last: it makes the mount point, which should not happen for a command line that is wrong.
     let mountpoint = prepare(&args.mountpoint, url.dir())?;
@@ -208,9 +215,42 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
         url,
         mountpoint,
         log,
+        metrics,
         ready_time_max: program.ready_time_max(),
     };
     Ok((plan, warnings))
+}
+
+/// `None`: no metrics.
+fn metrics(args: &Args, program: Program) -> anyhow::Result<Option<MetricsPlan>> {
+    let labels = args.custom_labels.as_ref().map_or(Ok(Vec::new()), |text| {
+        text.split(';').filter(|label| !label.is_empty()).map(label).collect::<Option<Vec<_>>>().ok_or_else(|| {
+            invalid(
+                text,
+                "custom-labels",
+                "pairs of a name and a value are wanted, such as team:a;zone:b; names of letters, digits and underscores",
+            )
+        })
+    })?;
+    let address = match (&args.metrics, program) {
+        (Some(address), _) if address.is_empty() => None,
+        (Some(address), _) if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) => {
+            return Err(invalid(address, "metrics", "an address and a port are wanted, such as 127.0.0.1:9567"));
+        }
+        (Some(address), _) => Some((address.clone(), true)),
+        (None, Program::Juicefs) => Some((daemon::ADDRESS_DEFAULT.to_string(), false)),
+        (None, Program::Pando) => None,
+    };
+    Ok(address.map(|(address, asked_for)| MetricsPlan { address, asked_for, labels }))
+}
+
+/// `NAME:VALUE`; the name as Prometheus takes it.
+fn label(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.split_once(':')?;
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let named = name.starts_with(|c: char| word(c) && !c.is_ascii_digit()) && name.chars().all(word);
+    let taken = ["instance", "juicefs_version", "mp", "vol_name", "method", "errno", "le"].contains(&name);
+    (named && !taken).then(|| (name.to_owned(), value.to_owned()))
 }
 
 /// `None`: no backups.
@@ -345,6 +385,26 @@ mod tests {
         for (text, what) in [("60", "backup-meta should not be less than 5 minutes: 1m0s"), ("x", "backup-meta")] {
             let error = backup(&["--backup-meta", text]).expect_err("refused").to_string();
             assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn metrics_are_served_where_scripts_look_for_them() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("vol")).expect("made");
+        std::fs::write(dir.path().join("vol/pando.db"), "").expect("written");
+        let of = |line: &[&str], program| plan_as(program, dir.path(), line).map(|(plan, _)| plan.metrics);
+        let plan = |address: &str, asked_for| Some(MetricsPlan { address: address.into(), asked_for, labels: Vec::new() });
+        assert_eq!(of(&[], Program::Pando).expect("good"), None);
+        assert_eq!(of(&[], Program::Juicefs).expect("good"), plan("127.0.0.1:9567", false));
+        assert_eq!(of(&["--metrics", "0.0.0.0:0"], Program::Juicefs).expect("good"), plan("0.0.0.0:0", true));
+        assert_eq!(of(&["--metrics", ""], Program::Juicefs).expect("good"), None);
+        let labels = of(&["--metrics", "h:1", "--custom-labels", "a:b;c_2:d:e;"], Program::Pando).expect("good").expect("served").labels;
+        assert_eq!(labels, [("a".into(), "b".into()), ("c_2".into(), "d:e".into())]);
+        for line in
+            [["--metrics", "9567"], ["--metrics", "h:x"], ["--custom-labels", "a"], ["--custom-labels", "mp:x"], ["--custom-labels", "2:x"]]
+        {
+            assert!(of(&line, Program::Juicefs).is_err(), "{line:?}");
         }
     }
 

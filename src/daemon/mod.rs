@@ -4,12 +4,14 @@
 
 mod background;
 mod control;
+mod metrics;
 mod mountpoint;
 mod record;
 mod serve;
 mod umount;
 
 pub use control::{AskError, Connection, Inside, Last, locate};
+pub use metrics::ADDRESS_DEFAULT;
 pub use mountpoint::{MountEntry, MountpointError, entries, prepare};
 pub use record::Record;
 pub use umount::{Unmount, UnmountError, umount};
@@ -22,6 +24,17 @@ use std::time::Duration;
 
 /// Types under which mounts of this program appear in `/proc/mounts`, after `fuse.`: its own name, and that of the program it stands for.
 pub const SUBTYPES: [&str; 2] = ["pando", "juicefs"];
+
+/// Where metrics are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsPlan {
+    /// `HOST:PORT`; port 0 is any.
+    pub address: String,
+    /// Otherwise another port is as good if this one is taken.
+    pub asked_for: bool,
+    /// Stand at every value, beside those of the mount.
+    pub labels: Vec<(String, String)>,
+}
 
 /// Everything a mount needs to know, decided before any process is started.
 #[derive(Clone, Debug)]
@@ -50,6 +63,8 @@ pub struct MountPlan {
     pub request_bytes: u32,
     /// Where a background process writes its log; `None` stays in the foreground.
     pub log: Option<PathBuf>,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<MetricsPlan>,
     /// How long the launcher of a background process waits for the mount. `JFS_MOUNT_TIMEOUT` replaces it.
     pub ready_time_max: Duration,
 }

@@ -1,7 +1,7 @@
 //! The serving process: opens the volume, mounts it, waits for the end, leaves nothing unwritten.
 
 use crate::daemon::control::Control;
-use crate::daemon::{MountError, MountPlan, Record, entries, system};
+use crate::daemon::{MountError, MountPlan, Record, entries, metrics, system};
 use crate::fuse::{FuseConfig, FuseSession, Unmounter};
 use crate::types::STACK_BYTES;
 use crate::volume::{self, Created, Operator, Volume, VolumeError};
@@ -80,6 +80,9 @@ fn mount_and_serve(
     let session = FuseSession::mount(vfs.clone(), &plan.mountpoint, config, runtime.handle().clone())
         .map_err(|error| system(format!("cannot mount at {place}{}", hint(&error)))(error))?;
     let unmounter = session.unmounter();
+    if let Some(wanted) = &plan.metrics {
+        metrics::serve(wanted, runtime, volume.gauges(root, &plan.mountpoint.to_string_lossy(), &wanted.labels));
+    }
     let (_record, control) = reachable(plan, runtime, volume.operator(vfs, root, plan.view.read_only));
     read_ahead(plan);
     let (tell, mut ended) = oneshot::channel();

@@ -90,6 +90,50 @@ pub(crate) fn dispatch(vfs: Arc<Vfs>, xattr: bool, request: Request, cancel: Can
     }
 }
 
+/// What metrics call an operation: the words of JuiceFS's access log.
+pub(crate) fn method(operation: &Operation) -> &'static str {
+    use Operation as Op;
+    match operation {
+        Op::Lookup { .. } => "lookup",
+        Op::Getattr { .. } => "getattr",
+        Op::Setattr { .. } => "setattr",
+        Op::Readlink => "readlink",
+        Op::Symlink { .. } => "symlink",
+        Op::Mknod { .. } => "mknod",
+        Op::Mkdir { .. } => "mkdir",
+        Op::Unlink { .. } => "unlink",
+        Op::Rmdir { .. } => "rmdir",
+        Op::Rename { .. } => "rename",
+        Op::Link { .. } => "link",
+        Op::Open { .. } => "open",
+        Op::Create { .. } => "create",
+        Op::Tmpfile { .. } => "tmpfile",
+        Op::Read { .. } => "read",
+        Op::Write { .. } => "write",
+        Op::Flush { .. } => "flush",
+        Op::Release { .. } => "release",
+        Op::Fsync { .. } => "fsync",
+        Op::Fallocate { .. } => "fallocate",
+        Op::Lseek { .. } => "lseek",
+        Op::CopyFileRange { .. } => "copy_file_range",
+        Op::Opendir => "opendir",
+        Op::Readdir { plus: false, .. } => "readdir",
+        Op::Readdir { plus: true, .. } => "readdirplus",
+        Op::Releasedir { .. } => "releasedir",
+        Op::Fsyncdir { .. } => "fsyncdir",
+        Op::Statfs => "statfs",
+        Op::Syncfs => "syncfs",
+        Op::Setxattr { .. } => "setxattr",
+        Op::Getxattr { .. } => "getxattr",
+        Op::Listxattr { .. } => "listxattr",
+        Op::Removexattr { .. } => "removexattr",
+        Op::Getlk { .. } => "getlk",
+        Op::Setlk { flock: true, .. } => "flock",
+        Op::Setlk { flock: false, .. } => "setlk",
+        Op::Refused(_) | Op::Destroy | Op::Interrupt { .. } | Op::Ignored => "other",
+    }
+}
+
 fn refuse(reply: Reply, errno: Errno) -> Option<Work> {
     reply.error(errno);
     None

@@ -3,12 +3,14 @@
 use crate::fuse::abi::{self, Plain, bytes_of};
 use crate::fuse::device::{Device, PIECES_MAX};
 use crate::fuse::interrupt::Requests;
+use crate::telemetry::metrics;
 use crate::types::{Attr, Cancel, Errno};
 use crate::vfs::{AttrReply, DirItem, DirSink, Entry, Lock, LockKind, OpenReply, StatFs};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// `st_blksize`: what cp, cat and stdio read and write at a time. The default of 4 KiB would cost them a request per page.
 const BLKSIZE: u32 = 64 << 10;
@@ -26,14 +28,16 @@ pub(crate) struct Reply {
     device: Arc<Device>,
     requests: Arc<Requests>,
     unique: u64,
+    method: &'static str,
+    began: Instant,
     answered: bool,
 }
 
 impl Reply {
     /// Enters the request; `Cancel` is how the kernel calls it off.
-    pub(crate) fn new(device: Arc<Device>, requests: Arc<Requests>, unique: u64) -> (Reply, Cancel) {
+    pub(crate) fn new(device: Arc<Device>, requests: Arc<Requests>, unique: u64, method: &'static str) -> (Reply, Cancel) {
         let cancel = requests.enter(unique);
-        (Reply { device, requests, unique, answered: false }, cancel)
+        (Reply { device, requests, unique, method, began: Instant::now(), answered: false }, cancel)
     }
 
     pub(crate) fn empty(self, result: Result<(), Errno>) {
@@ -86,6 +90,7 @@ impl Reply {
             Err(errno) => return self.error(errno),
         };
         let total: usize = pieces.iter().map(Bytes::len).sum();
+        metrics::FUSE_READ.bytes(total as u64);
         if total > size as usize {
             // The kernel has no room for it and would leave the reader waiting.
             tracing::error!(total, size, "a read found more than was asked for");
@@ -184,6 +189,9 @@ impl Reply {
 
     fn fail(mut self, errno: Errno) {
         let errno = if (1..=ERRNO_MAX).contains(&errno.0) { errno } else { Errno::IO };
+        if errno == Errno::IO {
+            metrics::FUSE_ERRORS.add("EIO", 1, 0);
+        }
         if let Err(error) = self.device.write(self.unique, -errno.0, &[])
             && !is_gone(&error)
         {
@@ -205,6 +213,7 @@ impl Drop for Reply {
         }
         // After the answer: an INTERRUPT that no longer finds the request may take it for answered (see `interrupt.rs`).
         self.requests.leave(self.unique);
+        metrics::FUSE.done(self.method, self.began.elapsed());
     }
 }
 
@@ -304,7 +313,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = OwnedFd::from(ours);
         let requests = Arc::new(Requests::default());
-        let (reply, _) = Reply::new(Arc::new(Device::duplicate(&ours).unwrap()), requests.clone(), 42);
+        let (reply, _) = Reply::new(Arc::new(Device::duplicate(&ours).unwrap()), requests.clone(), 42, "test");
         drop(ours);
         answer(reply);
         assert_eq!(requests.drain(Duration::ZERO), 0, "an answered request is no longer waited for");

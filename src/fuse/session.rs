@@ -3,11 +3,12 @@
 use crate::fuse::FuseConfig;
 use crate::fuse::decode::{Damaged, Operation, Request, decode};
 use crate::fuse::device::{Device, RequestBuffer};
-use crate::fuse::dispatch::{Work, dispatch};
+use crate::fuse::dispatch::{Work, dispatch, method};
 use crate::fuse::interrupt::Requests;
 use crate::fuse::mount::{self, Handshake, Shaken, Unmounter};
 use crate::fuse::notify::Notifier;
 use crate::fuse::reply::Reply;
+use crate::telemetry::metrics;
 use crate::vfs::{NoKernelCache, Vfs};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -173,7 +174,11 @@ impl Server {
             Operation::Interrupt { unique } => return self.interrupt(request.unique, unique),
             _ => {}
         }
-        let (reply, cancel) = Reply::new(self.device.clone(), self.requests.clone(), request.unique);
+        if let Operation::Write { data, .. } = &request.operation {
+            metrics::FUSE_WRITTEN.bytes(data.len() as u64);
+        }
+        let method = method(&request.operation);
+        let (reply, cancel) = Reply::new(self.device.clone(), self.requests.clone(), request.unique, method);
         if let Some(work) = dispatch(self.vfs.clone(), self.xattr, request, cancel, reply) {
             self.start(work);
         }

@@ -6,11 +6,13 @@ use crate::meta::journal::Journal;
 use crate::meta::pacing::Pacing;
 use crate::meta::store::{Commit, Guard, Query, Store, StoreError, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
+use crate::telemetry::metrics;
 use crate::types::{Errno, Ino};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::RwLock;
+use tokio::time::Instant;
 use tracing::error;
 
 /// Conflicts after which an operation gives up. Each means that somebody else made progress; 64 in a row mean a fault.
@@ -47,6 +49,11 @@ impl OpenFiles {
     /// Whether this process has a handle of the inode.
     pub fn is_open(&self, ino: Ino) -> bool {
         self.handles().contains_key(&ino)
+    }
+
+    /// Handles of all inodes.
+    pub fn count(&self) -> u64 {
+        self.handles().values().map(|handles| u64::from(handles.count)).sum()
     }
 
     /// Counts one more handle.
@@ -117,6 +124,17 @@ impl Driver {
         T: Send + 'static,
         F: Fn(&View) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        let began = Instant::now();
+        let outcome = self.run_to_end(what, basis, view, step).await;
+        metrics::META.done(what, began.elapsed());
+        outcome
+    }
+
+    async fn run_to_end<T, F>(&self, what: &'static str, basis: Basis, view: View, step: F) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         let mut view = view;
         let mut conflicts = 0;
         let mut first_conflict = None;
@@ -172,6 +190,7 @@ impl Driver {
             };
             drop(closed);
             conflicts += 1;
+            metrics::RESTARTS.add(what, 1, 0);
             let now = self.clock.elapsed();
             let began = *first_conflict.get_or_insert(now);
             if conflicts >= ROUNDS_MAX || now.saturating_sub(began) > CONFLICTS_TIME_MAX {
@@ -217,7 +236,10 @@ impl Driver {
         }
         let parts = guards.len() + writes.len() + reads.len();
         let asked = self.facts.as_ref().map(|facts| facts.ask_to_write(parts, writes));
-        let commit = self.store.commit(guards, writes, reads).await.map_err(|e| {
+        let began = Instant::now();
+        let commit = self.store.commit(guards, writes, reads).await;
+        metrics::TRANSACTIONS.time(began.elapsed());
+        let commit = commit.map_err(|e| {
             if matches!(e, StoreError::Full(_)) && writes.iter().any(|write| matches!(write, Write::PutFrame(..))) {
                 self.journal.note_full();
             }

@@ -1,5 +1,7 @@
 //! Log lines: their form, where they go, and which are written.
 
+pub mod metrics;
+
 use crate::env::{Clock, SystemClock};
 use crate::types::Time;
 use std::fmt;

@@ -12,6 +12,7 @@ mod destroy;
 mod dump;
 mod fsck;
 mod gate;
+mod gauges;
 mod gc;
 mod info;
 mod journal;
@@ -32,6 +33,7 @@ pub use destroy::{Destroyed, Doomed};
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
 pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck};
 pub use gate::CLIENT_LEVEL;
+pub use gauges::Gauges;
 pub use gc::{Amount, GcOptions, GcSummary, gc};
 pub use info::{ChunkLine, Description, ObjectLine, describe};
 pub use journal::{drain, status as journal_status};
@@ -51,6 +53,7 @@ use crate::cache::{CacheOptions, DiskCache};
 use crate::chunk::Chunks;
 use crate::env::{Clock, SystemClock};
 use crate::jobs::{self, JobsConfig, JobsHandle};
+use crate::meta::ops::session::{VERSION, host_name};
 use crate::meta::setting::Setting;
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Sharing, Store, StoreError};
@@ -354,6 +357,17 @@ impl Volume {
             background: Arc::new(tokio::sync::Semaphore::new(operator::BACKGROUND_MAX)),
             end: Default::default(),
         })
+    }
+
+    /// What metrics tell of the mount at `mountpoint`; `labels` stand at every value, beside those every client gives (cli §9.1).
+    pub fn gauges(&self, root: Ino, mountpoint: &str, labels: &[(String, String)]) -> Gauges {
+        let host = host_name();
+        let own = [("instance", host.as_str()), ("juicefs_version", VERSION), ("mp", mountpoint), ("vol_name", &self.name)];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let labels = own.chain(labels.iter().cloned()).collect();
+        let clock = SystemClock::new();
+        let (meta, blocks, writers) = (self.meta.clone(), self.blocks.clone(), self.writers.clone());
+        Gauges { meta, blocks, disk: self.disk.clone(), writers, root, labels, clock }
     }
 
     /// Walks to a directory and makes what is missing of the way, 0777 and owned by root.

@@ -14,6 +14,7 @@ mod hostile;
 mod hosts;
 mod journal;
 mod locks;
+mod metrics;
 mod operator;
 mod posix;
 mod powercut;

@@ -62,6 +62,9 @@ pub(super) struct Counters {
     pub(super) evictions: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) damaged: AtomicU64,
+    pub(super) hit_bytes: AtomicU64,
+    pub(super) miss_bytes: AtomicU64,
+    pub(super) write_bytes: AtomicU64,
 }
 
 /// One directory.
@@ -263,6 +266,7 @@ impl Dir {
         match written {
             Ok(()) => {
                 self.counters.writes.fetch_add(1, Ordering::Relaxed);
+                self.counters.write_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 self.opened.remove(block);
                 self.index().note(block, self.now());
                 self.worked();

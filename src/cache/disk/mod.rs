@@ -77,6 +77,12 @@ pub struct CacheStats {
     pub failures: u64,
     /// Files that were not what they should be.
     pub damaged: u64,
+    /// Bytes of the reads answered.
+    pub hit_bytes: u64,
+    /// Bytes of those not answered.
+    pub miss_bytes: u64,
+    /// Bytes of the blocks written.
+    pub write_bytes: u64,
 }
 
 /// Blocks on the disks of this host.
@@ -161,7 +167,9 @@ impl DiskCache {
         for at in (home..self.dirs.len()).chain(0..home) {
             let shelf = &self.dirs[at];
             if let Some(bytes) = shelf.dir.read_at_once(block, range.clone()).filter(|_| shelf.dir.allows()) {
-                self.dirs[home].dir.counters.hits.fetch_add(1, Ordering::Relaxed);
+                let counters = &self.dirs[home].dir.counters;
+                counters.hits.fetch_add(1, Ordering::Relaxed);
+                counters.hit_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 return Some(bytes);
             }
         }
@@ -175,7 +183,9 @@ impl DiskCache {
             }
         }
         let counters = &self.dirs[home].dir.counters;
-        if found.is_some() { &counters.hits } else { &counters.misses }.fetch_add(1, Ordering::Relaxed);
+        let (times, bytes) = if found.is_some() { (&counters.hits, &counters.hit_bytes) } else { (&counters.misses, &counters.miss_bytes) };
+        times.fetch_add(1, Ordering::Relaxed);
+        bytes.fetch_add(u64::from(range.end - range.start), Ordering::Relaxed);
         found
     }
 
@@ -251,6 +261,9 @@ impl DiskCache {
                 (&mut sum.evictions, &counters.evictions),
                 (&mut sum.failures, &counters.failures),
                 (&mut sum.damaged, &counters.damaged),
+                (&mut sum.hit_bytes, &counters.hit_bytes),
+                (&mut sum.miss_bytes, &counters.miss_bytes),
+                (&mut sum.write_bytes, &counters.write_bytes),
             ] {
                 *total += counter.load(Ordering::Relaxed);
             }

@@ -60,6 +60,10 @@ struct State {
     bytes: u64,
     /// When it was told last that something cannot be staged.
     told: Option<Duration>,
+    /// Since the start: blocks that could not be staged, bytes staged, seconds from staging to the bucket.
+    errors: u64,
+    written_bytes: u64,
+    delay_seconds: u64,
 }
 
 struct Staged {
@@ -81,6 +85,12 @@ pub struct StagingStats {
     pub bytes: u64,
     /// Seconds since the oldest was staged; 0 if there is none.
     pub oldest_seconds: u64,
+    /// Blocks that could not be staged, since the start.
+    pub errors: u64,
+    /// Bytes staged, since the start.
+    pub written_bytes: u64,
+    /// Seconds from staging to the bucket, of all blocks together.
+    pub delay_seconds: u64,
 }
 
 /// What may be uploaded now.
@@ -177,6 +187,9 @@ impl Staging {
             blocks: state.blocks.len() as u64,
             bytes: state.blocks.keys().map(|block| u64::from(block.len)).sum(),
             oldest_seconds: oldest.map_or(0, |oldest| u64::try_from(now - oldest).unwrap_or(0)),
+            errors: state.errors,
+            written_bytes: state.written_bytes,
+            delay_seconds: state.delay_seconds,
         }
     }
 
@@ -218,6 +231,7 @@ impl Staging {
         drop(waiting);
         match written {
             Ok(Ok(Ok(()))) => {
+                self.state().written_bytes += u64::from(block.len);
                 self.bell.notify_one();
                 true
             }
@@ -235,6 +249,7 @@ impl Staging {
     fn not_staged(&self, dir: usize, why: &dyn std::fmt::Display) -> bool {
         let now = self.clock.elapsed();
         let mut state = self.state();
+        state.errors += 1;
         if state.told.is_none_or(|told| now >= told + TOLD) {
             state.told = Some(now);
             warn!("cannot stage blocks in {}: {why}; they are uploaded directly", self.dirs[dir].root().display());
@@ -306,7 +321,12 @@ impl Staging {
 
     /// The block is in the bucket, or its file is gone: what is left is a block of the cache. Answers whether it was still wanted.
     pub async fn done(self: &Arc<Self>, block: BlockId) -> bool {
-        let Some(staged) = self.state().remove(&block) else { return false };
+        let staged = {
+            let (now, mut state) = (self.now(), self.state());
+            let Some(staged) = state.remove(&block) else { return false };
+            state.delay_seconds += u64::try_from(now - staged.since).unwrap_or(0);
+            staged
+        };
         let dir = Arc::clone(&self.dirs[staged.dir]);
         // A thread that cannot be started leaves the file, which is found again.
         let _ = tokio::task::spawn_blocking(move || dir.unstage(&block)).await;

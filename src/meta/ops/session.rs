@@ -16,7 +16,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 /// Parsed as a semantic version by peers: the format's client we stand for, and ourselves as build metadata.
-const VERSION: &str = concat!("1.4.1+pando.", env!("CARGO_PKG_VERSION"));
+pub const VERSION: &str = concat!("1.4.1+pando.", env!("CARGO_PKG_VERSION"));
 /// How often `heartbeat` is to be called.
 pub const HEARTBEAT: Duration = Duration::from_secs(12);
 /// A session without a heartbeat for this long is over (metadata §5.1).
@@ -355,7 +355,8 @@ fn document(mountpoint: &str, now: Time, host: &str) -> String {
     .to_string()
 }
 
-fn host_name() -> String {
+/// What this host calls itself.
+pub fn host_name() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/hostname") {
         Ok(name) => name.trim_end().to_owned(),
         // Only shown to people.

@@ -197,6 +197,12 @@ impl Writers {
         self.existing(ino).is_some_and(|entry| entry.state().machine.is_dirty())
     }
 
+    /// Bytes of the budget in use.
+    pub fn held_bytes(&self) -> u64 {
+        let budget = &self.shell.budget;
+        budget.total.saturating_sub(budget.free()) as u64
+    }
+
     /// Whether bytes of any inode are buffered and not committed.
     pub fn any_dirty(&self) -> bool {
         self.all().iter().any(|entry| entry.state().machine.is_dirty())
