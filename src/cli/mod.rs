@@ -175,7 +175,7 @@ fn execute(normal: Normal) -> ExitCode {
     };
     let outcome = match cli.command {
         // It starts the log itself: in the background that is another file, of another process.
-        Command::Mount(args) => mount::run(&args, Program::called(), &normal.warnings, logging),
+        Command::Mount(args) => mount::run(&args, Program::called(), logging),
         Command::Umount(args) => {
             logging();
             umount::run(&args)

@@ -116,14 +116,10 @@ pub struct Args {
     cache: cache::CacheArgs,
 }
 
-/// Runs the command; `logging` starts the log of the process that serves, with the warnings about the command line.
-pub fn run(args: &Args, program: Program, of_line: &[String], logging: impl Fn()) -> anyhow::Result<()> {
+/// Runs the command; `logging` starts the log of the process that serves.
+pub fn run(args: &Args, program: Program, logging: impl Fn()) -> anyhow::Result<()> {
     let (plan, warnings) = plan(args, program)?;
     let place = plan.mountpoint.display();
-    if plan.log.is_some() {
-        // The log goes elsewhere, and who has typed them sits here.
-        of_line.iter().chain(&warnings).for_each(|warning| telemetry::line("WARNING", warning));
-    }
     daemon::run(
         &plan,
         || {

@@ -1,9 +1,10 @@
 //! Going to the background: one fork, a pipe that carries the outcome back.
 
 use crate::daemon::{MountError, MountPlan, last_error, serve, system};
+use crate::telemetry;
 use std::fs::{File, OpenOptions, create_dir_all};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
 
 /// The background process; returns its exit code.
 fn child(plan: &MountPlan, log: &File, sender: File, started: impl FnOnce()) -> i32 {
+    // Before this becomes the log. Closed when ready: who waits for the end of the output of `mount -d` must not wait for the end of the mount.
+    telemetry::witness(io::stderr().as_fd().try_clone_to_owned().ok().map(File::from));
     if let Err(error) = detach(log) {
         tell(sender, FAILED, &format!("cannot become a background process: {error}"));
         return 1;
@@ -45,6 +48,7 @@ fn child(plan: &MountPlan, log: &File, sender: File, started: impl FnOnce()) -> 
     started();
     let mut sender = Some(sender);
     let outcome = serve::serve(plan, |name| {
+        telemetry::witness(None);
         if let Some(sender) = sender.take() {
             tell(sender, READY, name);
         }
@@ -52,7 +56,7 @@ fn child(plan: &MountPlan, log: &File, sender: File, started: impl FnOnce()) -> 
     match outcome {
         Ok(()) => 0,
         Err(error) => {
-            crate::telemetry::fatal(&error.to_string());
+            telemetry::fatal(&error.to_string());
             if let Some(sender) = sender {
                 tell(sender, FAILED, &error.to_string());
             }

@@ -17,6 +17,8 @@ use std::path::Path;
 const RESERVE_BYTES: u64 = 16 << 20;
 /// A reserve is at most this part of its disk: a volume on a very small one is to hold something, too.
 const RESERVE_PART: u64 = 8;
+/// The unit in which a file tells what it takes of its disk.
+const BLOCK_BYTES: u64 = 512;
 /// A disk with less room than this many reserves is nearly full.
 const NEARLY_FULL: u64 = 16;
 
@@ -70,7 +72,12 @@ impl Reserve {
     pub fn open(path: &Path) -> io::Result<Reserve> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let bytes = (DiskSpace::of_file(&file)?.total / RESERVE_PART).min(RESERVE_BYTES);
-        let device = file.metadata()?.dev();
+        let found = file.metadata()?;
+        let device = found.dev();
+        // A copy of the directory has a hole there instead.
+        if found.blocks().saturating_mul(BLOCK_BYTES) < found.len() {
+            file.set_len(0)?;
+        }
         let reserve = Reserve { file, bytes, device };
         reserve.is_ready();
         Ok(reserve)
@@ -143,6 +150,11 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().blocks(), 0);
         assert!(!reserve.give_back().unwrap(), "another process did");
         assert!(reserve.is_ready(), "there is room");
+        let copy = dir.path().join("copy");
+        File::create(&copy).unwrap().set_len(found.len()).unwrap();
+        drop(Reserve::open(&copy).unwrap());
+        let copied = std::fs::metadata(&copy).unwrap();
+        assert!(copied.len() == found.len() && copied.blocks() * 512 >= copied.len(), "room that a copy did not have");
         assert_eq!(std::fs::metadata(&path).unwrap().len(), found.len());
     }
 

@@ -5,11 +5,13 @@ pub mod metrics;
 use crate::env::{Clock, SystemClock};
 use crate::types::Time;
 use std::fmt;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -49,9 +51,53 @@ pub fn init(config: &LogConfig) {
         _ => EnvFilter::new(format!("warn,pando={}", config.level.as_str().to_lowercase())),
     };
     let lines = Lines { id: config.id.clone(), color: config.color && std::io::stderr().is_terminal() };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).event_format(lines).finish();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Output).event_format(lines).finish();
     // Only a second initialisation fails, and the first is as good.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Who started a background process and waits for it: sees its warnings and errors until then.
+static WITNESS: Mutex<Option<File>> = Mutex::new(None);
+
+/// Lets this file have a copy of warnings and errors from now on, or nobody any more.
+pub fn witness(file: Option<File>) {
+    *WITNESS.lock().unwrap_or_else(PoisonError::into_inner) = file;
+}
+
+/// Standard error, and the witness for what concerns it.
+struct Output;
+
+struct Lined {
+    is_witnessed: bool,
+}
+
+impl<'a> MakeWriter<'a> for Output {
+    type Writer = Lined;
+
+    fn make_writer(&'a self) -> Lined {
+        Lined { is_witnessed: false }
+    }
+
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Lined {
+        Lined { is_witnessed: *about.level() <= Level::WARN }
+    }
+}
+
+impl Write for Lined {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        if self.is_witnessed
+            && let Some(file) = WITNESS.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+        {
+            // A terminal that is gone has nobody before it.
+            let _ = file.write_all(line);
+        }
+        std::io::stderr().write_all(line)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes the line a failing command ends with, in the form of the log. It is written whatever the level.

@@ -8,7 +8,7 @@ use crate::meta::store::embedded::RESERVE;
 use crate::meta::store::{Cursor, Key, ScanRange, Store, Write};
 use crate::meta::{AtimeMode, Meta, MetaConfig, key};
 use crate::object::{ObjectError, ObjectStore};
-use crate::volume::objects::{directories, open_objects};
+use crate::volume::objects::{OBJECTS, directories, open_objects};
 use crate::volume::stores::{DATABASE, Stores, Usage, usage};
 use crate::volume::{MetaUrl, VolumeError};
 use bytes::Bytes;
@@ -170,8 +170,9 @@ fn remove_empty(dir: &Path) {
     let _ = std::fs::remove_dir(dir);
 }
 
-/// The files of an embedded volume without keys.
+/// The files of an embedded volume without keys. What is left of the directory can become a volume again.
 fn remove_files(dir: &Path) -> Result<(), VolumeError> {
+    remove_empty(&dir.join(OBJECTS));
     for name in [DATABASE.to_string(), format!("{DATABASE}-wal"), format!("{DATABASE}-shm"), RESERVE.to_string()] {
         let path = dir.join(name);
         match std::fs::remove_file(&path) {

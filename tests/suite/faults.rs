@@ -200,13 +200,21 @@ fn who_types_a_line_sees_what_is_wrong_with_it() {
     let volume = Volume::new();
     let (mnt, log, juicefs) = (volume.temp.path().join("mnt"), volume.temp.path().join("log"), volume.temp.path().join("juicefs"));
     let mut mount = Command::new(PANDO);
-    mount.args(["mount", "-d", "--upload-delay", "5", "--attr-cache", "60", "--log"]).args([&log, &volume.dir(), &mnt]);
+    mount.args(["mount", "-d", "--upload-delay", "5", "--cache-size", "5", "--attr-cache", "60", "--log"]).args([
+        &log,
+        &volume.dir(),
+        &mnt,
+    ]);
     let output = run(&mut mount);
     assert!(output.status.success(), "{}", text(&output));
     for (what, shown) in
         [("terminal", String::from_utf8_lossy(&output.stderr).into_owned()), ("log", fs::read_to_string(&log).expect("read"))]
     {
-        for warning in ["--upload-delay has no effect", "--attr-cache 60 is more than a local volume allows"] {
+        for warning in [
+            "the cache options have no effect without --cache-dir",
+            "--upload-delay has no effect",
+            "--attr-cache 60 is more than a local volume allows",
+        ] {
             assert_eq!(shown.matches(warning).count(), 1, "{what}: {shown}");
         }
     }
