@@ -63,9 +63,8 @@ pub struct Histogram {
 
 impl Histogram {
     const fn new(first: f64, steps: Steps, buckets: usize, scale: f64) -> Histogram {
-        const NONE: AtomicU64 = AtomicU64::new(0);
         let (count, sum) = (AtomicU64::new(0), AtomicU64::new(0));
-        Histogram { first, steps, buckets, bounds: OnceLock::new(), counts: [NONE; BUCKETS_MAX], count, sum, scale }
+        Histogram { first, steps, buckets, bounds: OnceLock::new(), counts: [const { AtomicU64::new(0) }; BUCKETS_MAX], count, sum, scale }
     }
 
     const fn of_seconds(first: f64, factor: f64, buckets: usize) -> Histogram {

@@ -120,6 +120,10 @@ impl Volume {
     }
 }
 
+/// How often, and after which pause, a mount that is busy is unmounted again.
+const BUSY_TRIES: u32 = 40;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// A mounted volume: a foreground daemon that dies with the test.
 pub struct Mount {
     pub path: PathBuf,
@@ -182,7 +186,15 @@ impl Mount {
 
     /// Unmounts as a user does and waits for the daemon; it must end well.
     pub fn unmount(mut self) {
-        let output = run(Command::new(PANDO).arg("umount").arg(&self.path));
+        let mut output = run(Command::new(PANDO).arg("umount").arg(&self.path));
+        // A program another test is just starting holds, for the moment between fork and exec, whatever file this one had open.
+        for _ in 0..BUSY_TRIES {
+            if output.status.success() || !text(&output).contains("Device or resource busy") {
+                break;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+            output = run(Command::new(PANDO).arg("umount").arg(&self.path));
+        }
         assert!(output.status.success(), "umount: {}", text(&output));
         let mut daemon = self.daemon.take().expect("running");
         let status = wait(&mut daemon).expect("the daemon ends after umount");
