@@ -136,6 +136,11 @@ impl Transfers {
 
     /// Stores an object, durable when it returns.
     pub async fn put(&self, key: &str, body: &Bytes) -> Result<(), ObjectError> {
+        self.put_up_to(self.tuning.retries, key, body).await
+    }
+
+    /// The same with retries of its own, for what can wait elsewhere.
+    pub async fn put_up_to(&self, retries: Option<u32>, key: &str, body: &Bytes) -> Result<(), ObjectError> {
         let once = || async {
             self.up.wait((self.tuning.bandwidth)().upload, body.len() as u64).await;
             let _uploading = metrics::UPLOADING.enter();
@@ -144,7 +149,7 @@ impl Transfers {
             metrics::object("PUT", began.elapsed(), body.len() as u64, outcome.is_err());
             outcome
         };
-        self.done(retrying_up_to(self.tuning.retries, self.pauses_ms, "upload", key, once, |why| self.failing(why)).await)
+        self.done(retrying_up_to(retries, self.pauses_ms, "upload", key, once, |why| self.failing(why)).await)
     }
 
     /// An object of about `bytes` bytes, or a part of it, by who has a slot.

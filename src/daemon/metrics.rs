@@ -19,6 +19,8 @@ const CONNECTIONS_MAX: usize = 8;
 const REQUEST_BYTES_MAX: usize = 8 << 10;
 /// Time for one request and its answer.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+/// Time for the request alone: who only connects must not keep others away for long.
+const ASK_TIME_MAX: Duration = Duration::from_secs(2);
 /// Pause after the system could not take a connection.
 const PAUSE_FAILED: Duration = Duration::from_secs(1);
 
@@ -76,11 +78,15 @@ async fn accept(listener: tokio::net::TcpListener, gauges: Arc<Gauges>) {
 
 async fn answer(mut stream: TcpStream, gauges: &Gauges) -> io::Result<()> {
     let mut request = Vec::new();
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        if request.len() >= REQUEST_BYTES_MAX || stream.read_buf(&mut request).await? == 0 {
-            return Err(io::ErrorKind::InvalidData.into());
+    let read = async {
+        while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+            if request.len() >= REQUEST_BYTES_MAX || stream.read_buf(&mut request).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::InvalidData));
+            }
         }
-    }
+        Ok(())
+    };
+    timeout(ASK_TIME_MAX, read).await??;
     let line = request.split(|c| *c == b'\r').next().unwrap_or_default();
     let mut words = line.split(|c| *c == b' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

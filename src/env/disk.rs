@@ -71,7 +71,8 @@ impl Reserve {
     /// Opens the file, which is created if it is missing, and fills it if there is room for it.
     pub fn open(path: &Path) -> io::Result<Reserve> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        let bytes = (DiskSpace::of_file(&file)?.total / RESERVE_PART).min(RESERVE_BYTES);
+        // Some filesystems tell no size: there nothing is kept, and nothing is refused before the disk itself does.
+        let bytes = DiskSpace::of_file(&file).map_or(0, |space| space.total / RESERVE_PART).min(RESERVE_BYTES);
         let found = file.metadata()?;
         let device = found.dev();
         // A copy of the directory has a hole there instead.
@@ -90,12 +91,12 @@ impl Reserve {
 
     /// Whether data may be added: the reserve is whole, or could be put back just now.
     pub fn is_ready(&self) -> bool {
-        self.is_whole() || self.put_back()
+        self.bytes == 0 || self.is_whole() || self.put_back()
     }
 
     /// Gives the room to the disk. False if that was done before.
     pub fn give_back(&self) -> io::Result<bool> {
-        if !self.is_whole() {
+        if self.bytes == 0 || !self.is_whole() {
             return Ok(false);
         }
         self.file.set_len(0)?;
@@ -113,7 +114,7 @@ impl Reserve {
 
     /// As long as there is no more room than for the reserve itself it stays away: it would be given back at the next removal.
     fn put_back(&self) -> bool {
-        if self.bytes == 0 || !DiskSpace::of_file(&self.file).is_ok_and(|space| space.available >= self.bytes.saturating_mul(2)) {
+        if !DiskSpace::of_file(&self.file).is_ok_and(|space| space.available >= self.bytes.saturating_mul(2)) {
             return false;
         }
         let Ok(bytes) = libc::off_t::try_from(self.bytes) else { return false };
@@ -156,6 +157,13 @@ mod tests {
         let copied = std::fs::metadata(&copy).unwrap();
         assert!(copied.len() == found.len() && copied.blocks() * 512 >= copied.len(), "room that a copy did not have");
         assert_eq!(std::fs::metadata(&path).unwrap().len(), found.len());
+    }
+
+    #[test]
+    fn a_disk_that_tells_no_size_refuses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve { bytes: 0, ..Reserve::open(&dir.path().join("reserve")).unwrap() };
+        assert!(reserve.is_ready() && !reserve.give_back().unwrap() && reserve.is_ready() && !reserve.is_nearly_full());
     }
 
     #[test]

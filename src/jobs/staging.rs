@@ -53,21 +53,21 @@ pub(super) async fn run(meta: Arc<Meta>, blocks: Arc<BlockStore>, mut stop: Stop
         // A bucket that has become that of another volume must not get them.
         let due = if meta.is_disowned() { Default::default() } else { staging.due(BATCH_MAX) };
         if !due.blocks.is_empty() {
-            let uploads = due.blocks.iter().map(|&block| -> BoxFuture<'_, Result<bool, Infallible>> {
+            let uploads = due.blocks.iter().map(|&block| -> BoxFuture<'_, Result<Option<String>, Infallible>> {
                 let (blocks, staging) = (&blocks, &staging);
                 Box::pin(async move {
                     let outcome = blocks.upload_staged(block).await;
                     if outcome.is_err() {
-                        // Why was logged where it happened.
                         staging.put_off(&block);
                     }
-                    Ok(outcome.is_ok())
+                    Ok(outcome.err().map(|error| format!("block {block}: {error}")))
                 })
             });
             let Some(Ok(outcomes)) = stop.or(join(uploads.collect(), UPLOADS_MAX)).await else { return };
-            let failed = outcomes.iter().filter(|stored| !**stored).count();
-            if failed > 0 {
-                warn!("{failed} staged blocks could not be uploaded; they stay on disk and are tried again");
+            let failures: Vec<&String> = outcomes.iter().flatten().collect();
+            let failed = failures.len();
+            if let Some(first) = failures.first() {
+                warn!("{failed} staged blocks could not be uploaded; they stay on disk and are tried again, the first of them: {first}");
             }
             if failed > 0 && stop.pause(PAUSE_FAILED).await {
                 return;

@@ -81,6 +81,8 @@ const DISOWNED_LOOK: Duration = Duration::from_secs(1);
 /// How long the end of a volume waits for small blocks to become objects: what a bucket that answers takes for as many as there can be. What is
 /// left is as safe as the metadata.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
+/// The same for staged blocks if somebody asked for all of them, and waits for this process: less than he does.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(100);
 /// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
 const CACHE_FLUSH: Duration = Duration::from_secs(1);
 
@@ -425,7 +427,8 @@ impl Volume {
             flushed.unwrap_or_else(|error| warn!("the disk cache was not flushed: {error}"));
         }
         if let (Some(staging), Some(_)) = (self.blocks.staging(), &self.jobs) {
-            let left = staging.settled(DRAIN_TIME_MAX).await;
+            let time = if staging.is_hurried() { FLUSH_TIME_MAX } else { DRAIN_TIME_MAX };
+            let left = staging.settled(time).await;
             if left.blocks > 0 {
                 warn!(
                     "{} staged blocks ({} bytes) are not in the bucket; other hosts cannot read them until this volume is mounted here again with the \

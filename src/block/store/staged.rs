@@ -8,6 +8,9 @@ use crate::types::BlockId;
 use bytes::Bytes;
 use std::sync::Arc;
 
+/// Retries of one attempt to upload a staged block, half a second of pauses in all. It is tried again later.
+const RETRIES: u32 = 3;
+
 impl BlockStore {
     /// Stores a block, durable when it returns: on a disk of this host if that is wanted and possible, else in the bucket. `data` is exactly the
     /// block.
@@ -26,7 +29,7 @@ impl BlockStore {
         self.config.disk.as_ref().map(|disk| disk.staging())
     }
 
-    /// Uploads a staged block. One that is deleted meanwhile leaves no object.
+    /// Uploads a staged block. One that is deleted meanwhile leaves no object. That the bucket failed is for the caller to tell.
     pub async fn upload_staged(&self, block: BlockId) -> Result<(), BlockError> {
         let Some(staging) = self.staging().filter(|staging| staging.contains(&block)) else { return Ok(()) };
         let key = self.key(&block);
@@ -39,7 +42,12 @@ impl BlockStore {
                     return Ok(());
                 }
                 Err(ObjectError::Missing) => {}
-                Err(e) => return Err(self.failed("look at", key, e)),
+                // AWS tells whom it does not let list a bucket nothing about what is not there.
+                Err(ObjectError::Denied(why)) => {
+                    let why = format!("{key} cannot be looked for; the right to list the bucket is needed (s3:ListBucket): {why}");
+                    return Err(BlockError::Store(ObjectError::Denied(why)));
+                }
+                Err(e) => return Err(BlockError::Store(e)),
             }
         }
         // The block, and what it becomes.
@@ -51,7 +59,8 @@ impl BlockStore {
             return Ok(());
         };
         let frame = self.encode(&data).await?;
-        self.transfers.put(&key, &frame).await.map_err(|e| self.failed("upload", key.clone(), e))?;
+        // The slot is for others, too: one that fails waits where it is.
+        self.transfers.put_up_to(Some(RETRIES), &key, &frame).await.map_err(BlockError::Store)?;
         if !staging.done(block).await {
             let mut told = self.transfers.delete_all(std::slice::from_ref(&key)).await;
             told.pop().unwrap_or(Ok(())).map_err(|e| self.failed("delete", key, e))?;

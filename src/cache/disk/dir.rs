@@ -351,14 +351,15 @@ impl Dir {
         Ok(())
     }
 
-    /// Makes a directory and those above it, up to that of the volume, durable. Those that are known to be are skipped.
+    /// Makes a directory and those above it, up to the one that holds the cache directory, durable. Those that are known to be are skipped.
     fn sync_dirs(&self, dir: &Path) -> io::Result<()> {
         let mut durable = self.durable.lock().expect("never poisoned: no code under it panics");
         File::open(dir)?.sync_all()?;
+        let last = self.root.parent().unwrap_or(&self.root);
         for dir in dir.ancestors() {
             let meta = std::fs::metadata(dir)?;
-            // By number: one that was removed and made again has another one.
-            if dir == self.root || durable.get(dir) == Some(&meta.ino()) {
+            // Another process may have put another one in its place.
+            if durable.get(dir) == Some(&meta.ino()) {
                 break;
             }
             if let Some(parent) = dir.parent() {
@@ -368,6 +369,9 @@ impl Dir {
                 durable.clear();
             }
             durable.insert(dir.into(), meta.ino());
+            if dir == last {
+                break;
+            }
         }
         Ok(())
     }
@@ -404,7 +408,11 @@ impl Dir {
     fn make_dirs(&self, dir: &Path) -> io::Result<()> {
         let mode = self.config.mode | (self.config.mode & 0o444) >> 2;
         match DirBuilder::new().mode(mode).create(dir) {
-            Ok(()) => std::fs::set_permissions(dir, Permissions::from_mode(mode)),
+            Ok(()) => {
+                // Numbers of inodes are used again: what was known of one that was removed says nothing of this one.
+                self.durable.lock().expect("never poisoned: no code under it panics").clear();
+                std::fs::set_permissions(dir, Permissions::from_mode(mode))
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let Some(parent) = dir.parent() else { return Err(error) };

@@ -15,6 +15,7 @@ use crate::types::BlockId;
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -27,8 +28,10 @@ const BLOCKS_MAX: usize = 500_000;
 const THREADS_MAX: usize = 16;
 /// Bytes of a staged block beside its data, as the cache counts them.
 const BLOCK_COST: u64 = 4096;
-/// A block that could not be uploaded is tried again after this time; others come first.
+/// A block that could not be uploaded is tried again after this time, and after twice as long each time; others come first.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Longest such time. A block that is due even later was staged by a clock that was ahead: it is due now.
+const AGAIN_MAX: Duration = Duration::from_secs(300);
 /// Outside of the hours for uploads it is looked again so often: a clock may be set.
 const HOURS_LOOK: Duration = Duration::from_secs(30);
 /// How often the end of a mount looks whether everything is uploaded.
@@ -74,6 +77,8 @@ struct Staged {
     due: i64,
     /// This process has staged it, so no object has its name.
     own: bool,
+    /// Attempts to upload it that failed.
+    failures: u32,
 }
 
 /// What is staged and not uploaded yet.
@@ -220,7 +225,7 @@ impl Staging {
                 let now = staging.now();
                 match &written {
                     // Known even if nobody waits any more: it is a file that has to go.
-                    Ok(()) => staging.state().insert(block, Staged { dir: home, since: now, due: now, own: true }),
+                    Ok(()) => staging.state().insert(block, Staged { dir: home, since: now, due: now, own: true, failures: 0 }),
                     Err(_) => staging.refund(&block),
                 }
                 written
@@ -268,10 +273,14 @@ impl Staging {
         if options.and_then(|options| options.hours).is_some_and(|hours| !hours.contains(self.clock.hour())) {
             return DueBlocks { blocks: Vec::new(), next: Some(HOURS_LOOK) };
         }
-        let is_due = |&&(due, _): &&(i64, _)| due + delay <= now;
+        let ahead = now.saturating_add(AGAIN_MAX.as_secs() as i64);
+        let is_due = |&&(due, _): &&(i64, _)| due.saturating_add(delay) <= now;
+        let is_ahead = |&&(due, _): &&(i64, _)| due > ahead;
         let block = |&(_, (slice, index, len)): &(i64, (u64, u32, u32))| BlockId { slice, index, len };
-        let blocks: Vec<BlockId> = state.order.iter().take_while(is_due).take(most).map(block).collect();
-        let wait = Duration::from_secs(u64::try_from(first + delay - now).unwrap_or(0).max(1)).min(HOURS_LOOK);
+        let due = state.order.iter().take_while(is_due).chain(state.order.iter().rev().take_while(is_ahead));
+        let blocks: Vec<BlockId> = due.take(most).map(block).collect();
+        let seconds = first.saturating_add(delay).saturating_sub(now);
+        let wait = Duration::from_secs(u64::try_from(seconds).unwrap_or(0).max(1)).min(HOURS_LOOK);
         DueBlocks { next: blocks.is_empty().then_some(wait), blocks }
     }
 
@@ -285,6 +294,16 @@ impl Staging {
     /// Returns when something was staged, or is to be uploaded at once, since it was called last.
     pub async fn work(&self) {
         self.bell.notified().await;
+    }
+
+    /// Where blocks are staged.
+    pub fn places(&self) -> Vec<PathBuf> {
+        self.dirs.iter().map(|dir| dir.staged()).collect()
+    }
+
+    /// Whether everything is uploaded at once.
+    pub fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::Relaxed)
     }
 
     /// From now on everything is uploaded at once.
@@ -335,9 +354,11 @@ impl Staging {
 
     /// The block could not be uploaded: later again.
     pub fn put_off(&self, block: &BlockId) {
-        let due = self.now() + AGAIN.as_secs() as i64;
-        let mut state = self.state();
+        let (now, mut state) = (self.now(), self.state());
         if let Some(staged) = state.blocks.get_mut(block) {
+            let wait = AGAIN.saturating_mul(1 << staged.failures.min(10)).min(AGAIN_MAX);
+            staged.failures += 1;
+            let due = now + wait.as_secs() as i64;
             let before = std::mem::replace(&mut staged.due, due);
             state.order.remove(&order_of(before, block));
             state.order.insert(order_of(due, block));
@@ -368,7 +389,9 @@ impl Staging {
                 let mut state = self.state();
                 if state.blocks.len() < BLOCKS_MAX && !state.blocks.contains_key(&block) {
                     state.bytes += cost(&block);
-                    state.insert(block, Staged { dir: at, since, due: since, own: false });
+                    // A clock may have been ahead.
+                    let since = since.clamp(0, self.now());
+                    state.insert(block, Staged { dir: at, since, due: since, own: false, failures: 0 });
                     count += 1;
                 }
             };

@@ -120,23 +120,32 @@ impl Operator {
             "compact" => self.compact(asker, request, progress).await,
             "warmup" => self.warmup(asker, request, progress).await,
             "undelete" => self.undelete(asker, request, progress).await,
-            "staging" => self.staging(asker, request),
+            "staging" => self.staging(asker, request).await,
             "metrics" => Ok(counted()),
             other => Err(Failure::at(format!("the process that serves the mount does not know {other:?}"), Errno::NOSYS)),
         }
     }
 
     /// What is staged on this host; with `Flush` it is uploaded at once.
-    fn staging(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
+    async fn staging(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
         if !asker.is_root() && switch(request, "Flush") {
             return Err(Failure::at("uploading what is staged is for root", Errno::ACCES));
         }
         let Some(staging) = self.blocks.staging() else { return Ok(json!({ "Writeback": false, "Blocks": 0, "Bytes": 0 })) };
         if switch(request, "Flush") {
+            // What lies there from before may not have been looked for yet.
+            let looked = {
+                let staging = staging.clone();
+                tokio::task::spawn_blocking(move || staging.scan()).await
+            };
+            let failed = |why: String| Failure { errno: Errno::IO, message: format!("cannot look for staged blocks: {why}") };
+            looked.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
             staging.hurry();
         }
         let stats = staging.stats();
-        Ok(json!({ "Writeback": staging.is_on(), "Blocks": stats.blocks, "Bytes": stats.bytes, "OldestSeconds": stats.oldest_seconds }))
+        Ok(
+            json!({ "Writeback": staging.is_on(), "Blocks": stats.blocks, "Bytes": stats.bytes, "OldestSeconds": stats.oldest_seconds, "Dirs": staging.places() }),
+        )
     }
 
     async fn info(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {

@@ -152,6 +152,22 @@ async fn what_a_dead_process_has_left_is_uploaded_by_the_next_one_without_the_op
 }
 
 #[tokio::test]
+async fn blocks_of_a_clock_that_was_ahead_are_uploaded() {
+    let bench = Bench::new();
+    let dead = bench.process(Some(at_once()));
+    dead.store(ID, pattern(ID.len)).await.unwrap();
+    drop(dead);
+    let tomorrow = std::time::SystemTime::now() + Duration::from_secs(86_400);
+    std::fs::File::options().write(true).open(bench.staged(&ID)).unwrap().set_modified(tomorrow).unwrap();
+    let next = bench.process(Some(StagingOptions { delay: Duration::from_secs(1), ..at_once() }));
+    next.staging().unwrap().scan().unwrap();
+    assert_eq!(next.staging().unwrap().due(10).blocks, [], "as old as if it had been staged now");
+    next.staging().unwrap().hurry();
+    upload_due(&next).await;
+    assert_eq!(bench.memory.objects().len(), 1);
+}
+
+#[tokio::test]
 async fn deleted_blocks_leave_no_object() {
     let bench = Bench::new();
     let blocks = bench.process(Some(at_once()));
@@ -187,6 +203,8 @@ async fn a_failed_upload_is_put_off_and_nothing_is_lost() {
     staging.put_off(&ID);
     let due = staging.due(10);
     assert!(due.blocks.is_empty() && due.next.is_some());
+    staging.hurry();
+    assert!(staging.due(10).blocks.is_empty(), "in a hurry it is not tried without a pause");
     assert_eq!(blocks.fetch(ID).await, Ok(pattern(ID.len)));
     blocks.upload_staged(ID).await.unwrap();
     assert_eq!(bench.memory.objects().len(), 1);

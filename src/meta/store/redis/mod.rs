@@ -132,18 +132,19 @@ impl RedisStore {
         let mut unknown = false;
         let watched = program.watched();
         loop {
-            let live = self.link.live(&mut patience).await?;
+            let live = self.link.live(&mut patience).await.map_err(|error| after(unknown, error))?;
             let pass = match lane.pass(&self.link, &live, &self.counters).await {
                 Ok(pass) => pass,
                 Err(fault) => {
-                    self.link.pause(&mut patience, fault).await?;
+                    // A server out of memory does not even let us ask what became of the change before.
+                    self.link.pause(&mut patience, fault).await.map_err(|error| after(unknown, error))?;
                     continue;
                 }
             };
             if unknown {
                 // This pass was made after the connection that got no answer was given up.
                 if let Some(told) = pass.outcomes.get(&number) {
-                    let replies = program.replies(told)?;
+                    let replies = program.replies(told).map_err(|error| after(true, error))?;
                     self.counters.note(writes, &replies);
                     lane.acknowledged.note(slot.index, number);
                     let values = self.read_late(reads).await?;
@@ -271,12 +272,9 @@ impl RedisStore {
     }
 }
 
-/// Says so if a request that is given up may have happened.
+/// Says so if a request that is given up may have happened. Every other kind of failure promises that nothing did.
 fn after(unknown: bool, error: StoreError) -> StoreError {
-    match error {
-        StoreError::Failed(why) if unknown => StoreError::Failed(format!("{why}; whether the last change happened is not known")),
-        error => error,
-    }
+    if unknown { StoreError::Failed(format!("{error}; whether the last change happened is not known")) } else { error }
 }
 
 impl Store for RedisStore {

@@ -145,6 +145,28 @@ async fn a_full_server_refuses_a_commit_as_a_whole() {
     assert_eq!(values, Ok(vec![Value::Bytes(None), Value::Bytes(None), Value::Bytes(Some(b("-1")))]));
 }
 
+/// What became of a commit cannot be asked of a server that is out of memory: "full" would be taken for "nothing has happened".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_does_not_make_a_commit_without_an_answer_undone() {
+    let server = RedisServer::with(&["--maxmemory-policy", "noeviction"]);
+    let proxy = Proxy::start(server.address());
+    let store = Arc::new(open(&url_of(proxy.port), MOUNTED).await.unwrap());
+    works(&store).await;
+    proxy.hold_replies(true);
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move { store.commit(&[], &[Write::Set(b("a"), b("1"))], &[]).await }
+    });
+    servers::wait_until("it has happened", || server.cli(&["get", "a"]).trim() == "1");
+    server.cli(&["config", "set", "maxmemory", "1"]);
+    proxy.cut();
+    proxy.hold_replies(false);
+    let outcome = waiting.await.unwrap();
+    assert!(matches!(&outcome, Err(StoreError::Failed(why)) if why.contains("not known")), "{outcome:?}");
+    server.cli(&["config", "set", "maxmemory", "0"]);
+    assert_eq!(store.read(&[Query::Get(b("a"))]).await, Ok(vec![Value::Bytes(Some(b("1")))]));
+}
+
 /// Commits that would show a second application: each takes a number of its own from a counter and leaves its name in a list.
 async fn tally(store: &Arc<RedisStore>, tasks: usize, each: usize) {
     let mut running = Vec::new();
