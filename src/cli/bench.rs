@@ -7,14 +7,14 @@ use crate::cli::ask::{self, Line, threads};
 use crate::cli::values::{human_bytes, size, table};
 use crate::cli::{say, value};
 use crate::daemon::{Last, Record, entries};
-use crate::env::{Random, SystemRandom};
+use crate::env::{Random, SystemRandom, instant};
 use anyhow::Context;
 use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tracing::warn;
 
 /// Ticks of the processor times in `/proc`, per second, on every Linux.
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mount = Mount::of(&top);
     fs::create_dir(&plan.dir).with_context(|| format!("create {}", plan.dir.display()))?;
-    let (began, before) = (Instant::now(), mount.look());
+    let (began, before) = (instant(), mount.look());
     let measured = plan.measure();
     let (elapsed, after) = (began.elapsed(), mount.look());
     // Whatever became of it: it may be gigabytes.
@@ -126,7 +126,7 @@ impl Plan {
 
     /// Runs `work` on every thread; how long until the last has ended.
     fn each(&self, work: impl Fn(usize) -> anyhow::Result<()> + Sync) -> anyhow::Result<Duration> {
-        let began = Instant::now();
+        let began = instant();
         std::thread::scope(|scope| {
             let running: Vec<_> = (0..self.threads)
                 .map(|thread| {
