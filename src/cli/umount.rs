@@ -4,9 +4,11 @@ use crate::cli::ask::{self, Line};
 use crate::cli::say;
 use crate::daemon::{AskError, Last, Unmount, umount};
 use crate::env::instant;
+use crate::types::Errno;
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use serde_json::json;
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,12 +50,14 @@ fn flush(args: &Args) -> anyhow::Result<Option<Vec<PathBuf>>> {
     let path = args.mountpoint.to_string_lossy();
     let mut line = Line::new("staging chunks to be flushed");
     let (mut least, mut since) = (u64::MAX, instant());
+    let mut request = json!({ "Command": "staging", "Flush": true });
     loop {
-        let request = json!({ "Command": "staging", "Flush": true });
-        let left = match ask::about(&path, Last::Followed, request, &mut Line::new("umount")) {
+        let left = match ask::about(&path, Last::Followed, request.clone(), &mut Line::new("umount")) {
             Ok(left) => left,
             // What it is, or that it is none of ours, is told by unmounting it.
             Err(AskError::Outside(_)) => return Ok(None),
+            // A process of an earlier version, which stages nothing.
+            Err(AskError::Refused(Errno::NOSYS, _)) => return Ok(None),
             Err(error) => {
                 let hint = "cannot ask the mount what is staged; without --flush it is unmounted, and keeps what is staged on its disk";
                 return Err(error).context(hint);
@@ -73,12 +77,18 @@ fn flush(args: &Args) -> anyhow::Result<Option<Vec<PathBuf>>> {
             );
         }
         line.show(blocks, bytes);
+        request["Flush"] = false.into();
         std::thread::sleep(LOOK_EVERY);
     }
 }
 
+/// Files that are complete.
 fn files_below(dir: &Path) -> u64 {
     // What cannot be looked at was there neither for the mount.
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries.flatten().map(|entry| if entry.file_type().is_ok_and(|kind| kind.is_dir()) { files_below(&entry.path()) } else { 1 }).sum()
+    let count = |entry: DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        _ => u64::from(entry.path().extension().is_none_or(|ending| ending != "tmp")),
+    };
+    entries.flatten().map(count).sum()
 }

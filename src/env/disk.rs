@@ -22,7 +22,7 @@ const BLOCK_BYTES: u64 = 512;
 /// A disk with less room than this many reserves is nearly full.
 const NEARLY_FULL: u64 = 16;
 
-/// Room on a filesystem, in bytes.
+/// Room on a filesystem: bytes, and inodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskSpace {
     /// In all.
@@ -31,6 +31,10 @@ pub struct DiskSpace {
     pub free: u64,
     /// What may still be used by others than root.
     pub available: u64,
+    /// Inodes in all; 0 if there is no number.
+    pub files: u64,
+    /// Inodes that may still be used by others than root.
+    pub files_available: u64,
 }
 
 impl DiskSpace {
@@ -55,7 +59,13 @@ impl DiskSpace {
             return Err(io::Error::last_os_error());
         }
         let bytes = |blocks: libc::fsblkcnt_t| blocks.saturating_mul(answer.f_frsize);
-        Ok(DiskSpace { total: bytes(answer.f_blocks), free: bytes(answer.f_bfree), available: bytes(answer.f_bavail) })
+        Ok(DiskSpace {
+            total: bytes(answer.f_blocks),
+            free: bytes(answer.f_bfree),
+            available: bytes(answer.f_bavail),
+            files: answer.f_files,
+            files_available: answer.f_favail,
+        })
     }
 }
 

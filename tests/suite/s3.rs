@@ -20,13 +20,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A server whose buckets are directories beside the volume.
-fn server(volume: &Volume) -> Server {
+pub fn server(volume: &Volume) -> Server {
     let root = volume.temp.path().join("s3");
     fs::create_dir_all(&root).expect("made");
     Server::start(&root)
 }
 
-fn wanted(storage: &str, bucket: &str) -> NewVolume {
+pub fn wanted(storage: &str, bucket: &str) -> NewVolume {
     NewVolume {
         name: "vol".into(),
         storage: Some(storage.into()),
@@ -37,7 +37,7 @@ fn wanted(storage: &str, bucket: &str) -> NewVolume {
     }
 }
 
-fn make(dir: PathBuf, wanted: &NewVolume) -> Result<(), VolumeError> {
+pub fn make(dir: PathBuf, wanted: &NewVolume) -> Result<(), VolumeError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(create(&MetaUrl::Embedded(dir), wanted)).map(|_| ())
 }

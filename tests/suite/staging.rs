@@ -1,8 +1,8 @@
 //! `--writeback` on real mounts: what is acknowledged is on this host's disk, and in the bucket afterwards, whatever happens in between.
 
-use crate::s3_server::{ACCESS_KEY, Answer, Fault, SECRET_KEY, Server};
+use crate::s3;
+use crate::s3_server::{Answer, Fault, Server};
 use crate::support::{Dice, Mount, PANDO, Volume, eventually, run};
-use pando::volume::{MetaUrl, NewVolume, create};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,19 +18,8 @@ pub struct Bench {
 impl Bench {
     pub fn new() -> Bench {
         let volume = Volume::new();
-        let root = volume.temp.path().join("s3");
-        fs::create_dir_all(&root).expect("made");
-        let server = Server::start(&root);
-        let wanted = NewVolume {
-            name: "vol".into(),
-            storage: Some("s3".into()),
-            bucket: Some(server.bucket("data")),
-            access_key: Some(ACCESS_KEY.into()),
-            secret_key: Some(SECRET_KEY.into()),
-            ..NewVolume::default()
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(create(&MetaUrl::Embedded(volume.dir()), &wanted)).expect("made");
+        let server = s3::server(&volume);
+        s3::make(volume.dir(), &s3::wanted("s3", &server.bucket("data"))).expect("made");
         let cache = volume.temp.path().join("cache").to_string_lossy().into_owned();
         Bench { volume, server, cache }
     }
@@ -106,6 +95,24 @@ fn a_bucket_that_is_away_holds_nobody_up() {
     eventually("nothing is left", || bench.staged().is_empty() && bench.objects() == 0);
     mount.unmount();
     bench.volume.assert_clean();
+}
+
+#[test]
+fn a_mount_that_changes_nothing_leaves_what_is_staged() {
+    let bench = Bench::new();
+    let mount = bench.mount(&["--writeback", "--upload-delay", "1h"]);
+    let file = fs::File::create(mount.join("f")).expect("made");
+    std::io::Write::write_all(&mut &file, &Dice::new(5).bytes(200_000)).expect("written");
+    file.sync_all().expect("durable");
+    drop(file);
+    mount.kill();
+    let mount = bench.mount(&["--read-only"]);
+    assert!(fs::read(mount.join("f")).expect("read where it is staged") == Dice::new(5).bytes(200_000));
+    // Nor is there anything to wait for.
+    let output = run(Command::new(PANDO).args(["umount", "--flush"]).arg(mount.join("")));
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert_eq!((bench.staged().len(), bench.objects()), (1, 0));
+    drop(mount);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::cache::disk::health::{Change, Health};
 use crate::cache::disk::index::{Index, cost};
 use crate::cache::disk::opened::{OpenFile, Opened};
 use crate::cache::disk::options::Eviction;
-use crate::env::{Clock, Random, SystemRandom, uuid_v4};
+use crate::env::{Clock, DiskSpace, Random, SystemRandom, uuid_v4};
 use crate::types::BlockId;
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
+mod staged;
+
 /// Ending of files that are being written (data §6.1).
 pub(super) const UNFINISHED: &str = ".tmp";
 /// Part of the limits that remains after an eviction, in percent: making room block by block would evict for every write.
@@ -30,11 +32,6 @@ const KEPT_ITEMS_PERCENT: u64 = 99;
 const FREE_RATIO_LOST: f64 = 0.2;
 /// Blocks looked at for their age in one round of the sweep; a round a second walks through a million in some minutes.
 const SWEEP_BLOCKS: usize = 1000;
-
-/// Part of the ratio that is to stay free which staged blocks leave: data that is nowhere else comes before what can be fetched (data §5.5).
-const STAGED_FREE_PART: f64 = 0.5;
-/// Directories of which it is remembered that they are durable: 1000 slices each.
-const DURABLE_MAX: usize = 1024;
 
 /// Limits and habits of one directory.
 #[derive(Clone)]
@@ -87,14 +84,6 @@ pub(super) struct Dir {
     durable: Mutex<HashMap<PathBuf, u64>>,
 }
 
-/// Room on a disk.
-struct Space {
-    bytes: u64,
-    bytes_free: u64,
-    files: u64,
-    files_free: u64,
-}
-
 impl Dir {
     pub(super) fn new(root: PathBuf, config: DirConfig, clock: Arc<dyn Clock>) -> Dir {
         Dir {
@@ -115,11 +104,6 @@ impl Dir {
     /// Of the volume.
     pub(super) fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// Where staged blocks are.
-    pub(super) fn staged(&self) -> PathBuf {
-        self.root.join("rawstaging")
     }
 
     /// There was no room that eviction could make.
@@ -303,107 +287,6 @@ impl Dir {
         Ok(file)
     }
 
-    /// Stages a block: a file that survives a power cut, and a second link to it where the cache looks.
-    pub(super) fn stage(&self, block: &BlockId, bytes: &[u8]) -> io::Result<()> {
-        let space = self.prepare().and_then(|_| self.space())?;
-        let least = |of: u64| (of as f64 * self.free_ratio() * STAGED_FREE_PART) as u64;
-        if space.bytes_free < least(space.bytes) + cost(block) || (space.files > 0 && space.files_free <= least(space.files)) {
-            return Err(ErrorKind::StorageFull.into());
-        }
-        let path = self.staged_path(block);
-        let parent = path.parent().unwrap_or(&self.root).to_owned();
-        let unfinished = path.with_file_name(format!("{block}.{:016x}{UNFINISHED}", SystemRandom.u64()));
-        let put = || {
-            self.write_file(&unfinished, bytes)?.sync_all()?;
-            std::fs::rename(&unfinished, &path)
-        };
-        let mut written = put();
-        // A directory without files may be cleared away by anybody at any time.
-        if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-            written = put();
-        }
-        if let Err(error) = written.and_then(|()| self.sync_dirs(&parent)) {
-            for left in [&unfinished, &path] {
-                // What cannot be removed is a block that nothing names; it is uploaded, and `gc` finds it.
-                let _ = std::fs::remove_file(left);
-            }
-            return Err(error);
-        }
-        let cached = self.path(block);
-        self.opened.remove(block);
-        self.index().remove(block);
-        let link = || match std::fs::hard_link(&path, &cached) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.make_dirs(cached.parent().unwrap_or(&self.root))?;
-                std::fs::hard_link(&path, &cached)
-            }
-            // Of another time: metadata that were set back give ids out again.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                std::fs::remove_file(&cached)?;
-                std::fs::hard_link(&path, &cached)
-            }
-            linked => linked,
-        };
-        if let Err(error) = link() {
-            // It is read where it is staged.
-            debug!("cannot link the staged block {}: {error}", path.display());
-        }
-        Ok(())
-    }
-
-    /// Makes a directory and those above it, up to the one that holds the cache directory, durable. Those that are known to be are skipped.
-    fn sync_dirs(&self, dir: &Path) -> io::Result<()> {
-        let mut durable = self.durable.lock().expect("never poisoned: no code under it panics");
-        File::open(dir)?.sync_all()?;
-        let last = self.root.parent().unwrap_or(&self.root);
-        for dir in dir.ancestors() {
-            let meta = std::fs::metadata(dir)?;
-            // Another process may have put another one in its place.
-            if durable.get(dir) == Some(&meta.ino()) {
-                break;
-            }
-            if let Some(parent) = dir.parent() {
-                File::open(parent)?.sync_all()?;
-            }
-            if durable.len() >= DURABLE_MAX {
-                durable.clear();
-            }
-            durable.insert(dir.into(), meta.ino());
-            if dir == last {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn staged_path(&self, block: &BlockId) -> PathBuf {
-        self.staged().join(block.key(self.config.hash_prefix))
-    }
-
-    /// A staged block, checked as far as it has checksums.
-    pub(super) fn read_staged(&self, block: &BlockId) -> Result<Bytes, ReadError> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(self.staged_path(block)).map_err(ReadError::Disk)?;
-        let bytes = file.metadata().map_err(ReadError::Disk)?.len();
-        format::read(&file, bytes, block.len, 0..block.len, true, true)
-    }
-
-    /// A staged block is in the bucket, or not wanted any more: what is left of it is a block of the cache, used long enough ago that a burst of
-    /// writes does not push out what is read.
-    pub(super) fn unstage(&self, block: &BlockId) {
-        if let Err(error) = std::fs::remove_file(self.staged_path(block))
-            && error.kind() != ErrorKind::NotFound
-        {
-            // It is found again, with its object.
-            self.failed("remove a staged block", &error);
-            return;
-        }
-        self.opened.remove(block);
-        if std::fs::metadata(self.path(block)).is_ok_and(|meta| meta.nlink() == 1) {
-            let age = u32::try_from(self.config.expire.as_secs() / 2).unwrap_or(u32::MAX);
-            self.index().note(block, self.now().saturating_sub(age));
-        }
-    }
-
     /// Makes a directory and those above it. Who may read the files may enter it.
     fn make_dirs(&self, dir: &Path) -> io::Result<()> {
         let mode = self.config.mode | (self.config.mode & 0o444) >> 2;
@@ -467,14 +350,14 @@ impl Dir {
         };
         let ratio = self.free_ratio();
         let part = |of: u64, ratio: f64| (of as f64 * ratio) as u64;
-        let capacity = self.config.capacity_bytes.min(part(space.bytes, 1.0 - ratio));
+        let capacity = self.config.capacity_bytes.min(part(space.total, 1.0 - ratio));
         let mut items = part(space.files, 1.0 - ratio);
         if self.config.items > 0 && (self.config.items < items || space.files == 0) {
             items = self.config.items;
         }
         let items = if items == 0 { u64::MAX } else { items };
-        let bytes_short = |space: &Space| (part(space.bytes, ratio) + incoming).saturating_sub(space.bytes_free);
-        let files_short = |space: &Space| part(space.files, ratio).saturating_sub(space.files_free);
+        let bytes_short = |space: &DiskSpace| (part(space.total, ratio) + incoming).saturating_sub(space.available);
+        let files_short = |space: &DiskSpace| part(space.files, ratio).saturating_sub(space.files_available);
         let kept = |of: u64, percent: u64| of - of / 100 * (100 - percent);
         if incoming > kept(capacity, KEPT_PERCENT) {
             return false;
@@ -538,21 +421,8 @@ impl Dir {
         self.config.free_ratio
     }
 
-    fn space(&self) -> io::Result<Space> {
-        use std::os::unix::ffi::OsStrExt;
-        let path = std::ffi::CString::new(self.root.as_os_str().as_bytes()).map_err(|_| ErrorKind::InvalidInput)?;
-        // SAFETY: `statvfs` is plain old data, for which all zeros are a valid value.
-        let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: the path is a C string and `stat` a live local.
-        if unsafe { libc::statvfs(path.as_ptr(), &mut stat) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Space {
-            bytes: stat.f_blocks * stat.f_frsize,
-            bytes_free: stat.f_bavail * stat.f_frsize,
-            files: stat.f_files,
-            files_free: stat.f_favail,
-        })
+    fn space(&self) -> io::Result<DiskSpace> {
+        DiskSpace::of(&self.root)
     }
 
     fn note_full(&self, full: bool) {

@@ -265,7 +265,7 @@ impl Staging {
     /// Blocks to be uploaded now, at most `most`.
     pub fn due(&self, most: usize) -> DueBlocks {
         let now = self.now();
-        let options = self.options.as_ref().filter(|_| !self.hurried.load(Ordering::Relaxed));
+        let options = self.options.as_ref().filter(|_| !self.is_hurried());
         // A cache that has no room for what is read gets it back.
         let delay = options.filter(|_| !self.dirs.iter().any(|dir| dir.is_full())).map_or(0, |options| options.delay.as_secs() as i64);
         let state = self.state();
@@ -317,10 +317,9 @@ impl Staging {
         let end = tokio::time::Instant::now() + time;
         let kept_back = self.options.as_ref().is_some_and(|options| !options.delay.is_zero() || options.hours.is_some());
         loop {
-            let stats = self.stats();
-            let hurried = self.hurried.load(Ordering::Relaxed);
-            if stats.blocks == 0 || (kept_back && !hurried) || tokio::time::Instant::now() >= end {
-                return stats;
+            let none = self.state().blocks.is_empty();
+            if none || (kept_back && !self.is_hurried()) || tokio::time::Instant::now() >= end {
+                return self.stats();
             }
             tokio::time::sleep(SETTLED_LOOK).await;
         }

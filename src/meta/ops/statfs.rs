@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_volume_is_as_large_as_its_capacity_its_disk_or_the_format_says() {
         let mut setting = Setting::new("vol", "uuid", "file", "objects/", 4096);
-        let disk = Some(DiskSpace { total: 1000 << 20, free: 400 << 20, available: 300 << 20 });
+        let disk = Some(DiskSpace { total: 1000 << 20, free: 400 << 20, available: 300 << 20, ..DiskSpace::default() });
         let shown = |setting: &Setting, disk| {
             let stat = stat(setting, disk, 50 << 20, 1);
             (stat.total >> 20, stat.available >> 20, stat.used >> 20)

@@ -126,26 +126,31 @@ impl Operator {
         }
     }
 
-    /// What is staged on this host; with `Flush` it is uploaded at once.
+    /// What is staged on this host; with `Flush` it is uploaded at once from now on. For root and whose mount it is: others may not know of
+    /// directories of this host.
     async fn staging(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
-        if !asker.is_root() && switch(request, "Flush") {
-            return Err(Failure::at("uploading what is staged is for root", Errno::ACCES));
+        // SAFETY: geteuid has no preconditions.
+        if !asker.is_root() && asker.uid != unsafe { libc::geteuid() } {
+            return Err(Failure::at("what is staged is for root and for who has mounted the volume", Errno::ACCES));
         }
-        let Some(staging) = self.blocks.staging() else { return Ok(json!({ "Writeback": false, "Blocks": 0, "Bytes": 0 })) };
+        // A read-only client uploads nothing.
+        let Some(staging) = self.blocks.staging().filter(|_| !self.read_only) else {
+            return Ok(json!({ "Writeback": false, "Blocks": 0, "Bytes": 0 }));
+        };
         if switch(request, "Flush") {
+            let failed =
+                |why: &dyn std::fmt::Display| Failure { errno: Errno::IO, message: format!("cannot look for staged blocks: {why}") };
             // What lies there from before may not have been looked for yet.
-            let looked = {
+            let scan = {
                 let staging = staging.clone();
-                tokio::task::spawn_blocking(move || staging.scan()).await
+                move || staging.scan()
             };
-            let failed = |why: String| Failure { errno: Errno::IO, message: format!("cannot look for staged blocks: {why}") };
-            looked.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+            tokio::task::spawn_blocking(scan).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
             staging.hurry();
         }
         let stats = staging.stats();
-        Ok(
-            json!({ "Writeback": staging.is_on(), "Blocks": stats.blocks, "Bytes": stats.bytes, "OldestSeconds": stats.oldest_seconds, "Dirs": staging.places() }),
-        )
+        let on = staging.is_on();
+        Ok(json!({ "Writeback": on, "Blocks": stats.blocks, "Bytes": stats.bytes, "Dirs": staging.places() }))
     }
 
     async fn info(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
