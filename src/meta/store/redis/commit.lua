@@ -61,16 +61,16 @@ local function str(k)
   return v
 end
 
-local query = {
-  G = function() return str(key()) end,
-  F = function() return call('HGET', key(), nxt()) end,
-  A = function() return call('HGETALL', key()) end,
-  N = function() return call('HLEN', key()) end,
-  L = function() return call('LRANGE', key(), 0, -1) end,
-  M = function() return call('SMEMBERS', key()) end,
-  Z = function() return call('ZSCORE', key(), nxt()) end,
-  R = function() return call('ZRANGEBYSCORE', key(), '-inf', nxt(), 'WITHSCORES', 'LIMIT', 0, nxt()) end,
-  E = function()
+-- Every run of this text makes its functions and tables anew. So there are few of them, and the kinds are told apart by comparisons, the
+-- frequent ones first.
+local function query(kind)
+  if kind == 'G' then
+    return str(key())
+  elseif kind == 'F' then
+    return call('HGET', key(), nxt())
+  elseif kind == 'L' then
+    return call('LRANGE', key(), 0, -1)
+  elseif kind == 'E' then
     local entry = call('HGET', key(), nxt())
     if not entry then
       return false
@@ -80,9 +80,8 @@ local query = {
       record = try('GET', A[1] .. 'i' .. inode(entry))
     end
     return {entry, type(record) == 'string' and record}
-  end,
-  -- The newest records of a list that name small slices, and their frames, up to so many bytes and to a slice that is known already.
-  C = function()
+  elseif kind == 'C' then
+    -- The newest records of a list that name small slices, and their frames, up to so many bytes and to a slice that is known already.
     local records, frames, room, small, known, out = call('LRANGE', key(), -num(), -1), key(), num(), num(), nxt(), {}
     local none = '\0\0\0\0\0\0\0\0'
     for i = #records, 1, -1 do
@@ -104,22 +103,50 @@ local query = {
       end
     end
     return out
-  end,
-  K = function()
+  elseif kind == 'A' then
+    return call('HGETALL', key())
+  elseif kind == 'N' then
+    return call('HLEN', key())
+  elseif kind == 'M' then
+    return call('SMEMBERS', key())
+  elseif kind == 'Z' then
+    return call('ZSCORE', key(), nxt())
+  elseif kind == 'R' then
+    return call('ZRANGEBYSCORE', key(), '-inf', nxt(), 'WITHSCORES', 'LIMIT', 0, nxt())
+  elseif kind == 'K' then
     return {call('HLEN', key()), try('GET', key()), try('ZRANGE', key(), 0, 0, 'WITHSCORES')}
-  end,
-}
+  end
+end
 
--- Each answers whether the guard holds, and the value it looked at.
-local guard = {
-  V = function()
+-- Type of what a query reads, and how many arguments it has beside the key.
+local function read_of(kind)
+  if kind == 'G' then
+    return 'string', 0
+  elseif kind == 'L' then
+    return 'list', 0
+  elseif kind == 'C' then
+    return 'list', 4
+  elseif kind == 'M' then
+    return 'set', 0
+  elseif kind == 'Z' then
+    return 'zset', 1
+  elseif kind == 'R' then
+    return 'zset', 2
+  elseif kind == 'K' then
+    return 'hash', 2
+  end
+  return 'hash', (kind == 'F' or kind == 'E') and 1 or 0
+end
+
+-- Whether a guard holds, and the value it looked at.
+local function guard(kind)
+  if kind == 'V' then
     local v = str(key())
     if num() == 0 then
       return not v, v
     end
     return v == nxt(), v
-  end,
-  B = function()
+  elseif kind == 'B' then
     local v = str(key())
     local holds = v ~= false
     for _ = 1, num() do
@@ -127,8 +154,7 @@ local guard = {
       holds = holds and string.sub(v, from, to) == want
     end
     return holds, v
-  end,
-  F = function()
+  elseif kind == 'F' then
     local k = key()
     local v = call('HGET', k, nxt())
     T[k] = 'hash'
@@ -136,9 +162,10 @@ local guard = {
       return not v, v
     end
     return v == nxt(), v
-  end,
-  H = function()
-    local v = call('HGETALL', key())
+  elseif kind == 'H' then
+    local k = key()
+    local v = call('HGETALL', k)
+    T[k] = 'hash'
     local found, count = {}, num()
     for i = 1, #v, 2 do
       found[v[i]] = v[i + 1]
@@ -149,44 +176,29 @@ local guard = {
       holds = found[field] == nxt() and holds
     end
     return holds, v
-  end,
-  e = function()
-    local v = call('HLEN', key())
-    return v == 0, v
-  end,
-  n = function()
-    local v = call('HLEN', key())
-    return v ~= 0, v
-  end,
-  c = function()
-    local v = call('HLEN', key())
-    return v == num(), v
-  end,
-  p = function()
-    local v, want = call('LRANGE', key(), 0, -1), list()
-    local holds = #v >= #want
+  elseif kind == 'p' or kind == 'l' then
+    local k = key()
+    local v, want = call('LRANGE', k, 0, -1), list()
+    T[k] = 'list'
+    local holds = kind == 'p' and #v >= #want or #v == #want
     for i = 1, #want do
       holds = holds and v[i] == want[i]
     end
     return holds, v
-  end,
-  l = function()
-    local v, want = call('LRANGE', key(), 0, -1), list()
-    local holds = #v == #want
-    for i = 1, #want do
-      holds = holds and v[i] == want[i]
-    end
-    return holds, v
-  end,
-  s = function()
+  elseif kind == 's' then
     local v = call('ZSCORE', key(), nxt())
     if num() == 0 then
       return not v, v
     end
     local want = tonumber(nxt())
     return v ~= false and tonumber(v) == want, v
-  end,
-}
+  end
+  local v = call('HLEN', key())
+  if kind == 'c' then
+    return v == num(), v
+  end
+  return (v == 0) == (kind == 'e'), v
+end
 
 local function typed(k, t)
   local is = T[k]
@@ -210,39 +222,44 @@ local function addable(v, delta)
   return math.abs(tonumber(v) + tonumber(delta)) < 9.2e18
 end
 
-local function hash(command)
-  return function()
-    local k = key()
+-- A counter in a hash: its value or false. One that is none, or no hash, is bad.
+local function counter(k, field)
+  local v = try('HGET', k, field)
+  if type(v) == 'table' then
+    bad = bad or ('no hash of counters: ' .. k)
+    return false
+  end
+  T[k] = 'hash'
+  return v
+end
+
+-- Checks one write and answers the command that does it.
+local function write(kind)
+  local k = key()
+  if kind == 'hse' then
     typed(k, 'hash')
-    return {command, k, nxt(), nxt()}
-  end
-end
-
-local function member(command, t)
-  return function()
-    local k = key()
-    typed(k, t)
-    return {command, k, nxt()}
-  end
-end
-
-local function push(command)
-  return function()
-    local k = key()
-    typed(k, 'list')
-    return {command, k, unpack(list())}
-  end
-end
-
--- Each checks one write and answers the command that does it.
-local write = {
-  set = function()
-    local k, v = key(), nxt()
+    return {'HSET', k, nxt(), nxt()}
+  elseif kind == 'hin' then
+    local field, delta = nxt(), nxt()
+    if not addable(counter(k, field), delta) then
+      bad = bad or ('no counter, or one at its limit: ' .. k)
+    end
+    return {'HINCRBY', k, field, delta}
+  elseif kind == 'inc' then
+    local delta = nxt()
+    local v = str(k)
+    if not addable(v, delta) then
+      bad = bad or ('no counter, or one at its limit: ' .. k)
+      return
+    end
+    S[k], T[k] = string.format('%.0f', tonumber(v or '0') + tonumber(delta)), 'string'
+    return {'INCRBY', k, delta}
+  elseif kind == 'set' then
+    local v = nxt()
     S[k], T[k] = v, 'string'
     return {'SET', k, v}
-  end,
-  pat = function()
-    local k, offset, bytes = key(), num(), nxt()
+  elseif kind == 'pat' then
+    local offset, bytes = num(), nxt()
     local v = str(k)
     if not v or #v < offset + #bytes then
       bad = bad or ('a value too short to patch: ' .. k)
@@ -250,9 +267,8 @@ local write = {
     end
     S[k] = string.sub(v, 1, offset) .. bytes .. string.sub(v, offset + #bytes + 1)
     return {'SETRANGE', k, offset, bytes}
-  end,
-  add = function()
-    local k, offset, delta = key(), num(), num()
+  elseif kind == 'add' then
+    local offset, delta = num(), num()
     local v = str(k)
     if not v or #v < offset + 4 then
       bad = bad or ('a value too short to count in: ' .. k)
@@ -269,68 +285,45 @@ local write = {
     local bytes = string.char(math.floor(high / 256), high % 256, math.floor(low / 256), low % 256)
     S[k] = string.sub(v, 1, offset) .. bytes .. string.sub(v, offset + 5)
     return {'SETRANGE', k, offset, bytes}
-  end,
-  del = function()
-    local k = key()
+  elseif kind == 'rpu' or kind == 'rpx' or kind == 'lpu' then
+    typed(k, 'list')
+    return {kind == 'rpu' and 'RPUSH' or kind == 'rpx' and 'RPUSHX' or 'LPUSH', k, unpack(list())}
+  elseif kind == 'del' then
     S[k], T[k] = false, 'none'
     return {'DEL', k}
-  end,
-  inc = function()
-    local k, delta = key(), nxt()
-    local v = str(k)
-    if not addable(v, delta) then
-      bad = bad or ('no counter, or one at its limit: ' .. k)
-      return
-    end
-    S[k], T[k] = string.format('%.0f', tonumber(v or '0') + tonumber(delta)), 'string'
-    return {'INCRBY', k, delta}
-  end,
-  hse = hash('HSET'),
-  hde = member('HDEL', 'hash'),
-  hin = function()
-    local k, field, delta = key(), nxt(), nxt()
+  elseif kind == 'hde' then
     typed(k, 'hash')
-    if not bad and not addable(call('HGET', k, field), delta) then
-      bad = 'no counter, or one at its limit: ' .. k
-    end
-    return {'HINCRBY', k, field, delta}
-  end,
-  hip = function()
-    return {'?', key(), nxt(), nxt()}
-  end,
-  rpu = push('RPUSH'),
-  rpx = push('RPUSHX'),
-  lpu = push('LPUSH'),
-  ltr = function()
-    local k = key()
-    typed(k, 'list')
-    return {'LTRIM', k, nxt(), -1}
-  end,
-  sad = member('SADD', 'set'),
-  sre = member('SREM', 'set'),
-  zad = function()
-    local k = key()
-    typed(k, 'zset')
-    return {'ZADD', k, nxt(), nxt()}
-  end,
-  zre = member('ZREM', 'zset'),
-  -- Frames: their hash, their ages, the count of their bytes.
-  fpu = function()
-    local f, age, bytes = key(), key(), key()
-    typed(f, 'hash')
+    return {'HDEL', k, nxt()}
+  elseif kind == 'fpu' then
+    -- Frames: their hash, their ages, the count of their bytes.
+    local age, bytes = key(), key()
+    typed(k, 'hash')
     typed(age, 'zset')
     if not addable(str(bytes), 0) then
       bad = bad or ('no counter, or one at its limit: ' .. bytes)
     end
-    return {'+', f, age, bytes, nxt(), nxt(), nxt()}
-  end,
-  fde = function()
-    local f, age, bytes = key(), key(), key()
-    typed(f, 'hash')
+    return {'+', k, age, bytes, nxt(), nxt(), nxt()}
+  elseif kind == 'fde' then
+    local age, bytes = key(), key()
+    typed(k, 'hash')
     typed(age, 'zset')
-    return {'-', f, age, bytes, nxt()}
-  end,
-}
+    return {'-', k, age, bytes, nxt()}
+  elseif kind == 'hip' then
+    return {'?', k, nxt(), nxt()}
+  elseif kind == 'sad' or kind == 'sre' then
+    typed(k, 'set')
+    return {kind == 'sad' and 'SADD' or 'SREM', k, nxt()}
+  elseif kind == 'zad' then
+    typed(k, 'zset')
+    return {'ZADD', k, nxt(), nxt()}
+  elseif kind == 'zre' then
+    typed(k, 'zset')
+    return {'ZREM', k, nxt()}
+  elseif kind == 'ltr' then
+    typed(k, 'list')
+    return {'LTRIM', k, nxt(), -1}
+  end
+end
 
 -- Stores a frame; answers the bytes of all of them. One that is there already is replaced.
 local function put_frame(f, age, bytes, id, frame, ms)
@@ -356,11 +349,11 @@ local function del_frame(f, age, bytes, id)
   return gone
 end
 
--- Commands whose answers are told.
-local told = {['+'] = true, ['-'] = true, INCRBY = true, HDEL = true, HINCRBY = true, RPUSH = true, RPUSHX = true, LPUSH = true, SREM = true, ZREM = true}
--- Type and further arguments of what a query reads.
-local reads = {G = {'string', 0}, F = {'hash', 1}, A = {'hash', 0}, N = {'hash', 0}, L = {'list', 0}, M = {'set', 0}, Z = {'zset', 1},
-  R = {'zset', 2}, E = {'hash', 1}, C = {'list', 4}, K = {'hash', 2}}
+-- Whether the answer of a command is told.
+local function is_told(name)
+  return name == 'HINCRBY' or name == 'INCRBY' or name == 'RPUSH' or name == 'RPUSHX' or name == 'HDEL' or name == '+' or name == '-' or name == 'LPUSH'
+    or name == 'SREM' or name == 'ZREM'
+end
 
 -- The fence: a hash that still holds our token, or none.
 local fence, token, slot, record
@@ -371,29 +364,39 @@ if nxt() == '1' then
   end
 end
 
+-- How many words a guard or a write has from `at` on, of those that may stand in one command with others of their kind.
+local function size(kind, at)
+  if kind == 'V' then
+    return A[at + 1] == '0' and 2 or 3
+  elseif kind == 'F' then
+    return A[at + 2] == '0' and 3 or 4
+  elseif kind == 'hse' or kind == 'zad' then
+    return 3
+  elseif kind == 'set' or kind == 'hde' then
+    return 2
+  end
+  return kind == 'del' and 1
+end
+
 -- Commands about many names cost a fraction of as many commands: neighbours of one kind, of fields those of one hash, are carried out together.
--- How many stand here, the first one included, whose kind was read just before. `size` tells how many words one has from `at` on.
-local function run(kind, left, size)
+-- How many stand here, the first one included, whose kind was read just before.
+local function run(kind, left)
   local at, n, first = p + 1, 1, A[p + 1]
+  local words = size(kind, at)
+  if not words then
+    return 1
+  end
   local one_key = kind ~= 'V' and kind ~= 'set' and kind ~= 'del'
   while n < left and n < 1000 do
-    at = at + size(at)
+    at = at + words
     if A[at] ~= kind or (one_key and A[at + 1] ~= first) then
       return n
     end
     n, at = n + 1, at + 1
+    words = size(kind, at)
   end
   return n
 end
-
-local function fixed(n)
-  return function() return n end
-end
-
-local guard_size = {
-  V = function(at) return A[at + 1] == '0' and 2 or 3 end,
-  F = function(at) return A[at + 2] == '0' and 3 or 4 end,
-}
 
 -- A value, or false for none.
 local function wanted_value()
@@ -401,9 +404,10 @@ local function wanted_value()
 end
 
 -- Many guards at once: whether all hold, and what is there.
-local guards = {
-  V = function(n)
-    local names, wants, missing = {}, {}, {}
+local function guards(kind, n)
+  local wants, holds, found = {}, true, {}
+  if kind == 'V' then
+    local names, missing = {}, {}
     for i = 1, n do
       names[i], wants[i] = key(), wanted_value()
       p = i < n and p + 1 or p
@@ -417,43 +421,39 @@ local guards = {
         S[k], T[k] = values[i], 'string'
       end
     end
-    local holds, found = true, {}
     for i = 1, n do
       -- MGET tells of no wrong type: what it has not found is looked at alone.
       found[i] = str(names[i])
       holds = holds and found[i] == wants[i]
     end
     return holds, found
-  end,
-  F = function(n)
-    local k, fields, wants = nil, {}, {}
-    for i = 1, n do
-      k, fields[i], wants[i] = key(), nxt(), wanted_value()
-      p = i < n and p + 1 or p
-    end
-    T[k] = 'hash'
-    local found = call('HMGET', k, unpack(fields))
-    local holds = true
-    for i = 1, n do
-      holds = holds and found[i] == wants[i]
-    end
-    return holds, found
-  end,
-}
+  end
+  local k, fields = nil, {}
+  for i = 1, n do
+    k, fields[i], wants[i] = key(), nxt(), wanted_value()
+    p = i < n and p + 1 or p
+  end
+  T[k] = 'hash'
+  found = call('HMGET', k, unpack(fields))
+  for i = 1, n do
+    holds = holds and found[i] == wants[i]
+  end
+  return holds, found
+end
 
 local found, conflict, left = {}, false, num()
 while left > 0 do
   local kind = nxt()
-  local n = guards[kind] and run(kind, left, guard_size[kind]) or 1
+  local n = run(kind, left)
   local holds, value
   if n > 1 then
-    holds, value = guards[kind](n)
+    holds, value = guards(kind, n)
+    for i = 1, n do
+      found[#found + 1] = value[i]
+    end
   else
-    holds, value = guard[kind]()
-    value = {value}
-  end
-  for i = 1, n do
-    found[#found + 1] = value[i]
+    holds, value = guard(kind)
+    found[#found + 1] = value
   end
   conflict = conflict or not holds
   left = left - n
@@ -462,13 +462,10 @@ if conflict then
   return {0, found}
 end
 
--- Writes that may stand in one command, and how many words one of them has.
-local write_size = {set = fixed(2), del = fixed(1), hse = fixed(3), hde = fixed(2), zad = fixed(3)}
-
 -- Appends the next write of the same kind to a command.
 local function extend(command, kind)
   p = p + 1
-  local more = write[kind]()
+  local more = write(kind)
   for i = (kind == 'set' or kind == 'del') and 2 or 3, #more do
     command[#command + 1] = more[i]
   end
@@ -478,8 +475,8 @@ local todo, count = {}, num()
 left = count
 while left > 0 do
   local kind = nxt()
-  local n = write_size[kind] and run(kind, left, write_size[kind]) or 1
-  local command = write[kind]()
+  local n = run(kind, left)
+  local command = write(kind)
   if n > 1 then
     for _ = 2, n do
       extend(command, kind)
@@ -494,9 +491,9 @@ local wanted = num()
 if count > 0 then
   local from = p
   for _ = 1, wanted do
-    local kind = reads[nxt()]
-    typed(key(), kind[1])
-    p = p + kind[2]
+    local kind, more = read_of(nxt())
+    typed(key(), kind)
+    p = p + more
   end
   p = from
   if bad then
@@ -522,7 +519,7 @@ for _, w in ipairs(todo) do
     if type(v) == 'string' and addable(v, w[4]) then
       try('HINCRBY', w[2], w[3], w[4])
     end
-  elseif told[name] then
+  elseif is_told(name) then
     -- Checked above; should a counter fail all the same, the rest of the commit stands and the caller is told.
     local n
     if name == '+' then
@@ -556,6 +553,6 @@ end
 S = {}
 local values = {}
 for i = 1, wanted do
-  values[i] = query[nxt()]()
+  values[i] = query(nxt())
 end
 return {1, replies, values}
