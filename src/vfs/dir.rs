@@ -119,11 +119,11 @@ impl Vfs {
                 Err(Errno::NOENT) => Default::default(),
                 Err(errno) => return Err(errno),
             };
-            let small = page.entries.iter().filter_map(|entry| {
-                let file = entry.attr.as_ref().filter(|attr| attr.kind == Kind::File)?;
-                Some(Listed { ino: entry.ino, length: file.length, name: entry.name.clone() })
+            let entries = page.entries.iter().filter_map(|entry| {
+                let attr = entry.attr.as_ref().filter(|attr| matches!(attr.kind, Kind::File | Kind::Dir))?;
+                Some(Listed { ino: entry.ino, is_dir: attr.kind == Kind::Dir, length: attr.length, name: entry.name.clone() })
             });
-            self.reader.listed(dir, small, at.is_empty(), page.next.is_none());
+            self.reader.listed(dir, entries, at.is_empty(), page.next.is_none());
             cursor = listing.learn(at, page);
         }
         Ok(())

@@ -63,14 +63,8 @@ impl Vfs {
             }
             // Released even if the data could not be stored: for the application the lock is gone, and it is told of the data.
             let flushed = self.flush_data(ino).await;
-            match self.meta.unlock_at_once(ino, owner, locked(lock, flock)).await {
-                Unlocked::No => {}
-                Unlocked::Noted => return flushed,
-                Unlocked::First => {
-                    let meta = self.meta.clone();
-                    tokio::spawn(async move { meta.release_unlocked(ino).await });
-                    return flushed;
-                }
+            if self.is_answered(ino, self.meta.unlock_at_once(ino, owner, locked(lock, flock)).await) {
+                return flushed;
             }
             let released = self.try_lock(ino, owner, lock, flock).await.map(drop);
             return flushed.and(released);
@@ -83,7 +77,7 @@ impl Vfs {
             // Before the lock is there, so that no release of the handle can miss it.
             handle.add_lock_owner(owner);
         }
-        if self.meta.relock_at_once(ino, owner, lock.pid, locked(lock, flock), lock.kind).await {
+        if self.is_answered(ino, self.meta.relock_at_once(ino, owner, lock.pid, locked(lock, flock), lock.kind).await) {
             return Ok(());
         }
         let again: &[Duration] = if wait || !self.meta.unlocks_at_once() { &[] } else { &ASK_AGAIN };
@@ -98,6 +92,15 @@ impl Vfs {
         }
         self.kernel().forget_attr(self.mount.outward(ino));
         Ok(())
+    }
+
+    /// Whether a change of a lock needs no exchange with the store now. Somebody tells it later.
+    fn is_answered(&self, ino: Ino, unlocked: Unlocked) -> bool {
+        if unlocked == Unlocked::First {
+            let meta = self.meta.clone();
+            tokio::spawn(async move { meta.release_unlocked(ino).await });
+        }
+        unlocked != Unlocked::No
     }
 
     async fn try_lock(&self, ino: Ino, owner: u64, lock: Lock, flock: bool) -> Result<Option<Attr>, Errno> {

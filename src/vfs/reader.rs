@@ -83,9 +83,9 @@ impl Reader {
     }
 
     /// Takes note of a part of a listing: who goes on to read the files in its order finds the next ones fetched.
-    pub(crate) fn listed(&self, dir: Ino, files: impl Iterator<Item = Listed>, first: bool, last: bool) {
+    pub(crate) fn listed(&self, dir: Ino, entries: impl Iterator<Item = Listed>, first: bool, last: bool) {
         if self.0.blocks.fetches_ahead() {
-            self.0.siblings.listed(dir, files, first, last);
+            self.0.siblings.listed(dir, entries, first, last);
         }
     }
 
@@ -244,10 +244,39 @@ impl Inner {
 
     /// Fetches the small files that are likely to be read after this one.
     fn fetch_siblings(self: &Arc<Inner>, ino: Ino) {
-        let files = self.siblings.read(ino, self.meta.clock().elapsed());
-        if files.is_empty() {
-            return;
+        let siblings::Ahead { files, dirs } = self.siblings.read(ino, self.meta.clock().elapsed());
+        for dir in dirs {
+            let inner = self.clone();
+            tokio::spawn(async move { inner.fetch_first_of(dir).await });
         }
+        if !files.is_empty() {
+            self.fetch_small(&files);
+        }
+    }
+
+    /// Fetches the first small files of a directory that is likely to be read next.
+    async fn fetch_first_of(self: &Arc<Inner>, dir: Ino) {
+        // Who really lists it will see what is wrong with it.
+        let Ok(page) = self.meta.readdir(dir, Vec::new().into(), siblings::FIRST_ENTRIES).await else { return };
+        let mut bytes = 0;
+        let small = page.entries.iter().filter_map(|entry| {
+            let attr = entry.attr.as_ref().filter(|attr| attr.kind == Kind::File)?;
+            let length = u32::try_from(attr.length).ok().filter(|length| (1..=siblings::SMALL_BYTES_MAX).contains(&u64::from(*length)))?;
+            Some((entry.ino, length))
+        });
+        let files: Vec<_> = small
+            .take_while(|(_, length)| {
+                bytes += u64::from(*length);
+                bytes <= siblings::AHEAD_BYTES_MAX
+            })
+            .collect();
+        if !files.is_empty() {
+            self.fetch_small(&files);
+        }
+    }
+
+    /// Fetches small files, nobody waiting, unless too much is being fetched ahead already.
+    fn fetch_small(self: &Arc<Inner>, files: &[(Ino, u32)]) {
         let bytes: u32 = files.iter().map(|(_, length)| length).sum();
         let Ok(permit) = self.ahead.clone().try_acquire_many_owned(bytes) else { return };
         let (inner, inodes) = (self.clone(), files.iter().map(|(ino, _)| *ino).collect::<Vec<_>>());

@@ -1,7 +1,8 @@
 //! Unlocking without waiting (ADR 0012). Where the store is a server and every client on the volume is one of ours, an unlock is answered at once;
 //! the store is told a moment later, together with the next change of a lock of the inode if there is one by then. Until then
 //! - other owners of this process find the lock free, for their change carries the release with it;
-//! - the same owner may have back what the store still says it holds: nobody else can have changed anything under that lock;
+//! - the same owner may have back what the store still says it holds: nobody else can have changed anything under that lock. A writer that
+//!   becomes a reader is told so in the same way;
 //! - other clients find it taken, and who does not wait asks once more before it is refused (`vfs/lock.rs`).
 //!
 //! Crash windows: a client that dies before the store is told leaves a lock that nobody holds, until its session is cleaned up, as if it had
@@ -88,21 +89,24 @@ impl Meta {
         if self.fence.unlock(ino, &hash, &field, wanted, now) { Unlocked::First } else { Unlocked::Noted }
     }
 
-    /// Gives an owner back what it has unlocked a moment ago, if the store still says it is held; false if the store has to be asked. For no
-    /// longer than `RELEASE_AFTER` since the first unlock, or who locks again and again would never let others in.
-    pub async fn relock_at_once(&self, ino: Ino, owner: u64, pid: u32, what: Locked, kind: LockKind) -> bool {
+    /// Grants what the store says this owner holds already: less than it holds (a writer becomes a reader, which others may learn a moment later,
+    /// like an unlock), or what it has unlocked a moment ago. The latter for no longer than `RELEASE_AFTER` since the first unlock, or who locks
+    /// again and again would never let others in.
+    pub async fn relock_at_once(&self, ino: Ino, owner: u64, pid: u32, what: Locked, kind: LockKind) -> Unlocked {
         let (hash, field) = (what.hash(ino), self.lock_field(owner));
-        if self.fence.unreleased(ino).is_empty() {
-            return false;
+        if !self.unlocks_at_once() || self.fence.own(ino, &hash, &field).is_none() {
+            return Unlocked::No;
         }
         let _first = self.lock_changes.first(ino).await;
         let now = self.driver.clock.elapsed();
-        let is_open = |own: &Unreleased| own.times.1 + RELEASE_AFTER > now && own.times.0 + CONFIRMED_MAX > now;
-        let own = self.fence.unreleased(ino).into_iter().find(|own| own.hash == hash && own.field == field);
-        let Some(own) = own.filter(|own| is_open(own) && !self.fence.is_lost(ino)) else { return false };
-        let Some(wanted) = regained(&own, pid, what, kind) else { return false };
-        self.fence.unlock(ino, &hash, &field, Some(wanted), now);
-        true
+        let own = self.fence.own(ino, &hash, &field).filter(|own| own.times.0 + CONFIRMED_MAX > now && !self.fence.is_lost(ino));
+        let Some(own) = own else { return Unlocked::No };
+        let granted = own.wanted.as_ref().and_then(|held| weakened(held, pid, what, kind)).or_else(|| {
+            let is_recent = own.wanted.as_ref() != Some(&own.wrote) && own.times.1 + RELEASE_AFTER > now;
+            is_recent.then(|| regained(&own, pid, what, kind)).flatten()
+        });
+        let Some(wanted) = granted else { return Unlocked::No };
+        if self.fence.unlock(ino, &hash, &field, Some(wanted), now) { Unlocked::First } else { Unlocked::Noted }
     }
 
     /// Tells the store what was unlocked, until there is nothing left to tell. A store that fails is asked again: until it knows, or the session is
@@ -141,6 +145,23 @@ impl Meta {
             self.note_fields(ino, &hash, told.map(|own| (own.field.clone(), own.wanted.clone())).collect());
         }
         Ok(())
+    }
+}
+
+/// What an owner holds that gives up writing; `None` if it asks for anything else.
+fn weakened(held: &Bytes, pid: u32, what: Locked, kind: LockKind) -> Option<Bytes> {
+    if kind != LockKind::Shared {
+        return None;
+    }
+    match what {
+        Locked::File => (held == "W").then(|| Bytes::from_static(b"R")),
+        Locked::Range(start, end) => {
+            let (locks, end) = (decode_locks(held)?, end.min(LOCK_END_MAX));
+            let covered = start <= end && covers(&locks, start, end, false);
+            let left = encode_locks(&merge(&locks, start, end, Some((false, pid))));
+            // What it holds like that already is asked for anew, for what others have written beside it.
+            (covered && left != *held).then_some(left)
+        }
     }
 }
 

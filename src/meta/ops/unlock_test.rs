@@ -34,7 +34,7 @@ async fn unlock(host: &Host, file: Ino, owner: u64, range: (u64, u64)) -> Unlock
 }
 
 async fn relock(host: &Host, file: Ino, owner: u64, range: (u64, u64), kind: LockKind) -> bool {
-    host.meta.relock_at_once(file, owner, 1, Locked::Range(range.0, range.1), kind).await
+    host.meta.relock_at_once(file, owner, 1, Locked::Range(range.0, range.1), kind).await != Unlocked::No
 }
 
 async fn stored(host: &Host, hash: &[u8]) -> usize {
@@ -122,8 +122,28 @@ async fn who_unlocked_it_has_it_back_for_a_moment() {
     // A BSD lock only as it was.
     a.meta.flock(file, 1, R).await.expect("is free");
     a.meta.unlock_at_once(file, 1, Locked::File).await;
-    assert!(!a.meta.relock_at_once(file, 1, 1, Locked::File, W).await);
-    assert!(a.meta.relock_at_once(file, 1, 1, Locked::File, R).await);
+    assert_eq!(a.meta.relock_at_once(file, 1, 1, Locked::File, W).await, Unlocked::No);
+    assert_eq!(a.meta.relock_at_once(file, 1, 1, Locked::File, R).await, Unlocked::Noted);
+    assert_eq!(b.meta.flock(file, 1, W).await, Err(Errno::AGAIN));
+}
+
+#[tokio::test]
+async fn a_writer_becomes_a_reader_without_an_exchange() {
+    let (a, b, file) = hosts().await;
+    lock(&a, file, 1, (0, 9), W).await.expect("is free");
+    a.store.take();
+    assert!(!relock(&a, file, 1, (0, 9), W).await, "it has that");
+    assert!(!relock(&a, file, 1, (5, 10), R).await, "more than it has");
+    assert!(relock(&a, file, 1, (0, 4), R).await);
+    a.took("");
+    assert_eq!(lock(&a, file, 2, (5, 5), R).await, Err(Errno::AGAIN));
+    lock(&a, file, 2, (0, 4), R).await.expect("is shared here");
+    lock(&b, file, 1, (0, 4), R).await.expect("is shared: the other owner's commit has told");
+    assert_eq!(lock(&b, file, 1, (5, 5), R).await, Err(Errno::AGAIN));
+    a.meta.flock(file, 1, W).await.expect("is free");
+    assert_ne!(a.meta.relock_at_once(file, 1, 1, Locked::File, R).await, Unlocked::No);
+    a.meta.release_now(file).await.expect("tells");
+    b.meta.flock(file, 1, R).await.expect("is shared");
     assert_eq!(b.meta.flock(file, 1, W).await, Err(Errno::AGAIN));
 }
 
@@ -218,7 +238,7 @@ async fn at_random_nobody_holds_what_another_does() {
             }
             _ => {
                 let kind = if next(2) == 0 { R } else { W };
-                let at_once = meta.relock_at_once(file, owner, 1, what, kind).await;
+                let at_once = meta.relock_at_once(file, owner, 1, what, kind).await != Unlocked::No;
                 let ours = at_once || meta.set_lock(file, owner, 1, start, end, kind).await.is_ok();
                 granted[usize::from(at_once)] += u32::from(ours);
                 if ours {

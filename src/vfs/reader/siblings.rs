@@ -1,5 +1,5 @@
 //! `Siblings`: small files of a directory that are read one after the other, in the order of a listing or of their names, as tar, cp, grep and a
-//! shell's `*` do. What comes next is fetched ahead.
+//! shell's `*` do. What comes next is fetched ahead; of somebody who walks through a tree also what the next directories hold.
 //!
 //! Only a guess: a file that is gone or has grown since the listing is merely fetched in vain.
 
@@ -21,18 +21,33 @@ const AHEAD_FILES: std::ops::RangeInclusive<usize> = 16..=64;
 pub(super) const AHEAD_BYTES_MAX: u64 = 8 << 20;
 /// Files that may be left out, or read by others of the same kind, without that the order is lost.
 const GAP: usize = 8;
+/// Entries of a directory that is fetched ahead which are looked at: what is fetched ahead of one whose order has just been found.
+pub(super) const FIRST_ENTRIES: u32 = 32;
+/// Directories fetched ahead of the one that is being read. With a dozen files in each that is as much as is fetched ahead of one large directory.
+const AHEAD_DIRS: usize = 4;
 /// For so long after files of one directory were read in order those of the next one are expected to be, too: somebody walks through a tree.
 const WALK: Duration = Duration::from_secs(2);
 
 /// An entry of a listing, as far as it matters.
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
-    /// The file.
+    /// The file or directory.
     pub ino: Ino,
+    /// It is a directory.
+    pub is_dir: bool,
     /// Its length.
     pub length: u64,
     /// Its name.
     pub name: Bytes,
+}
+
+/// What to fetch now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// Files in order, with their lengths.
+    pub files: Vec<(Ino, u32)>,
+    /// Directories whose first files are to be fetched.
+    pub dirs: Vec<Ino>,
 }
 
 /// What is known of directories.
@@ -42,6 +57,8 @@ struct Memory {
     dirs: LruCache<Ino, Dir>,
     /// Of each file its directory and its places.
     places: HashMap<Ino, Place>,
+    /// Of each directory the one it is in, and its place there.
+    dir_places: HashMap<Ino, (Ino, usize)>,
     /// Listings that have not come to their end.
     begun: LruCache<Ino, Vec<Listed>>,
     /// When files were last read in order.
@@ -54,9 +71,26 @@ struct Place {
     at: [u32; 2],
 }
 
-/// Small files of one directory, as listed and by name.
+/// Small files of one directory, as listed and by name, and its directories as listed.
 struct Dir {
     orders: [Order; 2],
+    dirs: Vec<Ino>,
+    /// Fetched ahead up to here.
+    ahead_to: usize,
+}
+
+impl Dir {
+    /// A file of the directory at this place is read by somebody who walks through the tree: the directories to fetch now.
+    fn walk(&mut self, at: usize) -> &[Ino] {
+        let to = (at + 1 + AHEAD_DIRS).min(self.dirs.len());
+        // Another walk begins again.
+        if self.ahead_to > to {
+            self.ahead_to = 0;
+        }
+        let from = self.ahead_to.max(at + 1).min(to);
+        self.ahead_to = to;
+        &self.dirs[from..to]
+    }
 }
 
 #[derive(Default)]
@@ -105,7 +139,8 @@ impl Order {
 impl Siblings {
     pub fn new() -> Siblings {
         let begun = LruCache::new(std::num::NonZeroUsize::new(16).expect("not zero"));
-        Siblings(Mutex::new(Memory { dirs: LruCache::unbounded(), places: HashMap::new(), begun, walked: None }))
+        let (places, dir_places) = (HashMap::new(), HashMap::new());
+        Siblings(Mutex::new(Memory { dirs: LruCache::unbounded(), places, dir_places, begun, walked: None }))
     }
 
     /// Takes note of a part of a listing; `first` begins it, `last` ends it.
@@ -113,7 +148,7 @@ impl Siblings {
         let mut memory = self.lock();
         let mut so_far = if first { Vec::new() } else { memory.begun.pop(&dir).unwrap_or_default() };
         let room = FILES_MAX.saturating_sub(so_far.len());
-        so_far.extend(files.filter(|file| file.length > 0 && file.length <= SMALL_BYTES_MAX).take(room));
+        so_far.extend(files.filter(|file| file.is_dir || (file.length > 0 && file.length <= SMALL_BYTES_MAX)).take(room));
         if last {
             memory.learn(dir, so_far);
         } else {
@@ -121,20 +156,26 @@ impl Siblings {
         }
     }
 
-    /// A file is read from its beginning: the files to fetch now, in order, with their lengths.
-    pub fn read(&self, ino: Ino, now: Duration) -> Vec<(Ino, u32)> {
+    /// A file is read from its beginning: what to fetch now.
+    pub fn read(&self, ino: Ino, now: Duration) -> Ahead {
         let mut memory = self.lock();
-        let Some(place) = memory.places.get(&ino).copied() else { return Vec::new() };
+        let Some(place) = memory.places.get(&ino).copied() else { return Ahead::default() };
         let walking = memory.walked.is_some_and(|walked| walked + WALK >= now);
-        let Some(dir) = memory.dirs.get_mut(&place.dir) else { return Vec::new() };
-        let mut ahead: Vec<(Ino, u32)> = Vec::new();
+        let Some(dir) = memory.dirs.get_mut(&place.dir) else { return Ahead::default() };
+        let mut ahead = Ahead::default();
         let mut in_order = false;
         for (order, at) in dir.orders.iter_mut().zip(place.at) {
             let found = order.read(at as usize, walking).map(<[_]>::to_vec);
             in_order |= order.run > 1;
-            if ahead.is_empty() {
-                ahead = found.unwrap_or_default();
+            if ahead.files.is_empty() {
+                ahead.files = found.unwrap_or_default();
             }
+        }
+        if (walking || in_order)
+            && let Some((parent, at)) = memory.dir_places.get(&place.dir).copied()
+            && let Some(parent) = memory.dirs.get_mut(&parent)
+        {
+            ahead.dirs = parent.walk(at).to_vec();
         }
         if in_order {
             memory.walked = Some(now);
@@ -148,13 +189,16 @@ impl Siblings {
 }
 
 impl Memory {
-    fn learn(&mut self, dir: Ino, mut files: Vec<Listed>) {
+    fn learn(&mut self, dir: Ino, listed: Vec<Listed>) {
         if let Some(old) = self.dirs.pop(&dir) {
             self.forget(dir, &old);
         }
-        if files.len() < 2 {
+        if listed.is_empty() {
             return;
         }
+        let (dirs, mut files): (Vec<_>, Vec<_>) = listed.into_iter().partition(|entry| entry.is_dir);
+        let dirs: Vec<_> = dirs.into_iter().map(|entry| entry.ino).collect();
+        self.dir_places.extend(dirs.iter().enumerate().map(|(at, ino)| (*ino, (dir, at))));
         let order =
             |files: &[Listed]| Order { files: files.iter().map(|file| (file.ino, file.length as u32)).collect(), ..Order::default() };
         let listed = order(&files);
@@ -168,8 +212,8 @@ impl Memory {
                 place.at[1] = at;
             }
         }
-        self.dirs.put(dir, Dir { orders: [listed, named] });
-        while self.places.len() > FILES_MAX {
+        self.dirs.put(dir, Dir { orders: [listed, named], dirs, ahead_to: 0 });
+        while self.places.len() + self.dir_places.len() > FILES_MAX {
             let Some((dir, old)) = self.dirs.pop_lru() else { break };
             self.forget(dir, &old);
         }
@@ -180,6 +224,11 @@ impl Memory {
             // A file with several names belongs to the directory that was listed last.
             if self.places.get(ino).is_some_and(|place| place.dir == dir) {
                 self.places.remove(ino);
+            }
+        }
+        for ino in &old.dirs {
+            if self.dir_places.get(ino).is_some_and(|(parent, _)| *parent == dir) {
+                self.dir_places.remove(ino);
             }
         }
     }
@@ -193,11 +242,13 @@ mod tests {
 
     /// Files whose names sort the other way round than they are listed.
     fn listed(dir: u64, count: u64) -> Vec<Listed> {
-        (0..count).map(|n| Listed { ino: Ino(dir * 1000 + n), length: 1000, name: Bytes::from(format!("{:05}", 1000 - n)) }).collect()
+        (0..count)
+            .map(|n| Listed { ino: Ino(dir * 1000 + n), is_dir: false, length: 1000, name: Bytes::from(format!("{:05}", 1000 - n)) })
+            .collect()
     }
 
-    fn numbers(files: &[(Ino, u32)]) -> Vec<u64> {
-        files.iter().map(|(ino, _)| ino.0 % 1000).collect()
+    fn numbers(ahead: &Ahead) -> Vec<u64> {
+        ahead.files.iter().map(|(ino, _)| ino.0 % 1000).collect()
     }
 
     #[test]
@@ -230,20 +281,43 @@ mod tests {
         }
         let at = Duration::from_secs;
         for n in [50, 3, 80, 20, 99, 35] {
-            assert!(siblings.read(Ino(1000 + n), at(9)).is_empty(), "{n}");
+            assert_eq!(siblings.read(Ino(1000 + n), at(9)), Ahead::default(), "{n}");
         }
-        assert!(siblings.read(Ino(2000), at(9)).is_empty());
+        assert_eq!(siblings.read(Ino(2000), at(9)), Ahead::default());
         assert_eq!(numbers(&siblings.read(Ino(2001), at(9))), (2..18).collect::<Vec<_>>());
         assert_eq!(numbers(&siblings.read(Ino(3000), at(10))), (1..17).collect::<Vec<_>>(), "at once");
         // It is long over.
         siblings.listed(Ino(4), listed(4, 100).into_iter(), true, true);
-        assert!(siblings.read(Ino(4000), at(20)).is_empty());
+        assert_eq!(siblings.read(Ino(4000), at(20)), Ahead::default());
+    }
+
+    #[test]
+    fn a_walk_fetches_the_next_directories_once() {
+        let siblings = Siblings::new();
+        let dirs = (1..=9).map(|dir| Listed { ino: Ino(dir), is_dir: true, length: 4096, name: Bytes::from(dir.to_string()) });
+        siblings.listed(Ino(100), dirs.clone(), true, true);
+        let read = |dir: u64, second: u64| {
+            siblings.listed(Ino(dir), listed(dir, 3).into_iter(), true, true);
+            (0..3).flat_map(|n| siblings.read(Ino(dir * 1000 + n), Duration::from_secs(second)).dirs).map(|ino| ino.0).collect::<Vec<_>>()
+        };
+        assert_eq!(read(1, 1), [2, 3, 4, 5]);
+        assert_eq!(read(2, 1), [6]);
+        assert_eq!(read(5, 1), [7, 8, 9]);
+        assert_eq!(read(9, 1), [] as [u64; 0]);
+        assert_eq!(read(1, 9), [2, 3, 4, 5], "again");
+        let memory = siblings.lock();
+        assert_eq!(memory.dir_places.len(), 9);
+        drop(memory);
+        siblings.listed(Ino(100), dirs.take(1), true, true);
+        assert_eq!(siblings.lock().dir_places.len(), 1);
     }
 
     #[test]
     fn memory_is_bounded_and_large_files_are_left_out() {
         let siblings = Siblings::new();
-        let many = |dir: u64, count: u64| (0..count).map(move |n| Listed { ino: Ino((dir << 32) + n), length: 1, name: Bytes::new() });
+        let many = |dir: u64, count: u64| {
+            (0..count).map(move |n| Listed { ino: Ino((dir << 32) + n), is_dir: false, length: 1, name: Bytes::new() })
+        };
         siblings.listed(Ino(1), many(1, 40_000), true, true);
         siblings.listed(Ino(2), many(2, 40_000), true, true);
         siblings.listed(Ino(2), many(2, 30_000), true, true);
