@@ -10,6 +10,7 @@ mod dispatch;
 mod interrupt;
 mod mount;
 mod notify;
+mod parked;
 mod reply;
 mod session;
 

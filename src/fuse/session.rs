@@ -3,20 +3,19 @@
 use crate::fuse::FuseConfig;
 use crate::fuse::decode::{Damaged, Operation, Request, decode};
 use crate::fuse::device::{Device, RequestBuffer};
-use crate::fuse::dispatch::{Work, dispatch, method};
+use crate::fuse::dispatch::{dispatch, method};
 use crate::fuse::interrupt::Requests;
 use crate::fuse::mount::{self, Handshake, Shaken, Unmounter};
 use crate::fuse::notify::Notifier;
+use crate::fuse::parked::start;
 use crate::fuse::reply::Reply;
 use crate::telemetry::metrics;
 use crate::vfs::{NoKernelCache, Vfs};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// What a request needs besides the data of a write: header, arguments, names and an extended attribute (64 KiB at most, never with data).
@@ -180,19 +179,7 @@ impl Server {
         let method = method(&request.operation);
         let (reply, cancel) = Reply::new(self.device.clone(), self.requests.clone(), request.unique, method);
         if let Some(work) = dispatch(self.vfs.clone(), self.xattr, request, cancel, reply) {
-            self.start(work);
-        }
-    }
-
-    /// Polls once on this thread: what is answered from memory costs no change of threads. The rest goes to the runtime, which polls it
-    /// again and so registers its own waker in place of the one that does nothing.
-    fn start(&self, mut work: Work) {
-        let first = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut Context::from_waker(Waker::noop()))));
-        match first {
-            Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => drop(self.runtime.spawn(work)),
-            // The panic has been printed and the reply, dropped by it, has answered EIO. This thread goes on.
-            Err(_) => tracing::error!("a request panicked"),
+            start(work, &self.runtime);
         }
     }
 

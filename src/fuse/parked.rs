@@ -1,0 +1,164 @@
+//! `start`: a request is polled once on the thread that has read it, and goes to the runtime only when what it waits for is there.
+//!
+//! Handing it over at once would wake a worker that can do nothing but look at it and go to sleep again, beside the one that sends what the
+//! request asks for: two changes of threads for each request that waits once. So until it is woken it stays where it is, with a waker that
+//! hands it over; whoever wakes it is a worker most often, which then goes on with it.
+
+use crate::fuse::dispatch::Work;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Wake, Waker};
+use tokio::runtime::Handle;
+
+/// A request between its first poll and its first wake-up.
+struct Parked {
+    place: Mutex<Place>,
+    runtime: Handle,
+}
+
+enum Place {
+    /// On the thread that polls it first.
+    Polled,
+    /// Woken meanwhile: it is handed over as soon as it is back.
+    Woken,
+    /// Here, until it is woken.
+    Waiting(Work),
+    /// Done, or handed over.
+    Gone,
+}
+
+impl Parked {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().expect("never poisoned: no code under it panics")
+    }
+}
+
+impl Wake for Parked {
+    fn wake(self: Arc<Self>) {
+        let mut place = self.place();
+        match std::mem::replace(&mut *place, Place::Gone) {
+            Place::Polled | Place::Woken => *place = Place::Woken,
+            Place::Waiting(work) => {
+                drop(place);
+                drop(self.runtime.spawn(work));
+            }
+            Place::Gone => {}
+        }
+    }
+}
+
+/// Begins a request: it is answered before this returns, or by the runtime. To be called inside the runtime's context.
+pub(crate) fn start(mut work: Work, runtime: &Handle) {
+    let parked = Arc::new(Parked { place: Mutex::new(Place::Polled), runtime: runtime.clone() });
+    let waker = Waker::from(parked.clone());
+    let first = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut Context::from_waker(&waker))));
+    match first {
+        // Later wake-ups find nothing.
+        Ok(Poll::Ready(())) => *parked.place() = Place::Gone,
+        Ok(Poll::Pending) => {
+            let mut place = parked.place();
+            if matches!(*place, Place::Woken) {
+                *place = Place::Gone;
+                drop(place);
+                drop(runtime.spawn(work));
+            } else {
+                *place = Place::Waiting(work);
+            }
+        }
+        // The panic has been printed and the reply, dropped with the work, answers EIO. This thread goes on.
+        Err(_) => {
+            *parked.place() = Place::Gone;
+            tracing::error!("a request panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+    use tokio::sync::{mpsc, oneshot};
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads")
+    }
+
+    #[test]
+    fn what_is_ready_ends_at_once_and_what_panics_is_dropped() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
+        let (sender, mut receiver) = oneshot::channel();
+        start(Box::pin(async move { sender.send(7).expect("somebody waits") }), runtime.handle());
+        assert_eq!(receiver.try_recv(), Ok(7));
+        let (sender, mut receiver) = oneshot::channel::<u32>();
+        start(
+            Box::pin(async move {
+                let _kept = sender;
+                panic!("wanted by the test")
+            }),
+            runtime.handle(),
+        );
+        assert_eq!(receiver.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
+
+    #[test]
+    fn what_waits_goes_on_when_it_is_woken_also_by_itself_and_meanwhile() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
+        let (done, mut all) = mpsc::unbounded_channel();
+        // By another thread, by a timer, during the first poll, again and again.
+        let (sender, receiver) = oneshot::channel();
+        let send = done.clone();
+        start(Box::pin(async move { send.send(receiver.await.expect("sent")).expect("somebody waits") }), runtime.handle());
+        sender.send(1).expect("somebody waits");
+        let send = done.clone();
+        start(
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                send.send(2).expect("somebody waits");
+            }),
+            runtime.handle(),
+        );
+        let send = done.clone();
+        start(
+            Box::pin(async move {
+                for _ in 0..50 {
+                    tokio::task::yield_now().await;
+                }
+                send.send(3).expect("somebody waits");
+            }),
+            runtime.handle(),
+        );
+        let send = done.clone();
+        let polls = Arc::new(AtomicU32::new(0));
+        let counted = polls.clone();
+        start(
+            Box::pin(std::future::poll_fn(move |cx| {
+                if counted.fetch_add(1, Ordering::SeqCst) < 2 {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                send.send(4).expect("somebody waits");
+                Poll::Ready(())
+            })),
+            runtime.handle(),
+        );
+        let mut seen: Vec<i32> = (0..4).map(|_| all.blocking_recv().expect("sent")).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [1, 2, 3, 4]);
+        assert_eq!(polls.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn what_nobody_can_wake_any_more_is_woken_by_that() {
+        let runtime = runtime();
+        let _inside = runtime.enter();
+        let (sender, receiver) = oneshot::channel::<u32>();
+        let (told, tells) = std::sync::mpsc::channel();
+        start(Box::pin(async move { told.send(receiver.await.is_err()).expect("somebody waits") }), runtime.handle());
+        assert!(tells.try_recv().is_err());
+        drop(sender);
+        assert_eq!(tells.recv_timeout(Duration::from_secs(60)), Ok(true));
+    }
+}
