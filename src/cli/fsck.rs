@@ -1,11 +1,14 @@
 //! `pando fsck DIR`
 
+use crate::cli::progress::Watch;
 use crate::cli::{invalid, say, small_runtime, value, values, volume_of};
 use crate::meta::store::Sharing;
 use crate::meta::store::redis::Options as RedisOptions;
+use crate::types::Ino;
 use crate::volume::{self, COMMAND_PATIENCE, Finding, FsckSummary, PathCheck, Stores};
 use anyhow::bail;
 use clap::ArgAction;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use tracing::{error, info, warn};
 
@@ -29,6 +32,9 @@ pub struct Args {
     /// Mode of directories whose record is lost [default: 0755].
     #[arg(long, value_name = "OCTAL")]
     repair_dir_mode: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -43,7 +49,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         path => path.clone(),
     };
-    let (findings, summary) = small_runtime()?.block_on(async {
+    let watch = Watch::start("fsck", args.json);
+    let checked = small_runtime()?.block_on(async {
         let options = RedisOptions { patience: Some(COMMAND_PATIENCE), writes: args.repair };
         let stores = Stores::open_for(&url, options, std::time::Duration::ZERO).await?;
         if let Some(path) = path {
@@ -62,18 +69,37 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
         volume::fsck(&stores).await
-    })?;
+    });
+    drop(watch);
+    let (findings, summary) = checked?;
+    if args.json {
+        say(&document(&findings, &summary).to_string());
+    }
     let place = args.path.as_ref().map_or_else(|| url.to_string(), |path| format!("{url} {path}"));
-    conclude(&place, &findings, &summary)
+    conclude(&place, &findings, &summary, args.json)
 }
 
-fn conclude(place: &str, findings: &[Finding], summary: &FsckSummary) -> anyhow::Result<()> {
+fn document(findings: &[Finding], summary: &FsckSummary) -> Value {
+    let finding = |found: &Finding| json!({ "Subject": found.subject, "What": found.what, "Advice": found.advice });
+    let broken = |(ino, path): (&Ino, &String)| json!({ "Inode": ino.0, "Path": path });
+    json!({
+        "Inodes": summary.inodes, "Entries": summary.entries, "Slices": summary.slices, "Blocks": summary.blocks,
+        "BlockBytes": summary.block_bytes, "LostBlocks": summary.lost, "LostBytes": summary.lost_bytes,
+        "BrokenFiles": summary.broken.iter().map(broken).collect::<Vec<_>>(),
+        "Findings": findings.iter().map(finding).collect::<Vec<_>>(), "Unlisted": summary.unlisted,
+    })
+}
+
+fn conclude(place: &str, findings: &[Finding], summary: &FsckSummary, json: bool) -> anyhow::Result<()> {
     for finding in findings {
         error!("{}: {}; {}", finding.subject, finding.what, finding.advice);
     }
     info!("Found {} blocks ({} bytes)", summary.blocks, summary.block_bytes);
     info!("Checked {} inodes, {} entries, {} slices", summary.inodes, summary.entries, summary.slices);
     if findings.is_empty() {
+        if json {
+            return Ok(());
+        }
         say(&format!("{place}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks));
         return Ok(());
     }

@@ -12,6 +12,7 @@ mod full;
 mod gc;
 mod hostile;
 mod hosts;
+mod inspect;
 mod journal;
 mod locks;
 mod memory;

@@ -8,6 +8,7 @@ use crate::meta::ops::chunk::parse_chunk;
 use crate::meta::ops::delete::parse_slice_ref;
 use crate::meta::store::{Query, ScanRange, Sharing, Value};
 use crate::object::ObjectError;
+use crate::telemetry::progress;
 use crate::types::{BlockId, Ino, Kind, SliceId, block_count};
 use crate::volume::VolumeError;
 use bytes::Bytes;
@@ -46,8 +47,10 @@ pub(super) enum BlockState {
 impl Check<'_> {
     pub(super) async fn slices(&mut self) -> Result<(), VolumeError> {
         let mut uses = Uses::new();
+        progress::stage("slice lists", self.nodes.values().filter(|node| node.kind == Kind::File).count() as u64);
         let mut lists = Pages::new(ScanRange::Keys(Bytes::from_static(b"c")));
         while let Some(page) = self.lists(&mut lists).await? {
+            progress::add(page.len() as u64, 0);
             for (ino, index, elements) in page {
                 self.chunk(ino, index, &elements, &mut uses).await?;
             }
@@ -99,9 +102,12 @@ impl Check<'_> {
         let block_bytes = setting.block_bytes();
         let prefix = format!("{}/chunks/", setting.name());
         let mut after = String::new();
+        // As a slice has one, or more.
+        progress::stage("objects", uses.len() as u64);
         loop {
             let page = retrying("list objects", &prefix, || objects.list(&prefix, &after, LISTED_MAX)).await;
             let page = page.map_err(|e| VolumeError::Failed(format!("list all blocks: {e}")))?;
+            progress::add(page.len() as u64, page.iter().map(|object| object.size).sum());
             for object in &page {
                 let Some(block) = object.key.rsplit('/').next().and_then(BlockId::parse) else { continue };
                 // In its place: nobody looks elsewhere.

@@ -5,8 +5,10 @@ use crate::meta::acl::Rule;
 use crate::meta::codec::{Record, decode_entry};
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
+use crate::telemetry::progress;
 use crate::types::{Attr, Ino, Kind};
 use crate::volume::VolumeError;
+use crate::volume::stores::usage;
 use bytes::Bytes;
 
 const SET_ACL: &str = "set the ACL of the file anew, or remove it with setfacl -b";
@@ -25,7 +27,9 @@ impl Check<'_> {
         self.acl_rules().await?;
         self.records().await?;
         let dirs: Vec<Ino> = self.nodes.iter().filter(|(_, node)| node.kind == Kind::Dir).map(|(ino, _)| *ino).collect();
+        progress::stage("directories", dirs.len() as u64);
         for dir in dirs {
+            progress::add(1, 0);
             self.entries(dir).await?;
         }
         self.links().await?;
@@ -80,9 +84,11 @@ impl Check<'_> {
     }
 
     async fn records(&mut self) -> Result<(), VolumeError> {
+        progress::stage("inodes", usage(self.store.as_ref()).await.map_or(0, |usage| usage.inodes.max(0).unsigned_abs()));
         let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"i")));
         while let Some(items) = pages.next(self.store).await? {
             let inodes: Vec<Ino> = items.iter().filter_map(|item| inode_of(&item.name, "i")).collect();
+            progress::add(inodes.len() as u64, 0);
             let queries: Vec<Query> = inodes.iter().map(|ino| Query::Get(key::inode(*ino))).collect();
             let values = self.store.read(&queries).await?;
             for (ino, value) in inodes.into_iter().zip(values) {

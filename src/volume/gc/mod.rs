@@ -17,6 +17,7 @@ use crate::meta::ops::delete::parse_slice_ref;
 use crate::meta::store::ScanRange;
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
+use crate::telemetry::progress;
 use crate::types::{BlockId, Ino, SliceId};
 use crate::volume::stores::COMMAND_PATIENCE;
 use crate::volume::{CacheOptions, MetaUrl, Stores, TransferOptions, Volume, VolumeError, VolumeOptions, gate};
@@ -193,6 +194,7 @@ async fn deleted_files(volume: &Volume, summary: &mut GcSummary) -> Result<(), V
     let meta = &volume.meta;
     let why = |e| failed("cannot delete the data of deleted files", e);
     let mut last = Vec::new();
+    progress::stage("deleted files", 0);
     loop {
         let graced = meta.clock().now().sec - GRACE_S;
         let files = meta.pending_files(graced, BATCH as u32).await.map_err(why)?;
@@ -202,6 +204,7 @@ async fn deleted_files(volume: &Volume, summary: &mut GcSummary) -> Result<(), V
         }
         volume.chunks.delete_files(&files).await.map_err(why)?;
         files.iter().for_each(|(_, length)| summary.files.add(*length));
+        progress::set(summary.files.count, summary.files.bytes);
         last = files;
     }
 }
@@ -211,6 +214,7 @@ async fn delayed_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
     let meta = &volume.meta;
     let why = |e| failed("cannot delete replaced slices", e);
     let kept = i64::try_from(meta.setting().trash_days()).unwrap_or(i64::MAX).saturating_mul(DAY_S);
+    progress::stage("replaced slices", 0);
     let older_than = meta.clock().now().sec.saturating_sub(kept).saturating_sub(1);
     loop {
         let dropped = meta.drop_delayed(older_than, BATCH).await.map_err(why)?;
@@ -219,6 +223,7 @@ async fn delayed_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
         }
         volume.chunks.delete_slices(&dropped.dead).await.map_err(why)?;
         dropped.dead.iter().for_each(|(_, size)| summary.delayed.add(u64::from(*size)));
+        progress::set(summary.delayed.count, summary.delayed.bytes);
     }
 }
 
@@ -226,6 +231,7 @@ async fn delayed_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
 async fn pending_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), VolumeError> {
     let why = |e| failed("cannot delete slices that nothing names", e);
     let mut batch: Vec<(SliceId, u32)> = Vec::new();
+    progress::stage("references", 0);
     let mut pages = Pages::new(volume.meta.store().as_ref(), ScanRange::Hash(key::SLICE_REF));
     loop {
         let page = pages.next().await?;
@@ -249,6 +255,7 @@ async fn pending_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
 
 /// Compacts every chunk that gets shorter by it.
 async fn compact_all(volume: &Volume, threads: usize, summary: &mut GcSummary) -> Result<(), VolumeError> {
+    progress::stage("slice lists", 0);
     let mut lists = Lists::new(volume.meta.store().as_ref());
     let mut running: JoinSet<bool> = JoinSet::new();
     let mut failures = 0;
@@ -327,9 +334,12 @@ impl Bucket {
         let prefix = format!("{}/chunks/", self.name);
         let mut after = String::new();
         let mut bin: Option<(u64, UsesOfBin)> = None;
+        // As a slice has one, or more.
+        progress::stage("objects", summary.slices.count);
         loop {
             let page = retrying("list objects", &prefix, || self.objects.list(&prefix, &after, PAGE)).await;
             let page = page.map_err(|e| failed("list all blocks", e))?;
+            progress::add(page.len() as u64, page.iter().map(|object| object.size).sum());
             for object in &page {
                 let Some(block) = self.block_of(&object.key) else { continue };
                 let number = uses.layout().bin(block.slice);
@@ -396,6 +406,7 @@ impl Bucket {
         let mut running: JoinSet<u64> = JoinSet::new();
         let (mut failures, mut batch) = (0, Vec::new());
         let count = |done: Result<u64, tokio::task::JoinError>| done.unwrap_or(1);
+        progress::stage("leaks", 0);
         for number in leaks.numbers() {
             let uses = again.bin(number)?;
             let mut blocks = Vec::new();
@@ -405,6 +416,7 @@ impl Bucket {
                     debug!("{block} is named by now");
                     continue;
                 }
+                progress::add(1, u64::from(block.len));
                 batch.push(format!("{}/{}", self.name, block.key(self.layout.hash_prefix)));
                 if batch.len() < self.objects.deletes_at_once() {
                     continue;
