@@ -48,7 +48,8 @@ impl Counted {
     pub fn text(&self) -> Result<String, String> {
         if self.pid.is_none() {
             let path = self.root.join(".stats");
-            return fs::read_to_string(&path).map_err(|error| format!("{} is no mount that tells what it does: {error}", self.root.display()));
+            return fs::read_to_string(&path)
+                .map_err(|error| format!("{} is no mount that tells what it does: {error}", self.root.display()));
         }
         let root = self.root.to_str().ok_or("its path is no UTF-8")?;
         let answer = ask::about(root, Last::Followed, json!({ "Command": "metrics" })).map_err(|error| error.to_string())?;

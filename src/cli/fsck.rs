@@ -23,7 +23,7 @@ pub struct Args {
     /// Check everything below the path, too.
     #[arg(long, short = 'r', action = ArgAction::SetTrue)]
     recursive: bool,
-    /// Mend attributes and link counts of directories; needs --path.
+    /// Mend what can be mended of a volume that nobody uses; with --path, attributes and link counts of directories.
     #[arg(long, action = ArgAction::SetTrue)]
     repair: bool,
     /// Look at statistics of directories that are not exact, too, and mend them with --repair; at the root also at those of the volume.
@@ -42,7 +42,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
     let dir_mode = value("repair-dir-mode", args.repair_dir_mode.as_ref(), 0o755, values::octal)?;
     let path = match &args.path {
-        None if args.repair => bail!("Please provide the path to repair with `--path` option"),
         None if args.sync_dir_stat || args.recursive => bail!("--recursive and --sync-dir-stat need --path"),
         Some(path) if !path.starts_with('/') => {
             return Err(invalid(path, "path", "the path from the root of the volume begins with a slash"));
@@ -56,6 +55,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         if let Some(path) = path {
             let (recursive, repair, sync_dir_stat) = (args.recursive, args.repair, args.sync_dir_stat);
             return volume::check_path(&stores, &PathCheck { path, recursive, repair, sync_dir_stat, dir_mode }).await;
+        }
+        if args.repair {
+            return volume::repair(&stores).await;
         }
         match stores.store.sharing() {
             Sharing::Alone => {}

@@ -80,7 +80,7 @@ fn document(found: &GcSummary) -> serde_json::Value {
         "Replaced": amount(found.compacted), "Leaked": amount(found.leaked), "Skipped": amount(found.skipped),
         "DeletedReplaced": amount(found.delayed), "DeletedFiles": amount(found.files), "DeletedSlices": found.deleted_slices,
         "Compactable": found.compactable, "CompactedChunks": amount(found.compacted_chunks), "CompactedRecords": found.compacted_records,
-        "Failed": found.failed,
+        "CutCopies": found.cut, "Failed": found.failed,
     })
 }
 
@@ -114,6 +114,9 @@ fn show(found: &GcSummary, options: GcOptions) {
     );
     if found.leaked.count > 0 && !options.delete {
         info!("Please add `--delete` to clean leaked objects");
+    }
+    if found.cut > 0 {
+        info!("{} copies that were cut {}", found.cut, if options.delete { "are removed" } else { "can be removed: add `--delete`" });
     }
     if found.compactable > 0 {
         info!("{} chunks can be compacted: add `--compact`", found.compactable);

@@ -169,10 +169,10 @@ mod tests {
     #[test]
     fn a_log_is_summed_up() {
         let all = of_log(LOG.as_bytes(), &[]).unwrap();
-        assert_eq!(all.iter().map(|(method, sum)| (method.as_str(), sum.count, sum.micros.round())).collect::<Vec<_>>(), [
-            ("lookup", 1, 60.0),
-            ("write", 2, 40.0)
-        ]);
+        assert_eq!(
+            all.iter().map(|(method, sum)| (method.as_str(), sum.count, sum.micros.round())).collect::<Vec<_>>(),
+            [("lookup", 1, 60.0), ("write", 2, 40.0)]
+        );
         let count = |wanted: &[(&str, Vec<u64>)]| of_log(LOG.as_bytes(), wanted).unwrap().values().map(|sum| sum.count).sum::<u64>();
         assert_eq!(count(&[("uid", vec![0])]), 2);
         assert_eq!(count(&[("uid", vec![0, 1000]), ("pid", vec![11])]), 1);

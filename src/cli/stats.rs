@@ -213,7 +213,8 @@ fn measure(number: Number, before: &HashMap<String, f64>, now: &Sample) -> Optio
         }
         RateOfAll(name) => {
             let prefix = format!("juicefs_{name}");
-            let sum = |stats: &HashMap<String, f64>| stats.iter().filter(|(name, _)| name.starts_with(&prefix)).map(|(_, n)| n).sum::<f64>();
+            let sum =
+                |stats: &HashMap<String, f64>| stats.iter().filter(|(name, _)| name.starts_with(&prefix)).map(|(_, n)| n).sum::<f64>();
             rate(sum(&now.stats) - sum(before))
         }
     }
@@ -335,7 +336,10 @@ mod tests {
 
     #[test]
     fn restarts_are_those_of_all_operations() {
-        let (before, stats) = (stats(&[("transaction_restart_write", 1.0)]), stats(&[("transaction_restart_write", 3.0), ("transaction_restart_rename", 4.0)]));
+        let (before, stats) = (
+            stats(&[("transaction_restart_write", 1.0)]),
+            stats(&[("transaction_restart_write", 3.0), ("transaction_restart_rename", 4.0)]),
+        );
         assert_eq!(measure(RateOfAll("transaction_restart"), &before, &Sample { stats, seconds: 2.0 }), Some(3.0));
     }
 

@@ -31,7 +31,7 @@ pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
 pub use destroy::{Destroyed, Doomed};
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
-pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck};
+pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck, repair};
 pub use gate::CLIENT_LEVEL;
 pub use gauges::Gauges;
 pub use gc::{Amount, GcOptions, GcSummary, gc};

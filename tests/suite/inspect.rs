@@ -125,8 +125,9 @@ fn results_are_for_programs_too() {
     sh(Path::new(dir), "rm -r objects/vol/chunks");
     let lost = pando(temp, &["fsck", "--json", dir]);
     let document: Value = serde_json::from_slice(&lost.stdout).expect("a document");
-    assert_eq!((lost.status.code(), &document["LostBlocks"]), (Some(1), &1.into()), "{document}");
-    assert_eq!(document["BrokenFiles"][0]["Path"], "/t/d/g", "{document}");
+    assert!(lost.status.code() == Some(1) && document["LostBlocks"].as_u64() > Some(0), "{document}");
+    let paths: Vec<&str> = document["BrokenFiles"].as_array().expect("a list").iter().filter_map(|file| file["Path"].as_str()).collect();
+    assert!(paths.contains(&"/t/d/g") && paths.iter().any(|path| path.starts_with("/.trash/")), "{paths:?}");
     let setting: Value = serde_json::from_slice(&pando(temp, &["status", dir]).stdout).expect("a document");
     let uuid = setting["Setting"]["UUID"].as_str().expect("a UUID");
     assert!(one(&["destroy", "--json", "--yes", dir, uuid])["Keys"].as_u64() > Some(5));

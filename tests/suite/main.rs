@@ -3,6 +3,7 @@
 mod backup;
 mod commands;
 mod crash;
+mod damage;
 mod differential;
 mod dump;
 mod faults;

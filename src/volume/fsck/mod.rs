@@ -7,10 +7,12 @@
 //! While another process uses the volume the passes see different moments. A second run then tells damage from change: only what both
 //! found at the same place is reported.
 
+mod mend;
 mod path;
 mod slices;
 mod tree;
 
+pub use mend::repair;
 pub use path::{PathCheck, check_path};
 
 use crate::meta::codec::decode_entry;
@@ -19,6 +21,7 @@ use crate::meta::store::{Cursor, Key, Query, ScanItem, ScanRange, Store, Value};
 use crate::types::{Ino, Kind};
 use crate::volume::VolumeError;
 use crate::volume::stores::{Stores, usage};
+use mend::Mend;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -40,6 +43,8 @@ pub struct Finding {
     pub advice: &'static str,
     /// Same damage, same key: findings of two runs are compared by it.
     key: (&'static str, String),
+    /// How it is mended, if it can be.
+    mend: Option<mend::Mend>,
 }
 
 /// What was looked at.
@@ -104,6 +109,10 @@ struct Check<'a> {
     deleted: HashSet<Ino>,
     findings: Vec<Finding>,
     summary: FsckSummary,
+    /// There are entries of a directory whose record cannot be read: what seems to have no name may have one there.
+    has_hidden: bool,
+    /// Highest slice of which there is a record or a block.
+    highest_slice: u64,
 }
 
 impl<'a> Check<'a> {
@@ -117,6 +126,8 @@ impl<'a> Check<'a> {
             deleted: HashSet::new(),
             findings: Vec::new(),
             summary: FsckSummary::default(),
+            has_hidden: false,
+            highest_slice: 0,
         }
     }
 
@@ -125,6 +136,7 @@ impl<'a> Check<'a> {
         check.tree().await?;
         check.slices().await?;
         check.counters().await?;
+        check.numbers().await?;
         Ok((check.findings, check.summary))
     }
 
@@ -139,7 +151,8 @@ impl<'a> Check<'a> {
         let stored = usage(self.store.as_ref()).await?;
         for (name, stored, found) in [("usedSpace", stored.space, space), ("totalInodes", stored.inodes, inodes)] {
             if stored != found {
-                self.report("counter", format!("counter {name}"), format!("says {stored}, counted {found}"), RECOUNT);
+                self.report("counter", format!("counter {name}"), format!("says {stored}, counted {found}"), MENDABLE);
+                self.mend(Mend::Usage { space, inodes });
             }
         }
         Ok(())
@@ -147,7 +160,7 @@ impl<'a> Check<'a> {
 
     fn report(&mut self, code: &'static str, subject: String, what: String, advice: &'static str) {
         if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(Finding { key: (code, subject.clone()), subject, what, advice });
+            self.findings.push(Finding { key: (code, subject.clone()), subject, what, advice, mend: None });
         } else {
             self.summary.unlisted += 1;
         }
@@ -166,6 +179,10 @@ impl<'a> Check<'a> {
         let mut parts = Vec::new();
         let mut at = ino;
         while at != Ino::ROOT {
+            if at == Ino::TRASH {
+                parts.push(".trash".into());
+                break;
+            }
             let parent = match self.nodes.get(&at) {
                 Some(node) if node.parent != Ino(0) => node.parent,
                 // Several parents: any of them makes a path.
@@ -221,6 +238,7 @@ impl Node {
     }
 }
 
+const MENDABLE: &str = "unmount the volume everywhere, and run it again with --repair";
 const RECOUNT: &str = "only statistics are wrong, no data; files can be copied to a new volume, which counts anew";
 const COPY_OUT: &str = "copy what is readable to a new volume, or restore this one from a backup";
 const LOST: &str = "restore the file from a backup; if the directory of the objects was moved or cut, put it back first";
@@ -300,6 +318,8 @@ mod tests {
                 Write::PutFrame(1, Bytes::from_static(b"hello")),
                 Write::IncrBy(key::USED_SPACE, 8192),
                 Write::IncrBy(key::TOTAL_INODES, 2),
+                Write::IncrBy(key::NEXT_INODE, 100),
+                Write::IncrBy(key::NEXT_CHUNK, 100),
             ],
         )
         .await;

@@ -1,6 +1,7 @@
 //! Chunk lists, reference counts, blocks.
 
-use super::{COPY_OUT, Check, FINDINGS_MAX, LOST, Pages, RECOUNT};
+use super::mend::Mend;
+use super::{COPY_OUT, Check, FINDINGS_MAX, LOST, MENDABLE, Pages, RECOUNT};
 use crate::block::{Codec, Compression, retrying};
 use crate::meta::codec::{decode_slice, decode_slices};
 use crate::meta::key;
@@ -88,6 +89,7 @@ impl Check<'_> {
                 continue;
             };
             if record.id > 0 {
+                self.highest_slice = self.highest_slice.max(record.id);
                 let used = uses.entry((record.id, record.size)).or_default();
                 used.records += 1;
                 used.needed |= !self.deleted.contains(&ino);
@@ -114,6 +116,7 @@ impl Check<'_> {
                 if object.key[prefix.len() - "chunks/".len()..] != block.key(setting.hash_prefix()) {
                     continue;
                 }
+                self.highest_slice = self.highest_slice.max(block.slice);
                 self.summary.blocks += 1;
                 self.summary.block_bytes += object.size;
                 let is_right = self.sizes(&block)?.contains(&object.size);
@@ -282,8 +285,15 @@ impl Check<'_> {
     fn miscounted(&mut self, (id, size): (SliceId, u32), counted: i64, records: u32) {
         let what = format!("counts {counted} references, there are {records}");
         // Too few is the dangerous side: deleting one file would take the other's data.
-        let advice =
-            if counted < i64::from(records) { "copy the files that share data to a new volume before deleting any" } else { RECOUNT };
+        let advice = match (counted < i64::from(records), records) {
+            (true, _) => "delete none of the files that share data; unmount the volume everywhere, and run it again with --repair",
+            (false, 0) => RECOUNT,
+            (false, _) => MENDABLE,
+        };
         self.report("reference", format!("slice {id} of {size} bytes"), what, advice);
+        // What nothing seems to name is left to `gc`, which looks twice.
+        if records > 0 {
+            self.mend(Mend::References(id, size, records));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Records, entries, links and the statistics of directories.
 
-use super::{COPY_OUT, Check, Node, Pages, RECOUNT, decimal_of, dir_field, inode_of};
+use super::mend::Mend;
+use super::{COPY_OUT, Check, MENDABLE, Node, Pages, decimal_of, dir_field, inode_of};
 use crate::meta::acl::Rule;
 use crate::meta::codec::{Record, decode_entry};
 use crate::meta::key;
@@ -32,10 +33,10 @@ impl Check<'_> {
             progress::add(1, 0);
             self.entries(dir).await?;
         }
-        self.links().await?;
         for prefix in ["d", "s", "x", "p"] {
             self.strays(prefix).await?;
         }
+        self.links().await?;
         Ok(())
     }
 
@@ -141,7 +142,8 @@ impl Check<'_> {
                 };
                 let Some(child) = self.nodes.get_mut(&ino) else {
                     let what = format!("its entry {name:?} names inode {ino}, which has no record");
-                    self.report_at("dangling", dir, what, COPY_OUT).await?;
+                    self.report_at("dangling", dir, what, MENDABLE).await?;
+                    self.mend(Mend::Dangling { dir, name: item.name.clone() });
                     continue;
                 };
                 child.entries += 1;
@@ -152,7 +154,8 @@ impl Check<'_> {
                 }
                 let (is, parent) = (child.kind, child.parent);
                 if is != kind {
-                    self.report_at("kind", ino, format!("the entry {name:?} says {kind:?}, the record {is:?}"), COPY_OUT).await?;
+                    self.report_at("kind", ino, format!("the entry {name:?} says {kind:?}, the record {is:?}"), MENDABLE).await?;
+                    self.mend(Mend::Kind { dir, name: item.name.clone() });
                 }
                 if is == Kind::Dir
                     && let Some(node) = self.nodes.get_mut(&dir)
@@ -162,7 +165,8 @@ impl Check<'_> {
                 // Inodes with several links keep their parents apart; `links` looks at them.
                 if parent != dir && parent != Ino(0) {
                     let what = format!("it is in directory {dir}, its record says {parent}");
-                    self.report_at("parent", ino, what, "move it to another directory and back").await?;
+                    self.report_at("parent", ino, what, MENDABLE).await?;
+                    self.mend(if is == Kind::Dir { Mend::Parent { dir: ino, parent: dir } } else { Mend::Links(ino) });
                 }
             }
         }
@@ -186,7 +190,8 @@ impl Check<'_> {
                 && stored != Some(*counted)
             {
                 let stored = stored.map_or("no number".into(), |n| n.to_string());
-                self.report_at("dirstat", dir, format!("its {name} says {stored}, counted {counted}"), RECOUNT).await?;
+                self.report_at("dirstat", dir, format!("its {name} says {stored}, counted {counted}"), MENDABLE).await?;
+                self.mend(Mend::Sums(dir, [sums.length, sums.space, sums.inodes]));
             }
         }
         Ok(())
@@ -201,7 +206,8 @@ impl Check<'_> {
             // Directories of the trash do not count what is in them.
             if kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash() {
                 let what = format!("it has {nlink} links and {subdirs} directories; {} links would be right", 2 + subdirs);
-                self.report_at("nlink", ino, what, "no data is lost; `find` may leave such directories out").await?;
+                self.report_at("nlink", ino, what, MENDABLE).await?;
+                self.mend(Mend::Subdirs { dir: ino, nlink: 2 + subdirs });
             }
             if ino == Ino::ROOT || ino == Ino::TRASH {
                 continue;
@@ -210,25 +216,25 @@ impl Check<'_> {
                 (_, 0) if self.sustained.contains(&ino) => {}
                 (_, 0) => {
                     let what = "nothing names it, and no session keeps it open".into();
-                    self.report(
-                        "orphan",
-                        format!("inode {ino}"),
-                        what,
-                        "it only takes space; copy the tree to a new volume to be rid of it",
-                    );
+                    self.report("orphan", format!("inode {ino}"), what, MENDABLE);
+                    if !self.has_hidden {
+                        self.mend(Mend::Orphan(ino));
+                    }
                 }
                 (Kind::Dir, 1) => {}
                 (Kind::Dir, entries) => {
                     self.report_at("links", ino, format!("a directory with {entries} names"), COPY_OUT).await?;
                 }
                 (_, entries) if nlink != entries => {
-                    self.report_at("nlink", ino, format!("it has {nlink} links and {entries} names"), COPY_OUT).await?;
+                    self.report_at("nlink", ino, format!("it has {nlink} links and {entries} names"), MENDABLE).await?;
+                    self.mend(Mend::Links(ino));
                 }
                 _ if parent == Ino(0) => {
                     let known: i64 = self.link_parents(ino).await?.values().sum();
                     if known != i64::from(entries) {
                         let what = format!("its list of parents counts {known} links, there are {entries}");
-                        self.report_at("parents", ino, what, "make one more link of it and remove it").await?;
+                        self.report_at("parents", ino, what, MENDABLE).await?;
+                        self.mend(Mend::Links(ino));
                     }
                 }
                 _ => {}
@@ -246,6 +252,7 @@ impl Check<'_> {
                     && !self.nodes.contains_key(&ino)
                     && !self.deleted.contains(&ino)
                 {
+                    self.has_hidden |= prefix == "d";
                     let what = format!("key {prefix}{ino} belongs to an inode without record");
                     self.report("stray", format!("inode {ino}"), what, COPY_OUT);
                 }

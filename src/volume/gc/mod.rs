@@ -13,6 +13,7 @@ use crate::chunk::Chunks;
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::AtimeMode;
 use crate::meta::key;
+use crate::meta::ops::clone::DETACHED_SECONDS;
 use crate::meta::ops::delete::parse_slice_ref;
 use crate::meta::store::ScanRange;
 use crate::meta::store::redis::Options as RedisOptions;
@@ -94,6 +95,8 @@ pub struct GcSummary {
     pub delayed: Amount,
     /// Deleted files whose data was deleted.
     pub files: Amount,
+    /// Copies that were cut before they had a name, more than a day ago; removed with `delete`.
+    pub cut: u64,
     /// Objects too young to be judged.
     pub skipped: Amount,
     /// Leaks that could not be deleted.
@@ -153,7 +156,11 @@ async fn run(volume: &Volume, bucket: &Bucket, options: GcOptions) -> Result<GcS
     if options.delete {
         let expired = volume.meta.expire_trash(&|| true).await.map_err(|e| failed("cannot empty the trash", e))?;
         info!("{expired} hours of the trash have expired");
+        cut_copies(volume, &mut summary, true).await?;
         deleted_files(volume, &mut summary).await?;
+    }
+    if !options.delete {
+        cut_copies(volume, &mut summary, false).await?;
     }
     if options.compact {
         compact_all(volume, options.threads, &mut summary).await?;
@@ -187,6 +194,24 @@ async fn run(volume: &Volume, bucket: &Bucket, options: GcOptions) -> Result<GcS
 
 fn failed(what: &str, error: impl std::fmt::Display) -> VolumeError {
     VolumeError::Failed(format!("{what}: {error}"))
+}
+
+/// Counts, and removes, what `clone` has left that was cut. Whoever makes one for longer than a day has it taken away.
+async fn cut_copies(volume: &Volume, summary: &mut GcSummary, delete: bool) -> Result<(), VolumeError> {
+    let meta = &volume.meta;
+    let why = |e| failed("cannot remove a copy that was cut", e);
+    progress::stage("copies that were cut", 0);
+    loop {
+        let copies = meta.detached(meta.clock().now().sec.saturating_sub(DETACHED_SECONDS)).await.map_err(why)?;
+        summary.cut += copies.len() as u64;
+        if !delete || copies.is_empty() {
+            return Ok(());
+        }
+        for ino in copies {
+            meta.remove_detached(ino, &|| true).await.map_err(why)?;
+            progress::add(1, 0);
+        }
+    }
 }
 
 /// Deletes the data of files that were deleted long enough ago that nobody has them open.
