@@ -15,6 +15,7 @@ mod hostile;
 mod hosts;
 mod inspect;
 mod journal;
+mod killed;
 mod locks;
 mod memory;
 mod metrics;

@@ -4,8 +4,9 @@
 //! the counters at the end. What stays in memory is one `Node` per inode and one `SliceUse` per slice, about 100 bytes each with their
 //! tables: 100 MB for a million inodes.
 //!
-//! While another process uses the volume the passes see different moments. A second run then tells damage from change: only what both
-//! found at the same place is reported.
+//! While another process uses the volume the passes see different moments. Further runs then tell damage from change: only what all of
+//! them found at the same place, and the same, is reported; statistics and links of a directory only if it stood still while they were
+//! counted, and the usage of the volume only if it is the same before and after.
 
 mod mend;
 mod path;
@@ -29,6 +30,9 @@ use std::sync::Arc;
 const PAGE: u32 = 1000;
 /// Findings kept. Ten thousand lines tell that a volume is broken; a loop of damage must not fill the memory.
 const FINDINGS_MAX: usize = 10_000;
+/// Runs on a volume in use. What changes all the time is found wrong in one by chance, in all of them hardly ever; one without findings is
+/// the last.
+const RUNS_MAX: u32 = 5;
 /// Deepest path followed upwards when a finding is named; more is a loop.
 const DEPTH_MAX: usize = 4096;
 
@@ -76,11 +80,13 @@ pub struct FsckSummary {
 pub async fn fsck(stores: &Stores) -> Result<(Vec<Finding>, FsckSummary), VolumeError> {
     let (mut findings, mut summary) = Check::run(stores).await?;
     summary.shared = stores.store.shared();
-    if summary.shared && !findings.is_empty() {
+    let mut runs = 1;
+    while summary.shared && !findings.is_empty() && runs < RUNS_MAX {
         let (again, later) = Check::run(stores).await?;
-        let keys: HashSet<_> = again.into_iter().map(|finding| finding.key).collect();
+        let found: HashSet<_> = again.into_iter().map(|finding| (finding.key, finding.what)).collect();
         summary = FsckSummary { shared: true, ..later };
-        findings.retain(|finding| keys.contains(&finding.key));
+        findings.retain(|finding| found.contains(&(finding.key.clone(), finding.what.clone())));
+        runs += 1;
     }
     Ok((findings, summary))
 }
@@ -111,6 +117,8 @@ struct Check<'a> {
     summary: FsckSummary,
     /// There are entries of a directory whose record cannot be read: what seems to have no name may have one there.
     has_hidden: bool,
+    /// Space and inodes as the counters said before the inodes were looked at.
+    usage_before: Option<(i64, i64)>,
     /// Highest slice of which there is a record or a block.
     highest_slice: u64,
 }
@@ -127,6 +135,7 @@ impl<'a> Check<'a> {
             findings: Vec::new(),
             summary: FsckSummary::default(),
             has_hidden: false,
+            usage_before: None,
             highest_slice: 0,
         }
     }
@@ -149,6 +158,10 @@ impl<'a> Check<'a> {
             inodes += 1;
         }
         let stored = usage(self.store.as_ref()).await?;
+        // What changes meanwhile cannot be counted.
+        if self.store.shared() && self.usage_before != Some((stored.space, stored.inodes)) {
+            return Ok(());
+        }
         for (name, stored, found) in [("usedSpace", stored.space, space), ("totalInodes", stored.inodes, inodes)] {
             if stored != found {
                 self.report("counter", format!("counter {name}"), format!("says {stored}, counted {found}"), MENDABLE);

@@ -15,12 +15,29 @@ use bytes::Bytes;
 const SET_ACL: &str = "set the ACL of the file anew, or remove it with setfacl -b";
 
 /// Sums over the direct children of a directory (metadata §10.2).
-#[derive(Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 struct DirSums {
     length: i64,
     space: i64,
     inodes: i64,
 }
+
+impl DirSums {
+    fn numbers(&self) -> [i64; 3] {
+        [self.length, self.space, self.inodes]
+    }
+}
+
+/// A directory as it was at one moment.
+struct Standing {
+    stored: [Option<Option<i64>>; 3],
+    sums: DirSums,
+    nlink: u32,
+    subdirs: u32,
+}
+
+/// Looks at a directory in use until nothing in it changed meanwhile.
+const LOOKS_MAX: u32 = 5;
 
 impl Check<'_> {
     pub(super) async fn tree(&mut self) -> Result<(), VolumeError> {
@@ -85,7 +102,8 @@ impl Check<'_> {
     }
 
     async fn records(&mut self) -> Result<(), VolumeError> {
-        progress::stage("inodes", usage(self.store.as_ref()).await.map_or(0, |usage| usage.inodes.max(0).unsigned_abs()));
+        self.usage_before = usage(self.store.as_ref()).await.ok().map(|usage| (usage.space, usage.inodes));
+        progress::stage("inodes", self.usage_before.map_or(0, |(_, inodes)| inodes.max(0).unsigned_abs()));
         let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"i")));
         while let Some(items) = pages.next(self.store).await? {
             let inodes: Vec<Ino> = items.iter().filter_map(|item| inode_of(&item.name, "i")).collect();
@@ -177,24 +195,68 @@ impl Check<'_> {
     }
 
     async fn dir_stats(&mut self, dir: Ino, sums: &DirSums) -> Result<(), VolumeError> {
-        let hashes = [
-            ("dirDataLength", key::DIR_DATA_LENGTH, sums.length),
-            ("dirUsedSpace", key::DIR_USED_SPACE, sums.space),
-            ("dirUsedInodes", key::DIR_USED_INODES, sums.inodes),
-        ];
-        let queries: Vec<Query> = hashes.iter().map(|(_, hash, _)| dir_field(hash.clone(), dir)).collect();
-        let values = self.store.read(&queries).await?;
-        for (i, (name, _, counted)) in hashes.iter().enumerate() {
+        let stored = self.stored_sums(dir).await?;
+        if stored.iter().zip(sums.numbers()).all(|(stored, counted)| stored.is_none_or(|stored| stored == Some(counted))) {
+            return Ok(());
+        }
+        let (stored, sums) = match self.store.shared() {
+            // What is known of the files in it is older than the statistics.
+            true => match self.standing(dir).await? {
+                Some(Standing { stored, sums, .. }) => (stored, sums),
+                None => return Ok(()),
+            },
+            false => (stored, *sums),
+        };
+        for ((name, stored), counted) in ["dirDataLength", "dirUsedSpace", "dirUsedInodes"].into_iter().zip(stored).zip(sums.numbers()) {
             // Absent is right: such statistics are counted when they are needed.
-            if let Some(stored) = decimal_of(values.get(i))
-                && stored != Some(*counted)
+            if let Some(stored) = stored
+                && stored != Some(counted)
             {
                 let stored = stored.map_or("no number".into(), |n| n.to_string());
                 self.report_at("dirstat", dir, format!("its {name} says {stored}, counted {counted}"), MENDABLE).await?;
-                self.mend(Mend::Sums(dir, [sums.length, sums.space, sums.inodes]));
+                self.mend(Mend::Sums(dir, sums.numbers()));
             }
         }
         Ok(())
+    }
+
+    /// Length, space and number as stored.
+    async fn stored_sums(&self, dir: Ino) -> Result<[Option<Option<i64>>; 3], VolumeError> {
+        let hashes = [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES];
+        let values = self.store.read(&hashes.map(|hash| dir_field(hash, dir))).await?;
+        Ok([0, 1, 2].map(|at| decimal_of(values.get(at))))
+    }
+
+    /// A directory in use, looked at while nothing in it changed; `None` if it changes all the time, or is gone.
+    async fn standing(&self, dir: Ino) -> Result<Option<Standing>, VolumeError> {
+        let record = async || -> Result<Option<Bytes>, VolumeError> {
+            match self.store.read(&[Query::Get(key::inode(dir))]).await?.into_iter().next() {
+                Some(Value::Bytes(bytes)) => Ok(bytes),
+                _ => Ok(None),
+            }
+        };
+        for _ in 0..LOOKS_MAX {
+            let (before, stored) = (record().await?, self.stored_sums(dir).await?);
+            let Some(nlink) = before.clone().and_then(Record::decode).map(|record| record.attr.nlink) else { return Ok(None) };
+            let (mut sums, mut subdirs) = (DirSums::default(), 0);
+            let mut pages = Pages::new(ScanRange::Dir(key::dir(dir)));
+            while let Some(items) = pages.next(self.store).await? {
+                for item in items {
+                    let (Some((kind, _)), Some(child)) = (decode_entry(&item.value), Record::decode(item.record)) else { continue };
+                    subdirs += u32::from(kind == Kind::Dir);
+                    sums.inodes += 1;
+                    sums.space += child.attr.space();
+                    if child.attr.kind == Kind::File {
+                        sums.length += i64::try_from(child.attr.length).unwrap_or(i64::MAX);
+                    }
+                }
+            }
+            // Names change the record of the directory, lengths the statistics.
+            if (record().await?, self.stored_sums(dir).await?) == (before, stored) {
+                return Ok(Some(Standing { stored, sums, nlink, subdirs }));
+            }
+        }
+        Ok(None)
     }
 
     /// Link counts against the entries that were seen.
@@ -204,7 +266,14 @@ impl Check<'_> {
             let Some(node) = self.nodes.get(&ino) else { continue };
             let (kind, nlink, parent, entries, subdirs) = (node.kind, node.nlink, node.parent, node.entries, node.subdirs);
             // Directories of the trash do not count what is in them.
-            if kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash() {
+            let mut wrong = kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash();
+            let (mut nlink, mut subdirs) = (nlink, subdirs);
+            if wrong && self.store.shared() {
+                let standing = self.standing(ino).await?;
+                wrong = standing.as_ref().is_some_and(|standing| standing.nlink != 2 + standing.subdirs);
+                (nlink, subdirs) = standing.map_or((nlink, subdirs), |standing| (standing.nlink, standing.subdirs));
+            }
+            if wrong {
                 let what = format!("it has {nlink} links and {subdirs} directories; {} links would be right", 2 + subdirs);
                 self.report_at("nlink", ino, what, MENDABLE).await?;
                 self.mend(Mend::Subdirs { dir: ino, nlink: 2 + subdirs });
