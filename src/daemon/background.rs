@@ -4,7 +4,7 @@ use crate::daemon::{MountError, MountPlan, last_error, serve, system};
 use crate::telemetry;
 use std::fs::{File, OpenOptions, create_dir_all};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ const FAILED: u8 = b'-';
 
 /// Starts the background process and waits for its answer. Must be called before anything of this process has started a thread.
 pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnOnce(&str)) -> Result<(), MountError> {
+    let inherited = inherited();
     // Opened before the fork: what is wrong with it is reported on the terminal.
     let log_file = open_log(log).map_err(system(format!("cannot write the log file {}; choose another with --log", log.display())))?;
     let (answer, sender) = pipe().map_err(system("cannot make a pipe"))?;
@@ -26,6 +27,10 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
         -1 => Err(MountError::System("cannot start a background process".into(), last_error())),
         0 => {
             drop(answer);
+            for descriptor in inherited {
+                // SAFETY: it was open before this program opened anything, so nothing of ours owns it.
+                unsafe { libc::close(descriptor) };
+            }
             let code = child(plan, &log_file, sender, started);
             std::process::exit(code)
         }
@@ -35,6 +40,16 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
             wait_for(answer, pid, plan.ready_time_max, log, ready)
         }
     }
+}
+
+/// Descriptors this process was started with beside the three of every program. A lock file among them, as `flock FILE pando mount -d …` leaves
+/// one, would be locked as long as the mount lives.
+fn inherited() -> Vec<RawFd> {
+    let names = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // That of the listing is closed by now.
+    // SAFETY: asking for flags changes nothing, whatever the number.
+    numbers.into_iter().filter(|descriptor| *descriptor > 2 && unsafe { libc::fcntl(*descriptor, libc::F_GETFD) } != -1).collect()
 }
 
 /// The background process; returns its exit code.

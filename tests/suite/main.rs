@@ -3,6 +3,7 @@
 mod backup;
 mod commands;
 mod crash;
+mod damage;
 mod differential;
 mod dump;
 mod faults;
@@ -12,7 +13,9 @@ mod full;
 mod gc;
 mod hostile;
 mod hosts;
+mod inspect;
 mod journal;
+mod killed;
 mod locks;
 mod memory;
 mod metrics;
