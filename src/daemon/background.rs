@@ -4,7 +4,7 @@ use crate::daemon::{MountError, MountPlan, last_error, serve, system};
 use crate::telemetry;
 use std::fs::{File, OpenOptions, create_dir_all};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ const FAILED: u8 = b'-';
 
 /// Starts the background process and waits for its answer. Must be called before anything of this process has started a thread.
 pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnOnce(&str)) -> Result<(), MountError> {
+    close_inherited().map_err(system("cannot close what was opened by whoever started this"))?;
     // Opened before the fork: what is wrong with it is reported on the terminal.
     let log_file = open_log(log).map_err(system(format!("cannot write the log file {}; choose another with --log", log.display())))?;
     let (answer, sender) = pipe().map_err(system("cannot make a pipe"))?;
@@ -35,6 +36,17 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
             wait_for(answer, pid, plan.ready_time_max, log, ready)
         }
     }
+}
+
+/// Closes what whoever started this has left open beside the terminal: a lock file of a script, the end of a pipe. The mount would keep
+/// it as long as it lives: nobody else would get the lock, and who reads the pipe would wait.
+fn close_inherited() -> io::Result<()> {
+    let open = std::fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    for descriptor in open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok()).filter(|descriptor| *descriptor > 2) {
+        // SAFETY: nothing of this process owns a descriptor yet (see the module above); that of the listing is closed, which is no error to mind.
+        unsafe { libc::close(descriptor) };
+    }
+    Ok(())
 }
 
 /// The background process; returns its exit code.

@@ -13,6 +13,7 @@ mod gc;
 mod hostile;
 mod hosts;
 mod journal;
+mod killed;
 mod locks;
 mod memory;
 mod metrics;
