@@ -165,6 +165,11 @@ impl Journal {
         fits && state.spend(now, bytes)
     }
 
+    /// Whether every client on the volume is known to be of our make. Only ever true of a server.
+    pub fn is_among_ours(&self) -> bool {
+        self.far && self.state().is_open()
+    }
+
     /// What a commit with frames guards; `AGAIN` if it is known that this would not hold.
     pub(crate) fn guards(&self, view: &View) -> Result<Vec<Guard>, Stop> {
         if !self.far {

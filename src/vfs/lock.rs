@@ -2,10 +2,12 @@
 //!
 //! grant: commit, which brings the inode as it is then → what we believed of it is dropped → the kernel's attributes are dropped if they may be
 //! older → reply, so that the holder's next read sees what the last one wrote;
-//! release: flush → commit → reply, so that what was written under the lock is there before anybody else can hold it.
+//! release: flush → commit → reply, so that what was written under the lock is there before anybody else can hold it. Among clients of our make
+//! the reply does not wait for the commit of the release (`meta/ops/unlock.rs`).
 
 use crate::env::{Random, SystemRandom};
 use crate::meta::ops::lock::LockKind;
+use crate::meta::ops::unlock::{Locked, Unlocked};
 use crate::types::{Attr, Caller, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
 use crate::vfs::handle::FileHandle;
@@ -17,6 +19,9 @@ use std::time::Duration;
 const PAUSES_NEAR: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(20);
 /// The same behind a network, where a thousand waiters of many hosts ask one server: 20 questions a second each.
 const PAUSES_FAR: Range<Duration> = Duration::from_millis(2)..Duration::from_millis(50);
+/// Who does not wait asks again after these times, where unlocks are answered before the store knows of them: an unlock that came before the
+/// request has arrived by then, unless its host or its network stands still. No application polls for a lock faster.
+const ASK_AGAIN: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(20)];
 /// A pause is shortened by up to this part (one n-th), so that waiters which were refused together do not come back together.
 const PAUSE_JITTER: u64 = 4;
 
@@ -59,6 +64,15 @@ impl Vfs {
             }
             // Released even if the data could not be stored: for the application the lock is gone, and it is told of the data.
             let flushed = self.flush_data(ino).await;
+            match self.meta.unlock_at_once(ino, owner, locked(lock, flock)).await {
+                Unlocked::No => {}
+                Unlocked::Noted => return flushed,
+                Unlocked::First => {
+                    let meta = self.meta.clone();
+                    tokio::spawn(async move { meta.release_unlocked(ino).await });
+                    return flushed;
+                }
+            }
             let released = self.try_lock(ino, owner, lock, flock).await.map(drop);
             return flushed.and(released);
         }
@@ -70,8 +84,12 @@ impl Vfs {
             // Before the lock is there, so that no release of the handle can miss it.
             handle.add_lock_owner(owner);
         }
+        if self.meta.relock_at_once(ino, owner, lock.pid, locked(lock, flock), lock.kind).await {
+            return Ok(());
+        }
+        let again: &[Duration] = if wait || !self.meta.unlocks_at_once() { &[] } else { &ASK_AGAIN };
         let pauses = if self.meta.is_far() { PAUSES_FAR } else { PAUSES_NEAR };
-        acquire(&caller.cancel, wait, pauses, || self.grant(&handle, owner, lock, flock)).await
+        acquire(&caller.cancel, wait, again, pauses, || self.grant(&handle, owner, lock, flock)).await
     }
 
     /// Takes a lock, and makes what is known of the inode here as new as the grant.
@@ -113,17 +131,27 @@ impl Vfs {
     }
 }
 
+fn locked(lock: Lock, flock: bool) -> Locked {
+    if flock { Locked::File } else { Locked::Range(lock.start, lock.end) }
+}
+
 /// Tries until it succeeds, or fails for another reason than somebody else's lock. Only the pauses are called off, never a try: so a
 /// waiter that gives up has nothing committed, and one that has something committed is told.
-async fn acquire<F, T, G>(cancel: &Cancel, wait: bool, pauses: Range<Duration>, attempt: F) -> Result<G, Errno>
+/// Without `wait` it tries once, and again after each of the times in `again`.
+async fn acquire<F, T, G>(cancel: &Cancel, wait: bool, again: &[Duration], pauses: Range<Duration>, attempt: F) -> Result<G, Errno>
 where
     F: Fn() -> T,
     T: Future<Output = Result<G, Errno>>,
 {
     let mut pause = pauses.start;
+    let mut again = again.iter();
     loop {
         match attempt().await {
             Err(Errno::AGAIN) if wait => {}
+            Err(Errno::AGAIN) => match again.next() {
+                Some(next) => pause = *next,
+                None => return Err(Errno::AGAIN),
+            },
             outcome => return outcome,
         }
         tokio::select! {
@@ -146,38 +174,44 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     /// Fails with EAGAIN `busy` times, then gives `outcome`; counts the tries.
-    async fn run(cancel: Cancel, wait: bool, busy: u32, outcome: Result<(), Errno>) -> (Result<(), Errno>, u32) {
+    async fn run(cancel: Cancel, wait: bool, again: &[Duration], busy: u32, outcome: Result<(), Errno>) -> (Result<(), Errno>, u32) {
         let tries = AtomicU32::new(0);
         let attempt = || {
             let n = tries.fetch_add(1, Ordering::Relaxed);
             async move { if n < busy { Err(Errno::AGAIN) } else { outcome } }
         };
-        let result = acquire(&cancel, wait, PAUSES_FAR, attempt).await;
+        let result = acquire(&cancel, wait, again, PAUSES_FAR, attempt).await;
         (result, tries.load(Ordering::Relaxed))
     }
 
     #[tokio::test]
     async fn without_waiting_there_is_one_try() {
-        assert_eq!(run(Cancel::default(), false, 1, Ok(())).await, (Err(Errno::AGAIN), 1));
-        assert_eq!(run(Cancel::default(), false, 0, Ok(())).await, (Ok(()), 1));
+        assert_eq!(run(Cancel::default(), false, &[], 1, Ok(())).await, (Err(Errno::AGAIN), 1));
+        assert_eq!(run(Cancel::default(), false, &[], 0, Ok(())).await, (Ok(()), 1));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_wait_asks_again_where_unlocks_lag() {
+        assert_eq!(run(Cancel::default(), false, &ASK_AGAIN, 1, Ok(())).await, (Ok(()), 2));
+        assert_eq!(run(Cancel::default(), false, &ASK_AGAIN, 9, Ok(())).await, (Err(Errno::AGAIN), 3));
     }
 
     #[tokio::test]
     async fn a_waiter_tries_until_it_is_granted_or_fails() {
-        assert_eq!(run(Cancel::default(), true, 4, Ok(())).await, (Ok(()), 5));
-        assert_eq!(run(Cancel::default(), true, 2, Err(Errno::NOLCK)).await, (Err(Errno::NOLCK), 3));
+        assert_eq!(run(Cancel::default(), true, &[], 4, Ok(())).await, (Ok(()), 5));
+        assert_eq!(run(Cancel::default(), true, &[], 2, Err(Errno::NOLCK)).await, (Err(Errno::NOLCK), 3));
     }
 
     #[tokio::test]
     async fn a_waiter_called_off_leaves_at_once() {
         let cancel = Cancel::default();
-        let waiting = tokio::spawn(run(cancel.clone(), true, u32::MAX, Ok(())));
+        let waiting = tokio::spawn(run(cancel.clone(), true, &[], u32::MAX, Ok(())));
         tokio::task::yield_now().await;
         cancel.cancel();
         let (result, _) = waiting.await.unwrap();
         assert_eq!(result, Err(Errno::INTR));
         // Called off before it began to wait: it still tried, and a grant is a grant.
-        assert_eq!(run(cancel.clone(), true, 0, Ok(())).await, (Ok(()), 1));
-        assert_eq!(run(cancel, true, 1, Ok(())).await, (Err(Errno::INTR), 1));
+        assert_eq!(run(cancel.clone(), true, &[], 0, Ok(())).await, (Ok(()), 1));
+        assert_eq!(run(cancel, true, &[], 1, Ok(())).await, (Err(Errno::INTR), 1));
     }
 }

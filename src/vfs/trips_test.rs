@@ -389,3 +389,28 @@ async fn small_files_in_the_journal_cost_what_their_names_cost() {
     let open = other.open(ino, RDONLY).await;
     assert_eq!(other.text(ino, open.fh).await, "teniB");
 }
+
+#[tokio::test]
+async fn an_unlock_is_answered_at_once_and_the_store_is_told_a_moment_later() {
+    let world = World::new().await;
+    let (a, b) = (Host::of(&world, Duration::ZERO).await, Host::of(&world, Duration::ZERO).await);
+    for host in [&a, &b] {
+        host.vfs.meta.examine_sessions().await.unwrap();
+    }
+    let (ino, fh) = a.made("f").await;
+    let other = b.open(ino, RDWR).await.fh;
+    a.flock(ino, fh, LockKind::Exclusive).await.unwrap();
+    a.put(ino, fh, 0, "of a", RDWR).await;
+    a.store.take();
+    a.flock(ino, fh, LockKind::Unlock).await.unwrap();
+    a.took("commit");
+    // The store says it is held, and in a moment it will not.
+    let lock = Lock { start: 0, end: u64::MAX, kind: LockKind::Exclusive, pid: 1 };
+    while let Err(errno) = b.vfs.setlk(&root(), ino, other, 1, lock, true, false).await {
+        assert_eq!(errno, Errno::AGAIN);
+    }
+    a.took("commit");
+    assert_eq!(b.text(ino, other).await, "of a");
+    // One that is held is refused after all.
+    assert_eq!(a.vfs.setlk(&root(), ino, fh, 1, lock, true, false).await, Err(Errno::AGAIN));
+}

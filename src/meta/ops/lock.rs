@@ -2,6 +2,7 @@
 
 use crate::meta::client::Cx;
 use crate::meta::codec::{LockRecord, Record, decode_locks, encode_locks};
+use crate::meta::ops::unlock::{after_release, released, writes_of};
 use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
@@ -34,8 +35,9 @@ impl Meta {
         let _stripe = self.driver.open_files.stripe(ino).read().await;
         self.note_locked(ino, kind);
         let goes_on = kind != LockKind::Unlock;
+        let hash = key::flock(ino);
         let step = |view: &View, cx: &Cx| flock_step(view, cx, ino, owner, kind, self.brought_by_grant(ino));
-        self.change_lock("flock", ino, key::flock(ino), owner, kind, goes_on, step).await
+        self.change_lock("flock", ino, hash, owner, kind, goes_on, step).await
     }
 
     /// Sets the POSIX lock of an owner on `start..=end`. Otherwise as `flock`.
@@ -78,7 +80,7 @@ impl Meta {
         if kind != LockKind::Unlock && self.fence.is_lost(ino) {
             return Err(Errno::IO);
         }
-        let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
+        let field = self.lock_field(owner);
         // Two changes of one field must be noted in the order in which they were committed.
         let _first = self.lock_changes.first(ino).await;
         let before = self.fence.holds(ino, &hash, &field);
@@ -93,7 +95,7 @@ impl Meta {
         };
         match self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], step).await {
             Ok(changed) => {
-                self.fence.hold(ino, &hash, &field, changed.excluding);
+                self.note_fields(ino, &hash, changed.fields);
                 Ok(changed.attr)
             }
             Err(Errno::OWNERDEAD) => {
@@ -101,6 +103,19 @@ impl Meta {
                 Err(Errno::IO)
             }
             Err(errno) => Err(errno),
+        }
+    }
+
+    pub(super) fn lock_field(&self, owner: u64) -> Bytes {
+        key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner)
+    }
+
+    /// Takes note of fields of a lock hash as they were committed.
+    pub(super) fn note_fields(&self, ino: Ino, hash: &Key, fields: Vec<(Bytes, Option<Bytes>)>) {
+        let now = self.driver.clock.elapsed();
+        for (field, value) in fields {
+            let value = value.map(|value| (value.clone(), excludes(&value)));
+            self.fence.hold(ino, hash, &field, value, now);
         }
     }
 
@@ -162,14 +177,14 @@ impl Meta {
         }
         // Nobody of this process takes a lock of the inode between the release and the forgetting.
         let _stripe = self.driver.open_files.stripe(ino).write().await;
-        let field = key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner);
+        let field = self.lock_field(owner);
         let hashes = [key::plock(ino), key::flock(ino)];
         let _first = self.lock_changes.first(ino).await;
         let presumed = hashes.iter().map(nobody).collect();
         let holds_more =
             self.run_presuming("release locks", &Caller::root(), presumed, |view, cx| release_step(view, cx, &hashes, &field)).await?;
         for hash in &hashes {
-            self.fence.hold(ino, hash, &field, None);
+            self.note_fields(ino, hash, vec![(field.clone(), None)]);
         }
         // Others may have taken away what another owner here believes to hold: its own release has to come by here, too.
         if !holds_more && self.fence.held(ino).is_empty() {
@@ -205,69 +220,66 @@ fn require_session(cx: &Cx) -> Result<(), Errno> {
 struct Changed {
     /// The inode in the moment of a grant.
     attr: Option<Attr>,
-    /// The value of our field, if it holds an exclusive lock.
-    excluding: Option<Bytes>,
+    /// Our fields of the hash that were changed or confirmed, and their values.
+    fields: Vec<(Bytes, Option<Bytes>)>,
 }
 
-/// The plan that gives our field of a lock hash a new value, or none. A grant answers `grant`.
+/// Whether the value of a field of either hash excludes readers.
+fn excludes(value: &[u8]) -> bool {
+    value == b"W" || decode_locks(value).is_some_and(|locks| locks.iter().any(|lock| lock.exclusive))
+}
+
+/// The plan that gives our field of a lock hash a new value, or none, and releases what else of the hash was unlocked here. A grant answers
+/// `grant`.
 fn store_field(
     cx: &Cx,
+    ino: Ino,
     hash: Key,
     fields: &[(Bytes, Bytes)],
     field: Bytes,
     value: Option<Bytes>,
-    excludes: bool,
     grant: Vec<Query>,
 ) -> Plan<Changed> {
-    let registry = key::locked(cx.sid);
-    let mut writes = Vec::new();
-    let mut reads = Vec::new();
-    let excluding = value.clone().filter(|_| excludes);
-    match value {
-        Some(value) => {
-            reads = grant;
-            writes.push(Write::HSet(hash.clone(), field, value));
-            // For shared locks, too: what is not listed survives the session for ever.
-            writes.push(Write::SAdd(registry, hash.clone()));
-        }
-        None => {
-            let holds_more = fields.iter().any(|(other, _)| *other != field && is_of_session(other, cx.sid));
-            writes.push(Write::HDel(hash.clone(), field));
-            if !holds_more {
-                writes.push(Write::SRem(registry, hash.clone()));
-            }
-        }
-    }
+    let mut changes = released(cx, ino, &hash, fields);
+    changes.retain(|(other, _)| *other != field);
+    let reads = if value.is_some() { grant } else { Vec::new() };
+    changes.push((field, value));
+    let writes = writes_of(cx, &hash, fields, &changes);
     let finish = move |_: &[Value], values: &[Value]| {
         let attr = match values.first() {
             Some(Value::Bytes(Some(bytes))) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
             _ => None,
         };
-        Ok(Changed { attr, excluding })
+        Ok(Changed { attr, fields: changes })
     };
     Plan { guards: vec![Guard::Fields(hash, fields.to_vec())], writes, reads, while_closed: None, finish: Box::new(finish) }
+}
+
+/// The plan for a request that finds its field as it is to be.
+fn keep_field(field: Bytes, value: Option<Bytes>) -> Plan<Changed> {
+    Plan::answer(Changed { attr: None, fields: vec![(field, value)] })
 }
 
 fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind, grant: Vec<Query>) -> Result<Plan<Changed>, Stop> {
     require_session(cx)?;
     let (hash, field) = (key::flock(ino), key::lock_field(cx.sid, owner));
     let fields = view.fields(&hash)?;
-    let own = fields.iter().find(|(name, _)| *name == field).map(|(_, value)| &value[..]);
-    let mut others = fields.iter().filter(|(name, _)| *name != field);
+    let held = after_release(cx, ino, &hash, fields);
+    let own = held.iter().find(|(name, _)| *name == field).map(|(_, value)| &value[..]);
+    let stored = fields.iter().find(|(name, _)| *name == field);
+    let mut others = held.iter().filter(|(name, _)| *name != field);
     let value: &'static [u8] = match kind {
-        LockKind::Unlock if own.is_none() => return Ok(Plan::answer(Changed { attr: None, excluding: None })),
-        LockKind::Unlock => return Ok(store_field(cx, hash.clone(), fields, field, None, false, grant)),
+        LockKind::Unlock if stored.is_none() => return Ok(keep_field(field, None)),
+        LockKind::Unlock => return Ok(store_field(cx, ino, hash.clone(), fields, field, None, grant)),
         LockKind::Shared if others.any(|(_, value)| *value == b"W"[..]) => return Err(Errno::AGAIN.into()),
         LockKind::Exclusive if others.next().is_some() => return Err(Errno::AGAIN.into()),
         LockKind::Shared => b"R",
         LockKind::Exclusive => b"W",
     };
-    let excludes = kind == LockKind::Exclusive;
     if own == Some(value) {
-        let excluding = excludes.then(|| Bytes::from_static(value));
-        return Ok(Plan::answer(Changed { attr: None, excluding }));
+        return Ok(keep_field(field, Some(Bytes::from_static(value))));
     }
-    Ok(store_field(cx, hash.clone(), fields, field, Some(Bytes::from_static(value)), excludes, grant))
+    Ok(store_field(cx, ino, hash.clone(), fields, field, Some(Bytes::from_static(value)), grant))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the fields of struct flock")]
@@ -289,25 +301,27 @@ fn set_step(
     }
     let (hash, field) = (key::plock(ino), key::lock_field(cx.sid, owner));
     let fields = view.fields(&hash)?;
-    if first_conflict(fields, &field, start, end, kind)?.is_some() {
+    let held = after_release(cx, ino, &hash, fields);
+    if first_conflict(&held, &field, start, end, kind)?.is_some() {
         return Err(Errno::AGAIN.into());
     }
-    let own = match fields.iter().find(|(name, _)| *name == field) {
+    let own = match held.iter().find(|(name, _)| *name == field) {
         Some((_, value)) => decode_locks(value).ok_or(Errno::IO)?,
         None => Vec::new(),
     };
     let merged = merge(&own, start, end, (kind != LockKind::Unlock).then_some((kind == LockKind::Exclusive, pid)));
-    let excludes = merged.iter().any(|lock| lock.exclusive);
+    let stored = fields.iter().find(|(name, _)| *name == field);
     let value = (!merged.is_empty()).then(|| encode_locks(&merged));
-    if merged == own {
-        return Ok(Plan::answer(Changed { attr: None, excluding: value.filter(|_| excludes) }));
+    if merged == own && stored.map(|(_, stored)| stored) == value.as_ref() {
+        return Ok(keep_field(field, value));
     }
-    Ok(store_field(cx, hash.clone(), fields, field, value, excludes, grant))
+    Ok(store_field(cx, ino, hash.clone(), fields, field, value, grant))
 }
 
 fn get_step(view: &View, cx: &Cx, ino: Ino, owner: u64, start: u64, end: u64, kind: LockKind) -> Result<Plan<Option<LockRecord>>, Stop> {
-    let fields = view.fields(&key::plock(ino))?;
-    let found = first_conflict(fields, &key::lock_field(cx.sid, owner), start, end, kind)?;
+    let hash = key::plock(ino);
+    let held = after_release(cx, ino, &hash, view.fields(&hash)?);
+    let found = first_conflict(&held, &key::lock_field(cx.sid, owner), start, end, kind)?;
     // A pid of another host means nothing here.
     Ok(Plan::answer(found.map(|(field, lock)| if is_of_session(&field, cx.sid) { lock } else { LockRecord { pid: 0, ..lock } })))
 }
@@ -332,7 +346,7 @@ fn release_step(view: &View, cx: &Cx, hashes: &[Key; 2], field: &Bytes) -> Resul
 }
 
 /// What is presumed of a lock hash.
-fn nobody(hash: &Key) -> (Query, Value) {
+pub(super) fn nobody(hash: &Key) -> (Query, Value) {
     (Query::HGetAll(hash.clone()), Value::Pairs(Vec::new()))
 }
 
@@ -362,7 +376,7 @@ fn first_conflict(
 
 /// The locks of one owner after `start..=end` is set to `new` (exclusive, pid) or released: sorted, without overlap, neighbours that touch
 /// and agree in type and pid joined.
-fn merge(own: &[LockRecord], start: u64, end: u64, new: Option<(bool, u32)>) -> Vec<LockRecord> {
+pub(super) fn merge(own: &[LockRecord], start: u64, end: u64, new: Option<(bool, u32)>) -> Vec<LockRecord> {
     let mut pieces: Vec<LockRecord> = Vec::with_capacity(own.len() + 2);
     for lock in own {
         // What lies before the range, and what lies behind it.

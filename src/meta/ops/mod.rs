@@ -34,6 +34,7 @@ pub mod trash;
 pub mod truncate;
 pub mod undelete;
 pub mod unlink;
+pub mod unlock;
 pub mod write;
 pub mod xattr;
 
@@ -41,6 +42,8 @@ pub mod xattr;
 mod names_test;
 #[cfg(test)]
 mod trips_test;
+#[cfg(test)]
+mod unlock_test;
 
 pub use create::NewNode;
 pub use open::{OpenMode, Opened};

@@ -26,16 +26,16 @@ fn node(kind: Kind) -> NewNode<'static> {
 }
 
 /// A client of a volume behind a network.
-struct Host {
-    store: Arc<CountingStore>,
-    clock: Arc<ManualClock>,
-    meta: Arc<Meta>,
-    volume: Arc<EmbeddedStore>,
+pub(super) struct Host {
+    pub store: Arc<CountingStore>,
+    pub clock: Arc<ManualClock>,
+    pub meta: Arc<Meta>,
+    pub volume: Arc<EmbeddedStore>,
 }
 
 impl Host {
     /// The first client of a new volume.
-    async fn new() -> Host {
+    pub async fn new() -> Host {
         Host::with(|_| {}).await
     }
 
@@ -67,7 +67,7 @@ impl Host {
     }
 
     /// Another client of the same volume.
-    async fn other(&self) -> Host {
+    pub async fn other(&self) -> Host {
         Host::joining(self.volume.clone(), self.clock.clone(), (*self.meta.setting()).clone(), Duration::ZERO).await
     }
 
@@ -85,7 +85,7 @@ impl Host {
     }
 
     /// Looks up the free name and creates it, as the kernel does.
-    async fn make(&self, parent: Ino, text: &str, kind: Kind) -> Ino {
+    pub async fn make(&self, parent: Ino, text: &str, kind: Kind) -> Ino {
         assert_eq!(self.lookup(parent, text).await, Err(Errno::NOENT));
         let made = self.meta.create(&Caller::root(), parent, &name(text), node(kind)).await.expect("creates");
         assert_eq!(self.store.take(), "commit", "create {text}");
@@ -93,7 +93,7 @@ impl Host {
     }
 
     #[track_caller]
-    fn took(&self, calls: &str) {
+    pub fn took(&self, calls: &str) {
         assert_eq!(self.store.take(), calls);
     }
 }
