@@ -1,7 +1,7 @@
 //! A process that waits for a server that is away can be killed.
 
 use crate::journal::World;
-use crate::support::{eventually, worker, worker_arg};
+use crate::support::{eventually, size, worker, worker_arg};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 const FILE_BYTES: usize = 300_000;
 /// Time a process has to begin its read after it was let go.
 const BEGIN: Duration = Duration::from_millis(50);
-/// Time a killed process has.
-const DEATH_MAX: Duration = Duration::from_secs(1);
+/// Seconds a killed process has: on a machine that does much else, and on one that does nothing else.
+const DEATH_SECONDS_MAX: (usize, usize) = (5, 1);
 
 /// In a worker: reads an open file once it is let go: through the kernel's pages, past them, or behind a write that is not stored.
 pub fn stalled_worker() {
@@ -55,7 +55,7 @@ fn a_process_whose_read_is_stalled_dies_within_a_second() {
         let took = begin.elapsed();
         world.to_bucket.hold_requests(false);
         println!("{name}: died after {took:?}");
-        assert!(took < DEATH_MAX, "{name}: died after {took:?}");
+        assert!(took < Duration::from_secs(size(DEATH_SECONDS_MAX.0, DEATH_SECONDS_MAX.1) as u64), "{name}: died after {took:?}");
         // The mount goes on, and what was written is stored, though nobody waits for it.
         let first = if name == "write" { 1 } else { 7 };
         eventually("the file is whole", || {
