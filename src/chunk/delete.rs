@@ -30,6 +30,30 @@ impl Chunks {
         self.delete_slices(&dead).await
     }
 
+    /// The same for very many: their lists are found first, then `at_once` files go in each step, and whoever else uses the store has as long
+    /// as a step took, at most `pause_max`. Cut anywhere, what has begun is found again like that of a crash.
+    pub async fn delete_many_files(&self, files: &[(Ino, u64)], at_once: usize, pause_max: Duration) -> Result<(), Errno> {
+        if self.blocks.deletes_max() == 0 {
+            return Ok(());
+        }
+        let mut lists = self.meta.lists_of_deleted(files).await?;
+        let (mut dead, mut outcome) = (Vec::new(), Ok(()));
+        for group in files.chunks(at_once) {
+            let began = crate::env::instant();
+            let listed = group.iter().filter_map(|(ino, _)| lists.remove_entry(ino)).collect();
+            match self.meta.delete_listed(group, listed).await {
+                Ok(more) => dead.extend(more),
+                Err(errno) => {
+                    outcome = Err(errno);
+                    break;
+                }
+            }
+            tokio::time::sleep(began.elapsed().min(pause_max)).await;
+        }
+        // One wait for what a server may lose, for all of them.
+        self.delete_slices(&dead).await.and(outcome)
+    }
+
     /// Deletes the objects of slices that a commit has left without a reference. If this process is to delete nothing, another client finds them.
     pub async fn delete_slices(&self, slices: &[(SliceId, u32)]) -> Result<(), Errno> {
         if slices.is_empty() || self.blocks.deletes_max() == 0 {

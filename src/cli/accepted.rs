@@ -52,6 +52,7 @@ pub fn flags(command: &str) -> &'static [Flag] {
         "config" => CONFIG,
         "dump" => DUMP,
         "load" => LOAD,
+        "debug" => DEBUG,
         _ => &[],
     }
 }
@@ -116,6 +117,11 @@ const DUMP: &[Flag] = &[
     // The order of the result does not depend on them.
     value("threads", Warn(ONE_READER)),
     switch("fast", Silent),
+];
+
+const DEBUG: &[Flag] = &[
+    value("trace-sec", Warn("has no effect: there is no trace of the Go runtime")),
+    value("profile-sec", Warn("has no effect: there is no profile of the Go runtime")),
 ];
 
 const LOAD: &[Flag] = &[switch("stat", Refuse(NOT_YET)), value("offset", Refuse(NOT_YET)), value("threads", Warn(ONE_READER))];

@@ -7,7 +7,7 @@ use crate::cli::accepted::{self, Effect};
 use clap::{Arg, ArgAction, Command};
 
 /// Commands of the reference that this build does not have. They are told apart from misspelt ones.
-const UNSUPPORTED: &[&str] = &["tier", "changelog", "stats", "profile", "debug", "gateway", "webdav", "objbench", "mdtest", "sync"];
+const UNSUPPORTED: &[&str] = &["tier", "changelog", "gateway", "webdav", "objbench", "mdtest", "sync"];
 
 /// A command line that `clap` can read.
 #[derive(Debug, PartialEq, Eq)]

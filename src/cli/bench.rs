@@ -3,13 +3,12 @@
 //! Rows about requests are differences of what the process of a mount counts: it is asked for that, or `.stats` in the root of the mount is read.
 //! Without either there are no such rows.
 
-use crate::cli::ask::{self, Line, threads};
+use crate::cli::ask::threads;
+use crate::cli::counted::Counted;
 use crate::cli::values::{human_bytes, size, table};
 use crate::cli::{say, value};
-use crate::daemon::{Last, Record, entries};
 use crate::env::{Random, SystemRandom, instant};
 use anyhow::Context;
-use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -17,8 +16,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::warn;
 
-/// Ticks of the processor times in `/proc`, per second, on every Linux.
-const TICKS: f64 = 100.0;
 /// Largest piece read or written at once; more is held in memory for each thread.
 const BLOCK_BYTES_MAX: u64 = 1 << 30;
 
@@ -72,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         threads: threads(args.threads.as_ref(), 1)?,
         drops_caches: std::env::var_os("SKIP_DROP_CACHES").is_none_or(|value| value != "true"),
     };
-    let mount = Mount::of(&top);
+    let mount = Counted::of(&top);
     fs::create_dir(&plan.dir).with_context(|| format!("create {}", plan.dir.display()))?;
     let (began, before) = (instant(), mount.look());
     let measured = plan.measure();
@@ -213,105 +210,6 @@ fn read(path: &Path, bytes: u64, block_bytes: u64) -> anyhow::Result<()> {
     get().with_context(|| format!("read {}", path.display()))
 }
 
-/// The mount a directory is in.
-struct Mount {
-    root: PathBuf,
-    /// Who serves it, if it is one of ours on this host.
-    pid: Option<u32>,
-}
-
-/// What it has done and used until now.
-#[derive(Default)]
-struct Look {
-    stats: HashMap<String, f64>,
-    cpu_seconds: Option<f64>,
-    resident_bytes: u64,
-}
-
-impl Mount {
-    fn of(dir: &Path) -> Mount {
-        use std::os::unix::fs::MetadataExt;
-        let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
-        let here = device(dir);
-        let root = dir.ancestors().take_while(|above| device(above) == here).last().unwrap_or(dir).to_path_buf();
-        let entry = entries().unwrap_or_default().into_iter().rfind(|entry| entry.mountpoint == root);
-        Mount { root, pid: entry.and_then(|entry| Record::find(&entry)).map(|record| record.pid) }
-    }
-
-    fn look(&self) -> Look {
-        let asked = self
-            .pid
-            .and_then(|_| ask::about(self.root.to_str()?, Last::Followed, json!({ "Command": "metrics" }), &mut Line::new("bench")).ok());
-        let stats = match asked {
-            Some(answer) => page(answer["Page"].as_str().unwrap_or_default()),
-            None => parse(&fs::read_to_string(self.root.join(".stats")).unwrap_or_default()),
-        };
-        let mut look = Look { stats, ..Look::default() };
-        if let Some(pid) = self.pid {
-            let of = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            (look.cpu_seconds, look.resident_bytes) = (cpu_seconds(&of("stat")), resident_bytes(&of("status")));
-        } else {
-            look.cpu_seconds = look.stats.get("juicefs_cpu_usage").copied();
-            look.resident_bytes = look.stats.get("juicefs_memory").copied().unwrap_or(0.0) as u64;
-        }
-        look
-    }
-}
-
-impl Look {
-    fn shown(&self, before: &Look, elapsed: Duration) -> String {
-        let (Some(now), Some(then)) = (self.cpu_seconds, before.cpu_seconds) else { return String::new() };
-        let percent = (now - then) * 100.0 / elapsed.as_secs_f64();
-        format!(", CPU: {percent:.1}%, Memory: {:.1} MiB", self.resident_bytes as f64 / f64::from(1 << 20))
-    }
-}
-
-/// Processor time of a process, from its `stat`: the second field is its name in parentheses and may hold anything.
-fn cpu_seconds(stat: &str) -> Option<f64> {
-    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
-    let ticks = |field: usize| fields.get(field)?.parse::<f64>().ok();
-    Some((ticks(11)? + ticks(12)?) / TICKS)
-}
-
-fn resident_bytes(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
-}
-
-/// `.stats`: a name and a number each line. The same name stands there once for each label that is left out.
-fn parse(text: &str) -> HashMap<String, f64> {
-    let mut stats = HashMap::new();
-    for (name, number) in text.lines().filter_map(|line| line.split_once(' ')) {
-        if let Ok(number) = number.trim().parse::<f64>() {
-            *stats.entry(name.to_string()).or_default() += number;
-        }
-    }
-    stats
-}
-
-/// The same of a page for Prometheus: histograms are counts and sums, and of the labels only the method matters.
-fn page(text: &str) -> HashMap<String, f64> {
-    let line = |line: &str| {
-        let (name, number) = line.rsplit_once(' ')?;
-        let (name, labels) = name.split_once('{').unwrap_or((name, ""));
-        let (name, what) = match (name.strip_suffix("_count"), name.strip_suffix("_sum")) {
-            (Some(name), _) => (name, "total"),
-            (_, Some(name)) => (name, "sum"),
-            _ => return None,
-        };
-        let method = labels
-            .split_once("method=\"")
-            .and_then(|(_, rest)| rest.split('"').next())
-            .map_or(String::new(), |method| format!("_{method}"));
-        Some((format!("{name}{method}_{what}"), number.parse::<f64>().ok()?))
-    };
-    let mut stats = HashMap::new();
-    for (name, number) in text.lines().filter(|line| !line.starts_with('#')).filter_map(line) {
-        *stats.entry(name).or_default() += number;
-    }
-    stats
-}
-
 /// How many requests of each kind that is counted there were, and how long one took.
 fn request_rows(before: &HashMap<String, f64>, after: &HashMap<String, f64>) -> Vec<Vec<String>> {
     let kinds = [
@@ -339,6 +237,7 @@ fn request_rows(before: &HashMap<String, f64>, after: &HashMap<String, f64>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::counted::parse;
 
     #[test]
     fn requests_are_what_was_added() {
@@ -352,27 +251,6 @@ mod tests {
         assert_eq!(rows[1], ["Put object", "4 operations", "20.00 ms/op"]);
         assert_eq!(rows.len(), 2, "what is not counted has no row");
         assert!(request_rows(&before, &HashMap::new()).is_empty(), "no file, no rows");
-    }
-
-    #[test]
-    fn a_page_says_the_same() {
-        let text = "# TYPE juicefs_fuse_ops_durations_histogram_seconds histogram\n\
-                    juicefs_fuse_ops_durations_histogram_seconds_bucket{le=\"+Inf\"} 3\n\
-                    juicefs_fuse_ops_durations_histogram_seconds_sum 0.5\njuicefs_fuse_ops_durations_histogram_seconds_count 3\n\
-                    juicefs_object_request_durations_histogram_seconds_count{method=\"PUT\",storage_class=\"\"} 2\n";
-        let same = "juicefs_fuse_ops_durations_histogram_seconds_sum 0.5\njuicefs_fuse_ops_durations_histogram_seconds_total 3\n\
-                    juicefs_object_request_durations_histogram_seconds_PUT_total 2\n";
-        assert_eq!(page(text), parse(same));
-    }
-
-    #[test]
-    fn what_a_process_has_used() {
-        assert_eq!(cpu_seconds("7 (a (b) c) S 1 7 7 0 -1 4194560 100 0 0 0 150 50 0 0 20 0 9 0"), Some(2.0));
-        assert_eq!(cpu_seconds(""), None);
-        assert_eq!(resident_bytes("VmPeak:\t 9 kB\nVmRSS:\t    2048 kB\n"), 2 << 20);
-        let look = |cpu_seconds| Look { cpu_seconds, resident_bytes: 3 << 19, ..Look::default() };
-        assert_eq!(look(Some(2.0)).shown(&look(Some(1.5)), Duration::from_secs(2)), ", CPU: 25.0%, Memory: 1.5 MiB");
-        assert_eq!(look(None).shown(&look(None), Duration::from_secs(2)), "");
     }
 
     #[test]

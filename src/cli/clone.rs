@@ -1,8 +1,11 @@
 //! `pando clone SRC DST`
 
-use crate::cli::ask::{Line, threads};
+use crate::cli::ask::threads;
+use crate::cli::progress::Watch;
+use crate::cli::say;
 use crate::cli::values::{count_shown, human_bytes};
 use crate::daemon::{AskError, Last, locate};
+use crate::telemetry::progress;
 use crate::types::Errno;
 use anyhow::bail;
 use clap::ArgAction;
@@ -22,6 +25,9 @@ pub struct Args {
     /// Directories worked on at once [default: 4; at most 255].
     #[arg(long, value_name = "N")]
     threads: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -43,10 +49,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "Command": "clone", "Path": from.path, "To": to.path, "Preserve": args.preserve, "Umask": crate::cli::own_umask(),
         "Threads": threads,
     });
-    let mut line = Line::new("clone");
-    match from.connect()?.ask(&request, &mut |count, bytes| line.show(count, bytes)) {
+    let watch = Watch::start("clone", args.json);
+    progress::stage("inodes", 0);
+    let answer = from.connect()?.ask(&request, &mut progress::set);
+    drop(watch);
+    match answer {
+        Ok(answer) if args.json => {
+            say(&answer.to_string());
+            Ok(())
+        }
         Ok(answer) => {
-            drop(line);
             let number = |field: &str| answer[field].as_u64().unwrap_or(0);
             info!("cloned {} inodes, {}", count_shown(number("Count")), human_bytes(number("Bytes")));
             Ok(())

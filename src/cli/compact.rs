@@ -1,9 +1,13 @@
 //! `pando compact PATH…`
 
-use crate::cli::ask::{self, Line, threads};
+use crate::cli::ask::{self, threads};
+use crate::cli::progress::Watch;
+use crate::cli::say;
 use crate::daemon::Last;
+use crate::telemetry::progress;
 use crate::types::Errno;
 use anyhow::bail;
+use clap::ArgAction;
 use serde_json::json;
 use std::path::Path;
 use tracing::{error, info};
@@ -16,6 +20,9 @@ pub struct Args {
     /// Chunks compacted at once [default: 10; at most 255].
     #[arg(long, short = 'p', value_name = "N")]
     threads: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command; fails if the files of any path could not be compacted.
@@ -29,7 +36,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             error!("lookup inode for {path:?} error: {}", Errno::from(error).text());
             continue;
         }
-        match ask::about(path, Last::Followed, request, &mut Line::new("compact")) {
+        let watch = Watch::start("compact", args.json);
+        progress::stage("files", 0);
+        let answer = ask::about(path, Last::Followed, request);
+        drop(watch);
+        match answer {
+            Ok(answer) if args.json => say(&json!({ "Path": path, "Inode": answer["Inode"], "Files": answer["Files"] }).to_string()),
             Ok(answer) => {
                 let shown = std::path::absolute(Path::new(path)).unwrap_or_else(|_| path.into());
                 info!("compact [{}:{shown:?}] success.", answer["Inode"]);

@@ -1,10 +1,12 @@
 //! `pando destroy META-URL UUID`
 
 use crate::cli::config::proceed;
+use crate::cli::progress::Watch;
 use crate::cli::{say, values, volume_of};
 use crate::volume::{self, Doomed};
 use anyhow::{Context, bail};
 use clap::ArgAction;
+use serde_json::json;
 use tracing::info;
 
 #[derive(Debug, clap::Args)]
@@ -20,11 +22,17 @@ pub struct Args {
     /// Destroy it although it is mounted, or its bucket is not there.
     #[arg(long, action = ArgAction::SetTrue)]
     force: bool,
+    /// Print the result as JSON; needs --yes or --force, as nothing is asked.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
+    if args.json && !args.yes && !args.force {
+        bail!("--json needs --yes or --force: nobody can be asked");
+    }
     // Objects are deleted by several tasks.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let doomed = runtime.block_on(Doomed::open(&url, &args.uuid, args.force))?;
@@ -38,6 +46,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 sessions.iter().map(|s| vec![s.sid.to_string(), text(s, "HostName"), text(s, "MountPoint")]).collect();
             let table = values::table(&["SID", "HostName", "MountPoint"], &rows);
             bail!("{} sessions are active, please disconnect them first:\n{table}", sessions.len());
+        }
+        if args.json {
+            return finish(runtime, doomed, true);
         }
         let usage = runtime.block_on(doomed.usage())?;
         let place = volume::location(doomed.setting(), url.dir());
@@ -53,7 +64,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             bail!("Aborted.");
         }
     }
-    let destroyed = runtime.block_on(doomed.destroy())?;
+    finish(runtime, doomed, args.json)
+}
+
+fn finish(runtime: tokio::runtime::Runtime, doomed: Doomed, json: bool) -> anyhow::Result<()> {
+    let watch = Watch::start("destroy", json);
+    let destroyed = runtime.block_on(doomed.destroy());
+    drop(watch);
+    let destroyed = destroyed?;
+    if json {
+        say(&json!({ "Objects": destroyed.objects, "Keys": destroyed.keys }).to_string());
+    }
     info!("Deleted {} objects", destroyed.objects);
     info!("The volume has been destroyed! You may need to delete cache directory manually.");
     Ok(())

@@ -1,9 +1,12 @@
 //! `pando dump DIR FILE`
 
-use crate::cli::{small_runtime, volume_of};
+use crate::cli::progress::Watch;
+use crate::cli::{say, small_runtime, volume_of};
+use crate::telemetry::progress;
 use crate::volume::{self, DumpOptions, DumpOutput};
 use anyhow::bail;
 use clap::ArgAction;
+use serde_json::json;
 use std::path::PathBuf;
 use tracing::info;
 
@@ -26,6 +29,9 @@ pub struct Args {
     /// The binary form: raw records, always the whole volume.
     #[arg(long, action = ArgAction::SetTrue)]
     binary: bool,
+    /// Print the result as JSON; needs FILE.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -36,13 +42,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.binary && (args.subdir.is_some() || args.skip_trash) {
         bail!("--binary dumps the whole volume; leave out --subdir and --skip-trash");
     }
+    if args.json && args.file.is_none() {
+        bail!("--json needs FILE: the dump itself goes to the standard output");
+    }
     let mut out = DumpOutput::create(args.file.as_deref())?;
-    if let Err(error) = small_runtime()?.block_on(volume::dump(&url, &options, &mut out)) {
+    // Not into a dump.
+    let watch = Watch::start("dump", args.json || args.file.is_none());
+    let dumped = small_runtime()?.block_on(volume::dump(&url, &options, &mut out));
+    drop(watch);
+    if let Err(error) = dumped {
         out.discard();
         return Err(error.into());
     }
     out.finish()?;
     let target = args.file.as_ref().map_or("STDOUT".into(), |file| file.display().to_string());
+    if args.json {
+        say(&json!({ "File": target, "Inodes": progress::now().count }).to_string());
+    }
     info!("Dump metadata into {target:?} succeed");
     Ok(())
 }

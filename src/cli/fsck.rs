@@ -1,11 +1,14 @@
 //! `pando fsck DIR`
 
+use crate::cli::progress::Watch;
 use crate::cli::{invalid, say, small_runtime, value, values, volume_of};
 use crate::meta::store::Sharing;
 use crate::meta::store::redis::Options as RedisOptions;
+use crate::types::Ino;
 use crate::volume::{self, COMMAND_PATIENCE, Finding, FsckSummary, PathCheck, Stores};
 use anyhow::bail;
 use clap::ArgAction;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use tracing::{error, info, warn};
 
@@ -20,7 +23,7 @@ pub struct Args {
     /// Check everything below the path, too.
     #[arg(long, short = 'r', action = ArgAction::SetTrue)]
     recursive: bool,
-    /// Mend attributes and link counts of directories; needs --path.
+    /// Mend what can be mended of a volume that nobody uses; with --path, attributes and link counts of directories.
     #[arg(long, action = ArgAction::SetTrue)]
     repair: bool,
     /// Look at statistics of directories that are not exact, too, and mend them with --repair; at the root also at those of the volume.
@@ -29,6 +32,9 @@ pub struct Args {
     /// Mode of directories whose record is lost [default: 0755].
     #[arg(long, value_name = "OCTAL")]
     repair_dir_mode: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -36,19 +42,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let url = volume_of(&args.volume)?;
     let dir_mode = value("repair-dir-mode", args.repair_dir_mode.as_ref(), 0o755, values::octal)?;
     let path = match &args.path {
-        None if args.repair => bail!("Please provide the path to repair with `--path` option"),
         None if args.sync_dir_stat || args.recursive => bail!("--recursive and --sync-dir-stat need --path"),
         Some(path) if !path.starts_with('/') => {
             return Err(invalid(path, "path", "the path from the root of the volume begins with a slash"));
         }
         path => path.clone(),
     };
-    let (findings, summary) = small_runtime()?.block_on(async {
+    let watch = Watch::start("fsck", args.json);
+    let checked = small_runtime()?.block_on(async {
         let options = RedisOptions { patience: Some(COMMAND_PATIENCE), writes: args.repair };
         let stores = Stores::open_for(&url, options, std::time::Duration::ZERO).await?;
         if let Some(path) = path {
             let (recursive, repair, sync_dir_stat) = (args.recursive, args.repair, args.sync_dir_stat);
             return volume::check_path(&stores, &PathCheck { path, recursive, repair, sync_dir_stat, dir_mode }).await;
+        }
+        if args.repair {
+            return volume::repair(&stores).await;
         }
         match stores.store.sharing() {
             Sharing::Alone => {}
@@ -62,18 +71,37 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
         volume::fsck(&stores).await
-    })?;
+    });
+    drop(watch);
+    let (findings, summary) = checked?;
+    if args.json {
+        say(&document(&findings, &summary).to_string());
+    }
     let place = args.path.as_ref().map_or_else(|| url.to_string(), |path| format!("{url} {path}"));
-    conclude(&place, &findings, &summary)
+    conclude(&place, &findings, &summary, args.json)
 }
 
-fn conclude(place: &str, findings: &[Finding], summary: &FsckSummary) -> anyhow::Result<()> {
+fn document(findings: &[Finding], summary: &FsckSummary) -> Value {
+    let finding = |found: &Finding| json!({ "Subject": found.subject, "What": found.what, "Advice": found.advice });
+    let broken = |(ino, path): (&Ino, &String)| json!({ "Inode": ino.0, "Path": path });
+    json!({
+        "Inodes": summary.inodes, "Entries": summary.entries, "Slices": summary.slices, "Blocks": summary.blocks,
+        "BlockBytes": summary.block_bytes, "LostBlocks": summary.lost, "LostBytes": summary.lost_bytes,
+        "BrokenFiles": summary.broken.iter().map(broken).collect::<Vec<_>>(),
+        "Findings": findings.iter().map(finding).collect::<Vec<_>>(), "Unlisted": summary.unlisted,
+    })
+}
+
+fn conclude(place: &str, findings: &[Finding], summary: &FsckSummary, json: bool) -> anyhow::Result<()> {
     for finding in findings {
         error!("{}: {}; {}", finding.subject, finding.what, finding.advice);
     }
     info!("Found {} blocks ({} bytes)", summary.blocks, summary.block_bytes);
     info!("Checked {} inodes, {} entries, {} slices", summary.inodes, summary.entries, summary.slices);
     if findings.is_empty() {
+        if json {
+            return Ok(());
+        }
         say(&format!("{place}: no damage found in {} inodes, {} slices, {} blocks", summary.inodes, summary.slices, summary.blocks));
         return Ok(());
     }

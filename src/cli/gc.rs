@@ -1,9 +1,11 @@
 //! `pando gc META-URL`
 
-use crate::cli::{invalid, volume_of};
-use crate::volume::{self, GcOptions, GcSummary};
+use crate::cli::progress::Watch;
+use crate::cli::{invalid, say, volume_of};
+use crate::volume::{self, Amount, GcOptions, GcSummary};
 use anyhow::{Context, bail};
 use clap::ArgAction;
+use serde_json::json;
 use tracing::{error, info};
 
 /// Seconds for which an object is too young to be called a leak: nobody stores one so long before the record that names it.
@@ -27,6 +29,9 @@ pub struct Args {
     /// Deletions and compactions at once [default: 10].
     #[arg(long, short = 'p', value_name = "N")]
     threads: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -44,7 +49,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let options = GcOptions { delete: args.delete, compact: args.compact, threads: threads.max(1), age_min_s: age_min() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    let summary = runtime.block_on(volume::gc(&url, options))?;
+    let watch = Watch::start("gc", args.json);
+    let summary = runtime.block_on(volume::gc(&url, options));
+    drop(watch);
+    let summary = summary?;
+    if args.json {
+        say(&document(&summary).to_string());
+    }
     show(&summary, options);
     if summary.failed > 0 {
         bail!("{} leaked objects could not be deleted; see the lines above", summary.failed);
@@ -60,6 +71,17 @@ fn age_min() -> i64 {
         }),
         _ => AGE_MIN_S,
     }
+}
+
+fn document(found: &GcSummary) -> serde_json::Value {
+    let amount = |Amount { count, bytes }: Amount| json!({ "Count": count, "Bytes": bytes });
+    json!({
+        "Slices": amount(found.slices), "Scanned": found.scanned, "Valid": found.valid, "Pending": amount(found.pending),
+        "Replaced": amount(found.compacted), "Leaked": amount(found.leaked), "Skipped": amount(found.skipped),
+        "DeletedReplaced": amount(found.delayed), "DeletedFiles": amount(found.files), "DeletedSlices": found.deleted_slices,
+        "Compactable": found.compactable, "CompactedChunks": amount(found.compacted_chunks), "CompactedRecords": found.compacted_records,
+        "CutCopies": found.cut, "Failed": found.failed,
+    })
 }
 
 fn show(found: &GcSummary, options: GcOptions) {
@@ -92,6 +114,9 @@ fn show(found: &GcSummary, options: GcOptions) {
     );
     if found.leaked.count > 0 && !options.delete {
         info!("Please add `--delete` to clean leaked objects");
+    }
+    if found.cut > 0 {
+        info!("{} copies that were cut {}", found.cut, if options.delete { "are removed" } else { "can be removed: add `--delete`" });
     }
     if found.compactable > 0 {
         info!("{} chunks can be compacted: add `--compact`", found.compactable);

@@ -26,12 +26,19 @@ pub struct Args {
     /// Show slices instead of objects.
     #[arg(long, action = ArgAction::SetTrue)]
     raw: bool,
+    /// As the JSON document that is shown otherwise.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command. A path that cannot be shown is reported and the next one follows; that is no failure.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     for path in &args.path {
         match describe(args, path) {
+            Ok(mut described) if args.json => {
+                described["Path"] = json!(path);
+                say(&described.to_string());
+            }
             Ok(described) => say(shown(path, &described, args.raw).trim_end_matches('\n')),
             Err(error) => error!("{error:#}"),
         }

@@ -1,8 +1,10 @@
 //! `pando load DIR FILE`
 
-use crate::cli::{restore_meta, small_runtime, volume_of};
+use crate::cli::progress::Watch;
+use crate::cli::{restore_meta, say, small_runtime, volume_of};
 use crate::volume::{self, DumpInput};
 use clap::ArgAction;
+use serde_json::json;
 use std::path::PathBuf;
 use tracing::{info, warn};
 
@@ -22,6 +24,9 @@ pub struct Args {
     /// The dump is of the binary form.
     #[arg(long, action = ArgAction::SetTrue)]
     binary: bool,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -31,7 +36,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(pem) = restore_meta::key_text(args.encrypt_rsa_key.as_ref())? {
         input = input.decrypted(&pem, args.encrypt_algo.as_deref())?;
     }
-    let loaded = small_runtime()?.block_on(volume::load(&url, &mut input, args.binary))?;
+    let watch = Watch::start("load", args.json);
+    let loaded = small_runtime()?.block_on(volume::load(&url, &mut input, args.binary));
+    drop(watch);
+    let loaded = loaded?;
+    if args.json {
+        say(&json!({
+            "Inodes": loaded.inodes, "Bytes": loaded.space, "FirstSlice": loaded.first_slice, "SecretsRemoved": loaded.secrets_removed,
+        })
+        .to_string());
+    }
     info!("Loaded {} inodes, {} bytes; the objects are where the setting says and were not touched", loaded.inodes, loaded.space);
     if let Some(first) = loaded.first_slice {
         warn!("the bucket has slices that the dump does not know; new ones begin with {first}, so that none is replaced");

@@ -8,6 +8,8 @@ mod cache;
 mod clone;
 mod compact;
 mod config;
+mod counted;
+mod debug;
 mod destroy;
 mod dump;
 mod format;
@@ -18,11 +20,14 @@ mod info;
 mod journal;
 mod load;
 mod mount;
+mod profile;
 mod program;
+mod progress;
 mod quota;
 mod restore;
 mod restore_meta;
 mod rmr;
+mod stats;
 mod status;
 mod summary;
 mod title;
@@ -31,6 +36,7 @@ mod umount;
 mod undelete;
 mod values;
 mod warmup;
+mod zip;
 
 use crate::telemetry::{self, LogConfig};
 use crate::volume::{CLIENT_LEVEL, MetaUrl};
@@ -48,7 +54,7 @@ const NO_COMMAND: u8 = 3;
 
 /// One POSIX tree for a fleet of agents.
 #[derive(Debug, Parser)]
-#[command(name = "pando", disable_help_subcommand = true, disable_version_flag = true, infer_long_args = false)]
+#[command(name = "pando", disable_help_subcommand = true, disable_version_flag = true, infer_long_args = false, args_override_self = true)]
 struct Cli {
     #[command(flatten)]
     log: LogArgs,
@@ -105,6 +111,12 @@ enum Command {
     Warmup(warmup::Args),
     /// Measure how fast files are written and read in a directory.
     Bench(bench::Args),
+    /// Show what a mount does, a line each second.
+    Stats(stats::Args),
+    /// Show which requests of a mount take the time.
+    Profile(profile::Args),
+    /// Collect what is needed to find out what is wrong with a mount.
+    Debug(debug::Args),
     /// Limit what directories, users and groups may use.
     Quota(quota::Args),
     /// Bring deleted files back from the trash, by the path they had.
@@ -219,6 +231,18 @@ fn execute(normal: Normal) -> ExitCode {
         Command::Bench(args) => {
             logging();
             bench::run(&args)
+        }
+        Command::Stats(args) => {
+            logging();
+            stats::run(&args)
+        }
+        Command::Profile(args) => {
+            logging();
+            profile::run(&args)
+        }
+        Command::Debug(args) => {
+            logging();
+            debug::run(&args)
         }
         Command::Quota(args) => {
             logging();

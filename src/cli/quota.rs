@@ -6,6 +6,7 @@ use crate::meta::ops::quota::{Quota, Usage};
 use crate::volume::{Checked, Owner, Quotas};
 use anyhow::{anyhow, bail};
 use clap::ArgAction;
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
 #[derive(Debug, clap::Args)]
@@ -39,6 +40,9 @@ pub struct Args {
     /// Accepted: usage is always counted exactly.
     #[arg(long, action = ArgAction::SetTrue)]
     strict: bool,
+    /// Print quotas as a JSON list, with plain numbers.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -67,12 +71,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             runtime.block_on(quotas()?.set(&owner, space, inodes, create)).map_err(explain)?;
             // What was asked for, as scripts know it; `get` shows what is stored.
             let max = Usage { space: space.unwrap_or(-1), inodes: inodes.unwrap_or(-1) };
-            show(header(&owner), &[(shown(&owner), Quota { max, used: Usage::default() })]);
+            show(args.json, header(&owner), &[(shown(&owner), Quota { max, used: Usage::default() })]);
         }
         "get" => {
             let owner = wanted()?;
             if let Some(quota) = runtime.block_on(quotas()?.get(&owner)).map_err(explain)? {
-                show(header(&owner), &[(shown(&owner), quota)]);
+                show(args.json, header(&owner), &[(shown(&owner), quota)]);
+            } else {
+                show(args.json, header(&owner), &[]);
             }
         }
         "delete" | "del" => runtime.block_on(quotas()?.remove(&wanted()?)).map_err(explain)?,
@@ -80,19 +86,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             let all = runtime.block_on(quotas()?.list()).map_err(explain)?;
             let name = owner.as_ref().map(listed);
             let rows: Vec<_> = all.into_iter().filter(|named| name.as_ref().is_none_or(|name| named.name == *name)).collect();
-            show("Path/ID", &rows.into_iter().map(|named| (named.name, named.quota)).collect::<Vec<_>>());
+            show(args.json, "Path/ID", &rows.into_iter().map(|named| (named.name, named.quota)).collect::<Vec<_>>());
         }
         "check" => {
             let checked = runtime.block_on(quotas()?.check(owner.as_ref(), args.repair)).map_err(explain)?;
-            return report(&checked, args.repair);
+            return report(&checked, args.repair, args.json);
         }
         other => bail!("quota {other}: set, get, delete, list and check are known"),
     }
     Ok(())
 }
 
-fn report(checked: &[Checked], repair: bool) -> anyhow::Result<()> {
+fn report(checked: &[Checked], repair: bool, json: bool) -> anyhow::Result<()> {
     let mut wrong = 0;
+    if json {
+        let document = |found: &Checked| {
+            let mut document = document(&found.name, &found.quota);
+            document["Stored"] = json!({ "Space": found.stored.space, "Inodes": found.stored.inodes });
+            document["Consistent"] = json!(found.is_consistent());
+            document
+        };
+        say(&Value::from(checked.iter().map(document).collect::<Vec<_>>()).to_string());
+    }
     for found in checked {
         if found.is_consistent() {
             info!("quota of {} is consistent", found.name);
@@ -109,7 +124,10 @@ fn report(checked: &[Checked], repair: bool) -> anyhow::Result<()> {
     }
     if wrong == 0 || repair {
         let is_dir = checked.iter().any(|found| found.name.starts_with('/'));
-        show(if is_dir { "Path" } else { "Path/ID" }, &checked.iter().map(|found| (found.name.clone(), found.quota)).collect::<Vec<_>>());
+        let rows: Vec<_> = checked.iter().map(|found| (found.name.clone(), found.quota)).collect();
+        if !json {
+            show(false, if is_dir { "Path" } else { "Path/ID" }, &rows);
+        }
         return Ok(());
     }
     match checked {
@@ -159,7 +177,19 @@ fn listed(owner: &Owner) -> String {
     }
 }
 
-fn show(first: &str, rows: &[(String, Quota)]) {
+/// A quota for programs; a limit that is not set is `null`.
+fn document(name: &str, Quota { max, used }: &Quota) -> Value {
+    let limit = |max: i64| (max > 0).then_some(max);
+    json!({
+        "Name": name, "Space": limit(max.space), "UsedSpace": used.space, "Inodes": limit(max.inodes), "UsedInodes": used.inodes,
+    })
+}
+
+fn show(json: bool, first: &str, rows: &[(String, Quota)]) {
+    if json {
+        say(&Value::from(rows.iter().map(|(name, quota)| document(name, quota)).collect::<Vec<_>>()).to_string());
+        return;
+    }
     if rows.is_empty() {
         return;
     }

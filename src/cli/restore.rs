@@ -1,12 +1,14 @@
 //! `pando restore DIR HOUR…`
 
 use crate::cli::ask::threads;
-use crate::cli::{small_runtime, volume_of};
+use crate::cli::progress::Watch;
+use crate::cli::{say, small_runtime, volume_of};
 use crate::meta::ops::undelete::Restored;
 use crate::types::Errno;
 use crate::volume;
 use anyhow::bail;
 use clap::ArgAction;
+use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::{error, info};
 
@@ -24,6 +26,9 @@ pub struct Args {
     /// Things moved at once [default: 10].
     #[arg(long, value_name = "N")]
     threads: Option<String>,
+    /// Print the result as JSON, a line for each hour.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command. Things that cannot be restored are counted and stay in the trash; that is no failure, as scripts know it.
@@ -38,12 +43,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let go_on = || !stopped.load(Ordering::Relaxed);
     let done = |hour: &str, outcome: Result<Restored, Errno>| match outcome {
         Ok(done) => {
+            if args.json {
+                say(&json!({
+                    "Hour": hour, "Restored": done.moved, "NeedPutBack": done.left, "Conflicts": done.conflicts, "Failed": done.failed,
+                })
+                .to_string());
+            }
             let left = if done.left > 0 { format!(", {} need --put-back", done.left) } else { String::new() };
             info!("{hour}: restored {}{left}, {} conflicts, {} failed", done.moved, done.conflicts, done.failed);
         }
         Err(Errno::INTR) => {}
         Err(errno) => error!("lookup {hour:?}: {}", errno.text()),
     };
+    let _watch = Watch::start("restore", args.json);
     small_runtime()?.block_on(async {
         let restoring =
             volume::restore(&url, &args.hour, args.put_back, threads, &go_on, |hour| info!("restore files in {hour:?} ..."), done);

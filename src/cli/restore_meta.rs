@@ -1,10 +1,12 @@
 //! `pando restore-meta META-URL`
 
+use crate::cli::progress::Watch;
 use crate::cli::{bucket_of, say, small_runtime, values, volume_of};
 use crate::types::Civil;
 use crate::volume::{self, Backup, Source};
 use anyhow::{Context, bail};
 use clap::ArgAction;
+use serde_json::json;
 use std::path::PathBuf;
 use tracing::{info, warn};
 
@@ -50,6 +52,9 @@ pub struct Args {
     /// Algorithm of that: aes256gcm-rsa or chacha20-rsa [default: aes256gcm-rsa].
     #[arg(long, value_name = "ALGORITHM")]
     encrypt_algo: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -64,12 +69,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         for (name, backups) in volumes {
             for Backup { name: backup, sec, bytes } in backups {
+                if args.json {
+                    say(&json!({ "Volume": name, "Backup": backup, "Time": Civil::of(sec).rfc3339(), "Bytes": bytes }).to_string());
+                    continue;
+                }
                 say(&format!("{name}  {backup}  {}  {}", Civil::of(sec).rfc3339(), values::human_bytes(bytes)));
             }
         }
         return Ok(());
     }
-    let restored = runtime.block_on(volume::restore_meta(&url, &source, args.backup.as_deref()))?;
+    let watch = Watch::start("restore-meta", args.json);
+    let restored = runtime.block_on(volume::restore_meta(&url, &source, args.backup.as_deref()));
+    drop(watch);
+    let restored = restored?;
     let (backup, loaded) = (&restored.backup, &restored.loaded);
     info!("Loaded {} inodes, {} bytes", loaded.inodes, loaded.space);
     if let Some(first) = loaded.first_slice {
@@ -77,6 +89,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     if loaded.secrets_removed {
         warn!("secret key was removed; please correct it with `config` command");
+    }
+    if args.json {
+        say(&json!({
+            "Volume": restored.volume, "Backup": backup.name, "Time": Civil::of(backup.sec).rfc3339(), "Inodes": loaded.inodes,
+            "Bytes": loaded.space, "FirstSlice": loaded.first_slice, "SecretsRemoved": loaded.secrets_removed,
+        })
+        .to_string());
+        return Ok(());
     }
     say(&format!(
         "{url} is the volume {} as it was at {}. Files written later are lost, and files whose data was deleted later cannot be read: \

@@ -1,8 +1,11 @@
 //! `pando rmr PATH…`
 
-use crate::cli::ask::{self, Line, threads};
+use crate::cli::ask::{self, threads};
+use crate::cli::progress::Watch;
+use crate::cli::say;
 use crate::cli::values::count_shown;
 use crate::daemon::{AskError, Last};
+use crate::telemetry::progress;
 use anyhow::bail;
 use clap::ArgAction;
 use serde_json::json;
@@ -19,6 +22,9 @@ pub struct Args {
     /// Directories worked on at once [default: 50; at most 255].
     #[arg(long, short = 'p', value_name = "N")]
     threads: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command. A path outside of any mount is reported and passed over, as scripts know it.
@@ -26,7 +32,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let threads = threads(args.threads.as_ref(), 50)?;
     for path in &args.path {
         let request = json!({ "Command": "rmr", "SkipTrash": args.skip_trash, "Threads": threads });
-        match ask::about(path, Last::Itself, request, &mut Line::new("rmr")) {
+        let watch = Watch::start("rmr", args.json);
+        progress::stage("inodes", 0);
+        let answer = ask::about(path, Last::Itself, request);
+        drop(watch);
+        match answer {
+            Ok(answer) if args.json => say(&json!({ "Path": path, "Removed": answer["Removed"] }).to_string()),
             Ok(answer) => info!("{path}: removed {}", count_shown(answer["Removed"].as_u64().unwrap_or(0))),
             Err(AskError::Outside(outside)) => error!("Open control file for {path:?}: {outside} is not inside a Pando mount"),
             Err(error) => bail!("RMR {path:?}: {error}"),

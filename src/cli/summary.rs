@@ -1,9 +1,11 @@
 //! `pando summary PATH`
 
-use crate::cli::ask::{self, Line};
+use crate::cli::ask;
+use crate::cli::progress::Watch;
 use crate::cli::values::{human_bytes, table_left};
 use crate::cli::{say, value};
 use crate::daemon::Last;
+use crate::telemetry::progress;
 use anyhow::{Context, anyhow};
 use clap::ArgAction;
 use serde_json::{Value, json};
@@ -24,6 +26,9 @@ pub struct Args {
     /// As comma-separated values, with plain numbers.
     #[arg(long, action = ArgAction::SetTrue)]
     csv: bool,
+    /// As the JSON document the table is made of.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -39,7 +44,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     std::fs::metadata(&args.path)
         .map_err(|error| anyhow!(crate::types::Errno::from(error).text()))
         .with_context(|| format!("lookup inode for {:?}", args.path))?;
-    let answer = ask::about(&args.path, Last::Followed, request, &mut Line::new("summary"))?;
+    let watch = Watch::start("summary", args.json || args.csv);
+    progress::stage("inodes", 0);
+    let answer = ask::about(&args.path, Last::Followed, request)?;
+    drop(watch);
+    if args.json {
+        say(&answer.to_string());
+        return Ok(());
+    }
     let mut rows = Vec::new();
     flat(&answer, "", &mut rows);
     let header = ["PATH", "SIZE", "DIRS", "FILES"];

@@ -1,9 +1,10 @@
 //! `pando umount MOUNTPOINT`
 
-use crate::cli::ask::{self, Line};
-use crate::cli::say;
+use crate::cli::progress::Watch;
+use crate::cli::{ask, say};
 use crate::daemon::{AskError, Last, Unmount, umount};
 use crate::env::instant;
+use crate::telemetry::progress;
 use crate::types::Errno;
 use anyhow::{Context, bail};
 use clap::ArgAction;
@@ -48,11 +49,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// Waits until everything that is staged is in the bucket; answers where the mount stages, if it does.
 fn flush(args: &Args) -> anyhow::Result<Option<Vec<PathBuf>>> {
     let path = args.mountpoint.to_string_lossy();
-    let mut line = Line::new("staging chunks to be flushed");
+    let _watch = Watch::start("umount", false);
+    progress::stage("staging chunks to be flushed", 0);
     let (mut least, mut since) = (u64::MAX, instant());
     let mut request = json!({ "Command": "staging", "Flush": true });
     loop {
-        let left = match ask::about(&path, Last::Followed, request.clone(), &mut Line::new("umount")) {
+        let left = match ask::about(&path, Last::Followed, request.clone()) {
             Ok(left) => left,
             // What it is, or that it is none of ours, is told by unmounting it.
             Err(AskError::Outside(_)) => return Ok(None),
@@ -76,7 +78,7 @@ fn flush(args: &Args) -> anyhow::Result<Option<Vec<PathBuf>>> {
                 STUCK_TIME.as_secs()
             );
         }
-        line.show(blocks, bytes);
+        progress::set(blocks, bytes);
         request["Flush"] = false.into();
         std::thread::sleep(LOOK_EVERY);
     }

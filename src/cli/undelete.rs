@@ -1,8 +1,10 @@
 //! `pando undelete PATH…`
 
-use crate::cli::ask::{self, Line};
+use crate::cli::ask;
+use crate::cli::progress::Watch;
 use crate::cli::{say, value};
 use crate::daemon::Last;
+use crate::telemetry::progress;
 use crate::types::Civil;
 use anyhow::bail;
 use clap::ArgAction;
@@ -20,6 +22,9 @@ pub struct Args {
     /// Take this version, by its number in the list; 1 is the newest.
     #[arg(long, value_name = "N")]
     pick: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 /// Runs the command; fails if any path could not be restored as a whole.
@@ -30,9 +35,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     let mut failures = 0;
     for path in &args.path {
-        let mut line = Line::new("undelete");
+        let watch = Watch::start("undelete", args.json);
+        progress::stage("entries", 0);
         let request = json!({ "Command": "undelete", "List": args.list, "Version": version });
-        match ask::about(path, Last::Itself, request, &mut line) {
+        let answer = ask::about(path, Last::Itself, request);
+        drop(watch);
+        match answer {
+            Ok(mut answer) if args.json => {
+                failures += u64::from(answer["Failed"].as_u64().unwrap_or(0) > 0);
+                answer["Path"] = json!(path);
+                say(&answer.to_string());
+            }
             Ok(answer) if args.list => list(path, &answer),
             Ok(answer) => {
                 let count = |field: &str| answer[field].as_u64().unwrap_or(0);

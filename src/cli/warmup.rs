@@ -1,9 +1,11 @@
 //! `pando warmup [PATH…]`
 
-use crate::cli::ask::{Line, threads};
+use crate::cli::ask::threads;
+use crate::cli::progress::Watch;
 use crate::cli::say;
 use crate::cli::values::{human_bytes, table_left};
 use crate::daemon::{Inside, Last, locate};
+use crate::telemetry::progress;
 use anyhow::{Context, bail};
 use clap::ArgAction;
 use serde_json::{Value, json};
@@ -33,6 +35,9 @@ pub struct Args {
     /// Only tell how much is cached.
     #[arg(long, action = ArgAction::SetTrue)]
     check: bool,
+    /// Print the result as JSON.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
 }
 
 #[derive(Default)]
@@ -70,11 +75,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let paths: Vec<&str> = batch.iter().map(|inside| inside.path.as_str()).collect();
         json!({ "Command": "warmup", "Action": action, "Threads": threads, "Background": args.background, "Paths": paths })
     };
-    let mut line = Line::new(what);
-    let mut send = |batch: &mut Vec<Inside>, sum: &mut Sum| -> anyhow::Result<()> {
+    let watch = Watch::start("warmup", args.json);
+    progress::stage("files", 0);
+    let send = |batch: &mut Vec<Inside>, sum: &mut Sum| -> anyhow::Result<()> {
         let Some(first) = batch.first() else { return Ok(()) };
         let before = (sum.files, sum.bytes);
-        let answer = first.connect()?.ask(&request(batch), &mut |files, bytes| line.show(before.0 + files, before.1 + bytes));
+        let answer = first.connect()?.ask(&request(batch), &mut |files, bytes| progress::set(before.0 + files, before.1 + bytes));
         batch.clear();
         sum.add(&answer?);
         Ok(())
@@ -96,8 +102,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     send(&mut batch, &mut sum)?;
-    drop(line);
-    if args.background {
+    drop(watch);
+    if args.json {
+        let Sum { files, bytes, blocks, places: [disk, memory, metadata] } = sum;
+        say(&json!({
+            "Action": action, "Files": files, "Bytes": bytes, "BlockBytes": blocks, "Disk": disk, "Memory": memory, "Metadata": metadata,
+            "PassedOver": failures,
+        })
+        .to_string());
+    } else if args.background {
         info!("{what} for {} paths in background", paths.len() - failures);
     } else if args.check {
         let cached: u64 = sum.places.iter().sum();

@@ -17,7 +17,7 @@ const FAILED: u8 = b'-';
 
 /// Starts the background process and waits for its answer. Must be called before anything of this process has started a thread.
 pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnOnce(&str)) -> Result<(), MountError> {
-    close_inherited().map_err(system("cannot close what was opened by whoever started this"))?;
+    let inherited = inherited();
     // Opened before the fork: what is wrong with it is reported on the terminal.
     let log_file = open_log(log).map_err(system(format!("cannot write the log file {}; choose another with --log", log.display())))?;
     let (answer, sender) = pipe().map_err(system("cannot make a pipe"))?;
@@ -27,6 +27,10 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
         -1 => Err(MountError::System("cannot start a background process".into(), last_error())),
         0 => {
             drop(answer);
+            for descriptor in inherited {
+                // SAFETY: it was open before this program opened anything, so nothing of ours owns it.
+                unsafe { libc::close(descriptor) };
+            }
             let code = child(plan, &log_file, sender, started);
             std::process::exit(code)
         }
@@ -38,15 +42,14 @@ pub fn run(plan: &MountPlan, log: &Path, started: impl FnOnce(), ready: impl FnO
     }
 }
 
-/// Closes what whoever started this has left open beside the terminal: a lock file of a script, the end of a pipe. The mount would keep
-/// it as long as it lives: nobody else would get the lock, and who reads the pipe would wait.
-fn close_inherited() -> io::Result<()> {
-    let open = std::fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-    for descriptor in open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok()).filter(|descriptor| *descriptor > 2) {
-        // SAFETY: nothing of this process owns a descriptor yet (see the module above); that of the listing is closed, which is no error to mind.
-        unsafe { libc::close(descriptor) };
-    }
-    Ok(())
+/// Descriptors this process was started with beside the three of every program. A lock file among them, as `flock FILE pando mount -d …` leaves
+/// one, would be locked as long as the mount lives.
+fn inherited() -> Vec<RawFd> {
+    let names = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // That of the listing is closed by now.
+    // SAFETY: asking for flags changes nothing, whatever the number.
+    numbers.into_iter().filter(|descriptor| *descriptor > 2 && unsafe { libc::fcntl(*descriptor, libc::F_GETFD) } != -1).collect()
 }
 
 /// The background process; returns its exit code.

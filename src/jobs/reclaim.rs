@@ -11,8 +11,11 @@ use tokio::sync::Notify;
 
 /// Files deleted together: some milliseconds of the metadata store, and one sync.
 const FILES_MAX: u32 = 100;
-/// The same where the objects of each batch go some seconds later, and their lists are found by looking through all keys of a server.
-const FILES_FAR_MAX: u32 = 1000;
+/// Files of one batch where their lists are found by looking through all keys of a server, and their objects go some seconds later: with a
+/// thousand files, a tree of a million took a thousand looks through its millions of keys. So many take some 20 MiB of memory.
+const FILES_FAR_MAX: u32 = 100_000;
+/// Of these, how many go in each step.
+const STEP_FILES: usize = 1000;
 /// After the first file, others are waited for this long: `rm -r` of a small tree then costs one sync.
 const GATHER_TIME: Duration = Duration::from_millis(20);
 /// Longest pause after a batch. Usually it is as long as the batch took, so the foreground has half of the store at least.
@@ -58,7 +61,16 @@ async fn drain(meta: &Meta, chunks: &Chunks, stop: &mut Stop) {
             files = older;
         }
         // Entries that stay, because their inode exists, were reported where that was noticed.
-        if files.is_empty() || files == last || !matches!(stop.or(chunks.delete_files(&files)).await, Some(Ok(()))) {
+        if files.is_empty() || files == last {
+            return;
+        }
+        let deleting = async {
+            match meta.is_far() {
+                true => chunks.delete_many_files(&files, STEP_FILES, PAUSE_MAX).await,
+                false => chunks.delete_files(&files).await,
+            }
+        };
+        if !matches!(stop.or(deleting).await, Some(Ok(()))) {
             return;
         }
         last = files;

@@ -224,10 +224,26 @@ impl Meta {
         T: Send + 'static,
         F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
     {
+        self.run_removing_from(what, caller, skip_trash, View::default, step).await
+    }
+
+    /// The same with what is known already: what was true once, or is likely.
+    pub(crate) async fn run_removing_from<T, F>(
+        &self,
+        what: &'static str,
+        caller: &Caller,
+        skip_trash: bool,
+        known: impl Fn() -> View + Send + Sync,
+        step: F,
+    ) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Fn(&View, &Cx) -> Result<Plan<T>, Stop> + Send + Sync,
+    {
         self.begin_mutation().await?;
         for _ in 0..TRASH_DIRS_MAX {
             let trash = if skip_trash { None } else { self.trash_dir().await? };
-            match (self.run_with(what, caller, Basis::Memory, View::default(), trash, &step).await, trash) {
+            match (self.run_with(what, caller, Basis::Memory, known(), trash, &step).await, trash) {
                 (Err(Errno::STALE), Some(dir)) => self.forget_trash_dir(dir).await,
                 (outcome, _) => return outcome,
             }

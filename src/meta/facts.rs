@@ -34,6 +34,8 @@ const RECENT: Duration = Duration::from_secs(1);
 const CLASSES: usize = 4096;
 /// News that wait for those who listen. Whoever is slower forgets everything.
 const TOLD_MAX: usize = 4096;
+/// A request about so many things is the work of a tree: what it tells of them is not needed again soon, and would push out what is.
+const BULK_PARTS_MIN: usize = 256;
 /// How long a counter is believed. Plans do not guard counters, so a limit of the volume is soft by what others use in this time.
 const COUNTER_AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,8 @@ pub(crate) struct Asked<'a> {
     writes: &'a [Write],
     /// The store will tell of changes of what is asked about.
     is_watched: bool,
+    /// It is about too many things to keep what it tells.
+    is_bulk: bool,
 }
 
 /// When and how a value came to be known.
@@ -181,7 +185,13 @@ impl Facts {
 
     /// To be called before a commit of so many guards, writes and reads is sent. Unless what became of it is told, its writes may have happened.
     pub fn ask_to_write<'a>(&'a self, parts: usize, writes: &'a [Write]) -> Asked<'a> {
-        Asked { facts: self, turn: self.memory().changes.next_turn(), writes, is_watched: store::is_watched(parts) }
+        Asked {
+            facts: self,
+            turn: self.memory().changes.next_turn(),
+            writes,
+            is_watched: store::is_watched(parts),
+            is_bulk: parts >= BULK_PARTS_MIN,
+        }
     }
 
     /// Everything others change from now on, as far as it is watched: records are told to `listener`, while it lives.
@@ -254,6 +264,9 @@ impl Watcher for Facts {
 impl Asked<'_> {
     /// Takes in answers of the store.
     pub fn learn<'a>(mut self, answers: impl IntoIterator<Item = (&'a Query, &'a Value)>) {
+        if self.is_bulk && self.writes.is_empty() {
+            return;
+        }
         let mut memory = self.facts.memory();
         let source = self.answered(&mut memory);
         memory.learn(answers, &source);
@@ -290,7 +303,7 @@ impl Asked<'_> {
         let source = self.answered(memory);
         // Of the moment after the writes: these are not applied to them again.
         memory.learn(reads.iter().zip(values), &source);
-        for guard in guards {
+        for guard in guards.iter().filter(|_| !self.is_bulk) {
             let value = match guard {
                 Guard::Value(_, value) | Guard::Field(_, _, value) => Value::Bytes(value.clone()),
                 Guard::Fields(_, fields) => Value::Pairs(fields.clone()),
@@ -303,6 +316,11 @@ impl Asked<'_> {
             }
         }
         for (at, write) in writes.iter().enumerate() {
+            if self.is_bulk && key::is_of_inode(write.key()) {
+                // Below it is noted as changed: what is known of it stands no more, and whoever starts from it is told by a guard.
+                memory.listings.remove(write.key());
+                continue;
+            }
             memory.apply(write, replies.get(at), reads, &source);
         }
         for key in writes.iter().map(Write::key) {

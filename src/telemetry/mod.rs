@@ -1,6 +1,7 @@
 //! Log lines: their form, where they go, and which are written.
 
 pub mod metrics;
+pub mod progress;
 
 use crate::env::{Clock, SystemClock};
 use crate::types::Time;

@@ -8,6 +8,7 @@ use crate::meta::store::embedded::RESERVE;
 use crate::meta::store::{Cursor, Key, ScanRange, Store, Write};
 use crate::meta::{AtimeMode, Meta, MetaConfig, key};
 use crate::object::{ObjectError, ObjectStore};
+use crate::telemetry::progress;
 use crate::volume::objects::{OBJECTS, directories, open_objects};
 use crate::volume::stores::{DATABASE, Stores, Usage, usage};
 use crate::volume::{MetaUrl, VolumeError};
@@ -103,6 +104,7 @@ impl Doomed {
         let prefix = format!("{}/", self.setting.name());
         let why = |what: &str, e: ObjectError| VolumeError::Failed(format!("{what}: {e}; nothing of the metadata is deleted"));
         let (mut after, mut deleted) = (String::new(), 0);
+        progress::stage("objects", 0);
         let mut running: JoinSet<Result<(), ObjectError>> = JoinSet::new();
         let done = |outcome: Result<Result<(), ObjectError>, tokio::task::JoinError>| {
             let outcome = outcome.unwrap_or_else(|e| Err(ObjectError::Retry(format!("the task ended: {e}"))));
@@ -111,6 +113,7 @@ impl Doomed {
         loop {
             let page = retrying("list objects", &prefix, || objects.list(&prefix, &after, PAGE)).await;
             let page = page.map_err(|e| why("cannot list the objects", e))?;
+            progress::add(page.len() as u64, page.iter().map(|object| object.size).sum());
             for some in page.chunks(objects.deletes_at_once()) {
                 while running.len() >= DELETES_MAX
                     && let Some(outcome) = running.join_next().await
@@ -135,6 +138,7 @@ impl Doomed {
     async fn delete_keys(&self) -> Result<u64, VolumeError> {
         let store = self.store.as_ref();
         let mut deleted = 0;
+        progress::stage("keys", 0);
         for _ in 0..ROUNDS_MAX {
             let before = deleted;
             let mut cursor = Some(Cursor::new());
@@ -144,6 +148,7 @@ impl Doomed {
                 let keys = page.items.into_iter().map(|item| item.name);
                 let keys: Vec<Key> = keys.filter(|name| !name.starts_with(key::OUTCOMES) && *name != key::SETTING).collect();
                 deleted += keys.len() as u64;
+                progress::add(keys.len() as u64, 0);
                 let writes: Vec<Write> = keys.into_iter().map(Write::Del).collect();
                 if !writes.is_empty() {
                     store.commit(&[], &writes, &[]).await?;

@@ -31,7 +31,7 @@ pub use config::{Change, Planned, commit_change, plan_change, setting};
 pub use create::{BLOCK_KIB_DEFAULT, Created, NewVolume, Place, check_name, create, name_of, place};
 pub use destroy::{Destroyed, Doomed};
 pub use dump::{DumpInput, DumpOptions, DumpOutput, Loaded, dump, load};
-pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck};
+pub use fsck::{Finding, FsckSummary, PathCheck, check_path, fsck, repair};
 pub use gate::CLIENT_LEVEL;
 pub use gauges::Gauges;
 pub use gc::{Amount, GcOptions, GcSummary, gc};
@@ -359,6 +359,7 @@ impl Volume {
             chunks: self.chunks.clone(),
             writers: self.writers.clone(),
             vfs,
+            gauges: self.gauges_with(root, Vec::new()),
             root,
             read_only: read_only || self.read_only,
             background: Arc::new(tokio::sync::Semaphore::new(operator::BACKGROUND_MAX)),
@@ -371,7 +372,10 @@ impl Volume {
         let host = host_name();
         let own = [("instance", host.as_str()), ("juicefs_version", VERSION), ("mp", mountpoint), ("vol_name", &self.name)];
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let labels = own.chain(labels.iter().cloned()).collect();
+        self.gauges_with(root, own.chain(labels.iter().cloned()).collect())
+    }
+
+    fn gauges_with(&self, root: Ino, labels: Vec<(String, String)>) -> Gauges {
         let clock = SystemClock::new();
         let (meta, blocks, writers) = (self.meta.clone(), self.blocks.clone(), self.writers.clone());
         Gauges { meta, blocks, disk: self.disk.clone(), writers, root, labels, clock }

@@ -1,6 +1,7 @@
 //! `restore`: everything that was deleted in an hour goes back, or trees are rebuilt inside the trash.
 
 use crate::meta::ops::undelete::Restored;
+use crate::telemetry::progress;
 use crate::types::{Errno, Name};
 use crate::volume::{MetaUrl, Stores, VolumeError, failed};
 
@@ -19,6 +20,7 @@ pub async fn restore(
     let known = meta.trash_hours().await.map_err(|e| failed("cannot list the trash", e))?;
     for text in hours {
         hour(text);
+        progress::stage("entries", 0);
         let found = Name::new(text.as_bytes()).ok().and_then(|name| known.iter().find(|(known, ..)| *known == name));
         let outcome = match found {
             None => Err(Errno::NOENT),

@@ -1,67 +1,116 @@
-//! A process that waits for a server that is away can be killed.
+//! Commands of an operator beside writers: nothing is lost, no false alarm.
 
-use crate::journal::World;
-use crate::support::{eventually, size, worker, worker_arg};
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use crate::servers::RedisServer;
+use crate::support::{Dice, Mount, PANDO, Volume, eventually, run, sh, size, text};
+use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Of a file: more than is kept beside the metadata.
-const FILE_BYTES: usize = 300_000;
-/// Time a process has to begin its read after it was let go.
-const BEGIN: Duration = Duration::from_millis(50);
-/// Seconds a killed process has: on a machine that does much else, and on one that does nothing else.
-const DEATH_SECONDS_MAX: (usize, usize) = (5, 1);
+/// How often `gc` and `fsck` run beside writers.
+const ROUNDS: (usize, usize) = (3, 100);
 
-/// In a worker: reads an open file once it is let go: through the kernel's pages, past them, or behind a write that is not stored.
-pub fn stalled_worker() {
-    let (path, how, said, go) = (worker_arg(0), worker_arg(1), worker_arg(2), worker_arg(3));
-    let flags = if how == "pages" { 0 } else { libc::O_DIRECT };
-    let file = OpenOptions::new().read(true).write(how == "write").custom_flags(flags).open(path).expect("opened");
-    if how == "write" {
-        file.write_all_at(&[1; 4096], 0).expect("buffered");
-    }
-    fs::write(said, "").expect("written");
-    while !Path::new(&go).exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let _ = file.read_at(&mut [0; 8192], 0);
-    panic!("the server answers");
+fn pando(args: &[&str]) -> Output {
+    run(Command::new(PANDO).args(args))
+}
+
+fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    text(output)
+}
+
+fn old(bucket: &Path) {
+    sh(bucket, "find vol/chunks -type f -exec touch -d '2 hours ago' {} +");
 }
 
 #[test]
-fn a_process_whose_read_is_stalled_dies_within_a_second() {
-    let world = World::new();
-    let mount = world.mount("mnt", &[]);
-    let names = ["pages", "direct", "write"];
-    for name in names {
-        fs::write(mount.join(name), vec![7; FILE_BYTES]).expect("written");
+fn gc_and_fsck_are_right_beside_writers() {
+    let (server, volume) = (RedisServer::with(&[]), Volume::new());
+    let (url, bucket) = (server.url(1), volume.temp.path().join("objects"));
+    ok(&pando(&["format", "--storage", "file", "--trash-days", "0", "--bucket", bucket.to_str().expect("text"), &url, "vol"]));
+    let mount = Mount::start(Path::new(&url), &volume.temp.path().join("mnt"), &["--cache-size", "0", "--backup-meta", "0"]);
+    sh(&mount.path, "mkdir old new; for i in $(seq 20); do head -c 100000 /dev/urandom > old/f0_$i; done");
+    let sums = "for i in $(seq 20); do md5sum < $(echo old/f*_$i); done";
+    let before = sh(&mount.path, sums);
+    old(&bucket);
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let go_on = || !stop.load(Ordering::Relaxed);
+    let content = |file: u64, version: u64| Dice::new(file << 32 | version).bytes(100 + (file as usize % 7) * 40_000);
+    /// However the test ends, those who write do.
+    struct Stopping<'a>(&'a AtomicBool);
+    impl Drop for Stopping<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
-    mount.unmount();
-    let mount = world.mount("mnt", &[]);
-    for name in names {
-        let [said, go] = ["said", "go"].map(|what| world.volume.temp.path().join(format!("{name}-{what}")));
-        let path = mount.join(name);
-        let mut reader = worker("stalled", &[path.as_os_str(), name.as_ref(), said.as_os_str(), go.as_os_str()]).spawn().expect("started");
-        eventually("the reader has opened its file", || said.exists());
-        world.to_bucket.hold_requests(true);
-        fs::write(&go, "").expect("written");
-        std::thread::sleep(BEGIN);
-        assert!(reader.try_wait().expect("a child of ours").is_none(), "{name}: the read is not stalled");
-        let begin = Instant::now();
-        reader.kill().expect("alive");
-        reader.wait().expect("reaped");
-        let took = begin.elapsed();
-        world.to_bucket.hold_requests(false);
-        println!("{name}: died after {took:?}");
-        assert!(took < Duration::from_secs(size(DEATH_SECONDS_MAX.0, DEATH_SECONDS_MAX.1) as u64), "{name}: died after {took:?}");
-        // The mount goes on, and what was written is stored, though nobody waits for it.
-        let first = if name == "write" { 1 } else { 7 };
-        eventually("the file is whole", || {
-            fs::read(&path).is_ok_and(|bytes| bytes[0] == first && bytes[4096..] == vec![7; FILE_BYTES - 4096])
+    std::thread::scope(|scope| {
+        let stopping = Stopping(&stop);
+        // Old objects change their files.
+        let moved = scope.spawn(|| {
+            for round in 0.. {
+                sh(&mount.path, &format!("cd old; for i in $(seq 20); do cp f{round}_$i f{}_$i && rm f{round}_$i; done", round + 1));
+                if !go_on() {
+                    break;
+                }
+            }
         });
-    }
+        // New ones are written, overwritten, renamed and removed; a few appends make chunks that can be compacted.
+        let writers: Vec<_> = (0..2u64)
+            .map(|writer| {
+                let (mount, written, go_on) = (&mount, &written, &go_on);
+                scope.spawn(move || {
+                    let mut versions = Vec::new();
+                    for version in 1.. {
+                        for file in 0..6u64 {
+                            let name = mount.join(format!("new/{writer}-{file}"));
+                            let bytes = content(writer * 100 + file, version);
+                            if file % 2 == 0 {
+                                fs::write(&name, &bytes).expect("written");
+                            } else {
+                                let aside = mount.join(format!("new/{writer}-aside"));
+                                fs::write(&aside, &bytes).expect("written");
+                                fs::rename(&aside, &name).expect("renamed");
+                            }
+                            written.fetch_add(1, Ordering::Relaxed);
+                        }
+                        let gone = mount.join(format!("new/{writer}-gone"));
+                        fs::write(&gone, vec![7; 200_000]).and_then(|()| fs::remove_file(&gone)).expect("removed");
+                        if !go_on() {
+                            versions.push(version);
+                            return versions;
+                        }
+                    }
+                    versions
+                })
+            })
+            .collect();
+        for round in 0..size(ROUNDS.0, ROUNDS.1) {
+            let least = written.load(Ordering::Relaxed) + 12;
+            eventually("writers write", || written.load(Ordering::Relaxed) >= least);
+            let stray = bucket.join(format!("vol/chunks/0/0/{}_0_5", 1 + round % 3));
+            let leak = fs::write(&stray, "stray").is_ok();
+            assert!(leak && run(Command::new("touch").args(["-d", "2 hours ago"]).arg(&stray)).status.success());
+            let found = ok(&pando(&["gc", &url]));
+            assert!(found.contains(" 1 leaked (5 bytes)"), "round {round}: {found}");
+            let args: &[&str] = if round % 2 == 0 { &["gc", "--delete", &url] } else { &["gc", "--delete", "--compact", &url] };
+            let found = ok(&pando(args));
+            assert!(found.contains(" 1 leaked (5 bytes)") && !stray.exists(), "round {round}: {found}");
+            let checked = pando(&["fsck", &url]);
+            assert!(checked.status.success(), "round {round}: a false alarm: {}", text(&checked));
+        }
+        drop(stopping);
+        moved.join().expect("no error");
+        for (writer, versions) in writers.into_iter().enumerate() {
+            let versions = versions.join().expect("no error");
+            for file in 0..6u64 {
+                let expected = content(writer as u64 * 100 + file, versions[0]);
+                assert!(fs::read(mount.join(format!("new/{writer}-{file}"))).expect("read") == expected, "{writer}-{file}");
+            }
+        }
+    });
+    assert_eq!(sh(&mount.path, sums), before);
     mount.unmount();
-    world.nothing_is_left();
+    let found = ok(&pando(&["gc", &url]));
+    assert!(found.contains(" 0 leaked (0 bytes)"), "{found}");
+    ok(&pando(&["fsck", &url]));
 }

@@ -3,6 +3,7 @@
 mod backup;
 mod commands;
 mod crash;
+mod damage;
 mod differential;
 mod dump;
 mod faults;
@@ -12,6 +13,7 @@ mod full;
 mod gc;
 mod hostile;
 mod hosts;
+mod inspect;
 mod journal;
 mod killed;
 mod locks;
@@ -31,6 +33,7 @@ mod semantics;
 #[allow(dead_code)]
 mod servers;
 mod staging;
+mod stalled;
 mod support;
 mod trips;
 mod two_mounts;

@@ -38,8 +38,17 @@ impl Meta {
 
     /// The same for several files, with few commits. A file whose inode exists is left alone.
     pub async fn delete_files(&self, files: &[(Ino, u64)]) -> Result<Vec<(SliceId, u32)>, Errno> {
-        // Also beyond the length: a file that was truncated before it was deleted has lists there.
-        let mut lists = self.lists_of(&files.iter().map(|(ino, _)| *ino).collect()).await?;
+        let lists = self.lists_of_deleted(files).await?;
+        self.delete_listed(files, lists).await
+    }
+
+    /// Which chunks of these files have a list. Also beyond the length: a file that was truncated before it was deleted has lists there.
+    pub async fn lists_of_deleted(&self, files: &[(Ino, u64)]) -> Result<BTreeMap<Ino, BTreeSet<u32>>, Errno> {
+        self.lists_of(&files.iter().map(|(ino, _)| *ino).collect()).await
+    }
+
+    /// `delete_files` with the lists of these files, or of more. A list that is not among them stays, and `gc` finds it.
+    pub async fn delete_listed(&self, files: &[(Ino, u64)], mut lists: BTreeMap<Ino, BTreeSet<u32>>) -> Result<Vec<(SliceId, u32)>, Errno> {
         let mut parts = Vec::new();
         for &(ino, length) in files {
             let chunks = lists.remove(&ino).unwrap_or_default();

@@ -4,14 +4,14 @@
 //! and that is guarded, so what others create meanwhile is found and removed, too. Cut anywhere, what is left is a smaller tree.
 
 use crate::env::join;
-use crate::meta::codec::decode_entry;
-use crate::meta::driver::OPEN_STRIPES;
+use crate::meta::codec::{Record, decode_entry};
+use crate::meta::driver::{OPEN_STRIPES, errno_of};
 use crate::meta::ops::acl::{self, ENTER, READ, WRITE};
 use crate::meta::ops::parent;
 use crate::meta::ops::rmdir::drop_dir;
 use crate::meta::ops::stats::Tally;
 use crate::meta::ops::unlink::{self, Victim, drop_link};
-use crate::meta::store::{Cursor, Guard, Query, Write};
+use crate::meta::store::{Cursor, Guard, Query, ScanItem, ScanRange, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta, key};
 use crate::types::{Asker, Attr, BoxFuture, Duty, Errno, Flags, Ino, Kind, LEVELS_MAX, Name};
@@ -61,6 +61,23 @@ impl<'a> Removal<'a> {
     }
 }
 
+/// A name that is to go, with what the listing said of it: the plan guards it, so that nothing has to be read a second time.
+struct Listed {
+    name: Name,
+    kind: Kind,
+    known: Option<Value>,
+}
+
+impl Listed {
+    /// `None` for an entry that cannot be read, which hides nothing else.
+    fn of(item: &ScanItem) -> Option<(Listed, Ino)> {
+        let (kind, ino) = decode_entry(&item.value)?;
+        let record = (!item.record.is_empty()).then(|| item.record.clone());
+        let known = Some(Value::Entry(Some((item.value.clone(), record))));
+        Some((Listed { name: Name::new(&item.name).ok()?, kind, known }, ino))
+    }
+}
+
 /// What a batch came to.
 #[derive(Debug, Default)]
 struct Batch {
@@ -75,9 +92,9 @@ struct Batch {
 }
 
 /// `held`: no file is opened by this process until this is committed.
-fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[(Name, Kind)], held: bool) -> Result<Plan<Batch>, Stop> {
+fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: bool) -> Result<Plan<Batch>, Stop> {
     let entry_of = |name: &Name| Query::Entry { dir: key::dir(dir), name: key::name(name) };
-    view.want(std::iter::once(Query::Get(key::inode(dir))).chain(names.iter().map(|(name, _)| entry_of(name))))?;
+    view.want(std::iter::once(Query::Get(key::inode(dir))).chain(names.iter().map(|listed| entry_of(&listed.name))))?;
     let dir_record = parent::shrinking(view, dir)?;
     acl::check(view, cx, asker, &dir_record.attr, WRITE | ENTER)?;
     let mut guards = vec![parent::identity(dir, &dir_record)];
@@ -86,7 +103,7 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[(Name, Kind)], h
     let mut batch = Batch::default();
     let mut seen = HashSet::new();
     let mut subdirs = 0;
-    for (name, listed) in names {
+    for Listed { name, kind: listed, .. } in names {
         parent::check_removal(cx, dir, name)?;
         // Somebody else was first.
         let Some(entry) = view.field(&key::dir(dir), key::name(name))? else { continue };
@@ -162,7 +179,7 @@ impl Meta {
             if attr.is_dir() {
                 self.empty_dir(ino, &attr, removal, LEVELS_MAX).await?;
             }
-            if !self.remove_batch(dir, &[(name.clone(), attr.kind)], removal).await? {
+            if !self.remove_batch(dir, &[Listed { name: name.clone(), kind: attr.kind, known: None }], removal).await? {
                 return Ok(());
             }
         }
@@ -187,20 +204,26 @@ impl Meta {
                 let mut cursor = Some(Cursor::new());
                 while let Some(at) = cursor {
                     removal.check()?;
-                    let page = self.readdir(dir, at, PAGE).await?;
-                    let (mut files, mut dirs) = (Vec::new(), Vec::new());
-                    for entry in page.entries {
-                        let name = Name::new(&entry.name)?;
-                        match (entry.kind, entry.attr) {
-                            (Kind::Dir, Some(attr)) => dirs.push((name, entry.ino, attr)),
-                            (kind, _) => files.push((name, kind)),
+                    // Past what is remembered of names: a large tree would push all of it out, and is never asked about again.
+                    let page =
+                        self.store().scan(&ScanRange::Dir(key::dir(dir)), at, PAGE).await.map_err(|e| errno_of("list a directory", &e))?;
+                    let (mut files, mut names, mut dirs) = (Vec::new(), Vec::new(), Vec::new());
+                    for item in &page.items {
+                        let Some((listed, ino)) = Listed::of(item) else { continue };
+                        let record = if listed.kind == Kind::Dir { Record::decode(item.record.clone()) } else { None };
+                        match record {
+                            Some(record) => {
+                                // What is known of it will have changed when it is empty.
+                                names.push(Listed { known: None, ..listed });
+                                dirs.push((ino, record.attr));
+                            }
+                            None => files.push(listed),
                         }
                     }
                     for batch in files.chunks(BATCH) {
                         is_complete &= !self.remove_batch(dir, batch, removal).await?;
                     }
                     self.empty_each(&dirs, removal, depth).await?;
-                    let names: Vec<_> = dirs.into_iter().map(|(name, ..)| (name, Kind::Dir)).collect();
                     for batch in names.chunks(BATCH) {
                         is_complete &= !self.remove_batch(dir, batch, removal).await?;
                     }
@@ -215,18 +238,18 @@ impl Meta {
     }
 
     /// Empties directories, several at a time if there are free places.
-    async fn empty_each(&self, dirs: &[(Name, Ino, Attr)], removal: &Removal<'_>, depth: usize) -> Result<(), Errno> {
+    async fn empty_each(&self, dirs: &[(Ino, Attr)], removal: &Removal<'_>, depth: usize) -> Result<(), Errno> {
         let wanted = u32::try_from(dirs.len().saturating_sub(1)).unwrap_or(u32::MAX);
         let free = wanted.min(u32::try_from(removal.places.available_permits()).unwrap_or(u32::MAX));
         // Others may have been faster; this one goes on alone then.
         let more = removal.places.try_acquire_many(free).ok();
         let at_once = 1 + more.as_ref().map_or(0, |more| more.num_permits());
-        join(dirs.iter().map(|(_, ino, attr)| self.empty_dir(*ino, attr, removal, depth - 1)).collect(), at_once).await?;
+        join(dirs.iter().map(|(ino, attr)| self.empty_dir(*ino, attr, removal, depth - 1)).collect(), at_once).await?;
         Ok(())
     }
 
     /// Removes these names; true if some of them are still there.
-    async fn remove_batch(&self, dir: Ino, names: &[(Name, Kind)], removal: &Removal<'_>) -> Result<bool, Errno> {
+    async fn remove_batch(&self, dir: Ino, names: &[Listed], removal: &Removal<'_>) -> Result<bool, Errno> {
         if names.is_empty() {
             return Ok(false);
         }
@@ -241,8 +264,14 @@ impl Meta {
                 held.push(self.open_files().stripe(Ino(stripe)).write().await);
             }
         }
-        let batch =
-            self.run_removing("remove", &caller, removal.skip_trash, |view, cx| step(view, cx, removal.asker, dir, names, deletes)).await?;
+        let known = || {
+            let mut view = View::default();
+            let entry = |listed: &Listed| Query::Entry { dir: key::dir(dir), name: key::name(&listed.name) };
+            view.remember(names.iter().filter_map(|listed| Some((entry(listed), listed.known.clone()?))));
+            view
+        };
+        let step = |view: &View, cx: &Cx| step(view, cx, removal.asker, dir, names, deletes);
+        let batch = self.run_removing_from("remove", &caller, removal.skip_trash, known, step).await?;
         drop(held);
         let count = |gone: u64, bytes: u64| {
             removal.removed.fetch_add(gone, Ordering::Relaxed);
@@ -270,9 +299,9 @@ impl Meta {
     }
 
     /// Whether the data of files may go with their names, and handles of this process matter.
-    fn deletes_files(&self, dir: Ino, names: &[(Name, Kind)], skip_trash: bool) -> bool {
+    fn deletes_files(&self, dir: Ino, names: &[Listed], skip_trash: bool) -> bool {
         let is_kept = self.setting().trash_days() > 0 && !skip_trash && !dir.is_trash();
-        !is_kept && self.sid.load(Ordering::Relaxed) > 0 && names.iter().any(|(_, kind)| *kind == Kind::File)
+        !is_kept && self.sid.load(Ordering::Relaxed) > 0 && names.iter().any(|listed| listed.kind == Kind::File)
     }
 }
 

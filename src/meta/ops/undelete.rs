@@ -11,6 +11,7 @@ use crate::meta::ops::trash::{ENTRY_BYTES_MAX, entry_name, hour_of};
 use crate::meta::store::Cursor;
 use crate::meta::view::{Stop, View};
 use crate::meta::{Cx, key};
+use crate::telemetry::progress;
 use crate::types::{Asker, Attr, BoxFuture, Caller, Errno, Ino, Kind, Name};
 use std::collections::HashMap;
 
@@ -73,6 +74,7 @@ pub struct Restored {
 
 impl Restored {
     fn add(&mut self, more: Restored) {
+        progress::add(more.moved + more.left + more.conflicts + more.failed, 0);
         self.moved += more.moved;
         self.left += more.left;
         self.conflicts += more.conflicts;

@@ -8,6 +8,7 @@ use crate::meta::codec::{decode_decimal, decode_entry, decode_slice};
 use crate::meta::key;
 use crate::meta::setting::Setting;
 use crate::meta::store::{Cursor, Key, Query, ScanRange, Store, Value};
+use crate::telemetry::progress;
 use crate::volume::VolumeError;
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
@@ -195,6 +196,7 @@ impl Writer<'_> {
         while let Some(at) = cursor {
             let page = self.store.scan(&range, at, PAGE).await?;
             let keys: Vec<(Key, u64, u32)> = page.items.into_iter().filter_map(|item| inode_key(item.name)).collect();
+            progress::add(keys.iter().filter(|(key, ..)| key[0] == b'i').count() as u64, 0);
             for part in keys.chunks(KEYS) {
                 self.keys(&mut segments, part, slices).await?;
             }

@@ -10,6 +10,7 @@ use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::setting::Setting;
 use crate::meta::store::{Query, Store, Value};
+use crate::telemetry::progress;
 use crate::types::{Attr, Ino, Kind};
 use crate::volume::VolumeError;
 use serde_json::{Map, Value as Json, json};
@@ -212,6 +213,7 @@ async fn tree(
                 put(out, &format!("\n{indent}  }}\n{indent}}}"))?;
                 continue;
             }
+            progress::add(batch.len() as u64, 0);
             let inodes: Vec<Ino> = batch.iter().map(|entry| entry.ino).collect();
             for (entry, node) in batch.into_iter().zip(nodes.read(&inodes).await?) {
                 match node {

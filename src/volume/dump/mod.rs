@@ -30,6 +30,7 @@ use crate::meta::setting::Setting;
 use crate::meta::store::embedded::{LOCK, RESERVE};
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::meta::store::{Query, Sharing, Store, Value, Write};
+use crate::telemetry::progress;
 use crate::types::{Errno, Ino, Kind, SliceRecord};
 use crate::volume::journal::{self, kept};
 use crate::volume::objects::OBJECTS;
@@ -66,6 +67,7 @@ pub async fn dump(url: &MetaUrl, options: &DumpOptions, out: &mut (dyn io::Write
         warn!("Secret key is removed for the sake of safety");
     }
     let mut slices = Slices::of(store.as_ref(), Frames::Of(url));
+    progress::stage("inodes", usage(store.as_ref()).await.map_or(0, |usage| usage.inodes.max(0).unsigned_abs()));
     if options.binary {
         if store.shared() {
             // Its records are raw and found one after another: what is created between two of them may have an entry and no inode.
@@ -139,7 +141,9 @@ fn refused(why: String) -> VolumeError {
 fn check_json(input: impl BufRead) -> Result<(), VolumeError> {
     let mut reader = JsonReader::new(input);
     let mut check = Check::default();
+    progress::stage("inodes to check", 0);
     while let Some(event) = reader.next().map_err(refused)? {
+        progress::add(1, 0);
         check.event(&event).map_err(refused)?;
     }
     Ok(())
@@ -148,7 +152,9 @@ fn check_json(input: impl BufRead) -> Result<(), VolumeError> {
 fn check_binary(input: impl BufRead) -> Result<(), VolumeError> {
     let mut reader = BinaryReader::new(input);
     let mut settings = 0;
+    progress::stage("parts to check", 0);
     while let Some(part) = reader.next().map_err(refused)? {
+        progress::add(1, 0);
         settings += u32::from(matches!(part, Part::Setting(_)));
     }
     if settings == 1 { Ok(()) } else { Err(refused(format!("it has {settings} settings of a volume"))) }
@@ -158,7 +164,10 @@ fn check_binary(input: impl BufRead) -> Result<(), VolumeError> {
 async fn load_json(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Setting), VolumeError> {
     let mut loader = Loader::new(store, SystemClock::new().now());
     let mut reader = JsonReader::new(input);
+    // All were read once.
+    progress::stage("inodes", progress::now().count);
     while let Some(event) = reader.next().map_err(refused)? {
+        progress::add(1, 0);
         loader.event(event).await?;
     }
     loader.finish().await
@@ -168,7 +177,9 @@ async fn load_json(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Se
 async fn load_binary(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Setting), VolumeError> {
     let mut reader = BinaryReader::new(input);
     let (mut setting, mut acls) = (None, 0);
+    progress::stage("parts", progress::now().count);
     while let Some(part) = reader.next().map_err(refused)? {
+        progress::add(1, 0);
         match part {
             Part::Setting(found) => setting = Some(found),
             Part::Writes { writes, acl_max } => {

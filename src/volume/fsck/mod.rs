@@ -4,13 +4,16 @@
 //! the counters at the end. What stays in memory is one `Node` per inode and one `SliceUse` per slice, about 100 bytes each with their
 //! tables: 100 MB for a million inodes.
 //!
-//! While another process uses the volume the passes see different moments. A second run then tells damage from change: only what both
-//! found at the same place is reported.
+//! While another process uses the volume the passes see different moments. Further runs then tell damage from change: only what all of
+//! them found at the same place, and the same, is reported; statistics and links of a directory only if it stood still while they were
+//! counted, and the usage of the volume only if it is the same before and after.
 
+mod mend;
 mod path;
 mod slices;
 mod tree;
 
+pub use mend::repair;
 pub use path::{PathCheck, check_path};
 
 use crate::meta::codec::decode_entry;
@@ -19,6 +22,7 @@ use crate::meta::store::{Cursor, Key, Query, ScanItem, ScanRange, Store, Value};
 use crate::types::{Ino, Kind};
 use crate::volume::VolumeError;
 use crate::volume::stores::{Stores, usage};
+use mend::Mend;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -26,6 +30,9 @@ use std::sync::Arc;
 const PAGE: u32 = 1000;
 /// Findings kept. Ten thousand lines tell that a volume is broken; a loop of damage must not fill the memory.
 const FINDINGS_MAX: usize = 10_000;
+/// Runs on a volume in use. What changes all the time is found wrong in one by chance, in all of them hardly ever; one without findings is
+/// the last.
+const RUNS_MAX: u32 = 5;
 /// Deepest path followed upwards when a finding is named; more is a loop.
 const DEPTH_MAX: usize = 4096;
 
@@ -40,6 +47,8 @@ pub struct Finding {
     pub advice: &'static str,
     /// Same damage, same key: findings of two runs are compared by it.
     key: (&'static str, String),
+    /// How it is mended, if it can be.
+    mend: Option<mend::Mend>,
 }
 
 /// What was looked at.
@@ -71,11 +80,13 @@ pub struct FsckSummary {
 pub async fn fsck(stores: &Stores) -> Result<(Vec<Finding>, FsckSummary), VolumeError> {
     let (mut findings, mut summary) = Check::run(stores).await?;
     summary.shared = stores.store.shared();
-    if summary.shared && !findings.is_empty() {
+    let mut runs = 1;
+    while summary.shared && !findings.is_empty() && runs < RUNS_MAX {
         let (again, later) = Check::run(stores).await?;
-        let keys: HashSet<_> = again.into_iter().map(|finding| finding.key).collect();
+        let found: HashSet<_> = again.into_iter().map(|finding| (finding.key, finding.what)).collect();
         summary = FsckSummary { shared: true, ..later };
-        findings.retain(|finding| keys.contains(&finding.key));
+        findings.retain(|finding| found.contains(&(finding.key.clone(), finding.what.clone())));
+        runs += 1;
     }
     Ok((findings, summary))
 }
@@ -104,6 +115,12 @@ struct Check<'a> {
     deleted: HashSet<Ino>,
     findings: Vec<Finding>,
     summary: FsckSummary,
+    /// There are entries of a directory whose record cannot be read: what seems to have no name may have one there.
+    has_hidden: bool,
+    /// Space and inodes as the counters said before the inodes were looked at.
+    usage_before: Option<(i64, i64)>,
+    /// Highest slice of which there is a record or a block.
+    highest_slice: u64,
 }
 
 impl<'a> Check<'a> {
@@ -117,6 +134,9 @@ impl<'a> Check<'a> {
             deleted: HashSet::new(),
             findings: Vec::new(),
             summary: FsckSummary::default(),
+            has_hidden: false,
+            usage_before: None,
+            highest_slice: 0,
         }
     }
 
@@ -125,6 +145,7 @@ impl<'a> Check<'a> {
         check.tree().await?;
         check.slices().await?;
         check.counters().await?;
+        check.numbers().await?;
         Ok((check.findings, check.summary))
     }
 
@@ -137,9 +158,14 @@ impl<'a> Check<'a> {
             inodes += 1;
         }
         let stored = usage(self.store.as_ref()).await?;
+        // What changes meanwhile cannot be counted.
+        if self.store.shared() && self.usage_before != Some((stored.space, stored.inodes)) {
+            return Ok(());
+        }
         for (name, stored, found) in [("usedSpace", stored.space, space), ("totalInodes", stored.inodes, inodes)] {
             if stored != found {
-                self.report("counter", format!("counter {name}"), format!("says {stored}, counted {found}"), RECOUNT);
+                self.report("counter", format!("counter {name}"), format!("says {stored}, counted {found}"), MENDABLE);
+                self.mend(Mend::Usage { space, inodes });
             }
         }
         Ok(())
@@ -147,7 +173,7 @@ impl<'a> Check<'a> {
 
     fn report(&mut self, code: &'static str, subject: String, what: String, advice: &'static str) {
         if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(Finding { key: (code, subject.clone()), subject, what, advice });
+            self.findings.push(Finding { key: (code, subject.clone()), subject, what, advice, mend: None });
         } else {
             self.summary.unlisted += 1;
         }
@@ -166,6 +192,10 @@ impl<'a> Check<'a> {
         let mut parts = Vec::new();
         let mut at = ino;
         while at != Ino::ROOT {
+            if at == Ino::TRASH {
+                parts.push(".trash".into());
+                break;
+            }
             let parent = match self.nodes.get(&at) {
                 Some(node) if node.parent != Ino(0) => node.parent,
                 // Several parents: any of them makes a path.
@@ -221,6 +251,7 @@ impl Node {
     }
 }
 
+const MENDABLE: &str = "unmount the volume everywhere, and run it again with --repair";
 const RECOUNT: &str = "only statistics are wrong, no data; files can be copied to a new volume, which counts anew";
 const COPY_OUT: &str = "copy what is readable to a new volume, or restore this one from a backup";
 const LOST: &str = "restore the file from a backup; if the directory of the objects was moved or cut, put it back first";
@@ -300,6 +331,8 @@ mod tests {
                 Write::PutFrame(1, Bytes::from_static(b"hello")),
                 Write::IncrBy(key::USED_SPACE, 8192),
                 Write::IncrBy(key::TOTAL_INODES, 2),
+                Write::IncrBy(key::NEXT_INODE, 100),
+                Write::IncrBy(key::NEXT_CHUNK, 100),
             ],
         )
         .await;

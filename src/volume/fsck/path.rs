@@ -8,6 +8,7 @@ use crate::meta::codec::{Record, decode_entry, decode_slice, encode_attr};
 use crate::meta::key;
 use crate::meta::ops::chunk::parse_chunk;
 use crate::meta::store::{Commit, Guard, Query, ScanRange, Value, Write};
+use crate::telemetry::progress;
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Ino, Kind, Time, block_count};
 use crate::volume::VolumeError;
 use crate::volume::stores::{Stores, usage};
@@ -44,6 +45,7 @@ pub struct PathCheck {
 /// Checks what a path names. Findings are what was not mended.
 pub async fn check_path(stores: &Stores, wanted: &PathCheck) -> Result<(Vec<Finding>, FsckSummary), VolumeError> {
     let mut walk = Walk { check: Check::new(stores), wanted, slices: HashSet::new() };
+    progress::stage("entries", 0);
     let (parent, ino, kind) = walk.find().await?;
     let path = format!("/{}", wanted.path.trim_matches('/'));
     if kind != Kind::Dir {
@@ -206,6 +208,7 @@ impl Walk<'_> {
             listing.entries.extend(named);
         }
         self.check.summary.entries += listing.entries.len() as u64;
+        progress::add(listing.entries.len() as u64, 0);
         Ok(listing)
     }
 

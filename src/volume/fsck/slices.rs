@@ -1,6 +1,7 @@
 //! Chunk lists, reference counts, blocks.
 
-use super::{COPY_OUT, Check, FINDINGS_MAX, LOST, Pages, RECOUNT};
+use super::mend::Mend;
+use super::{COPY_OUT, Check, FINDINGS_MAX, LOST, MENDABLE, Pages, RECOUNT};
 use crate::block::{Codec, Compression, retrying};
 use crate::meta::codec::{decode_slice, decode_slices};
 use crate::meta::key;
@@ -8,6 +9,7 @@ use crate::meta::ops::chunk::parse_chunk;
 use crate::meta::ops::delete::parse_slice_ref;
 use crate::meta::store::{Query, ScanRange, Sharing, Value};
 use crate::object::ObjectError;
+use crate::telemetry::progress;
 use crate::types::{BlockId, Ino, Kind, SliceId, block_count};
 use crate::volume::VolumeError;
 use bytes::Bytes;
@@ -46,8 +48,10 @@ pub(super) enum BlockState {
 impl Check<'_> {
     pub(super) async fn slices(&mut self) -> Result<(), VolumeError> {
         let mut uses = Uses::new();
+        progress::stage("slice lists", self.nodes.values().filter(|node| node.kind == Kind::File).count() as u64);
         let mut lists = Pages::new(ScanRange::Keys(Bytes::from_static(b"c")));
         while let Some(page) = self.lists(&mut lists).await? {
+            progress::add(page.len() as u64, 0);
             for (ino, index, elements) in page {
                 self.chunk(ino, index, &elements, &mut uses).await?;
             }
@@ -85,6 +89,7 @@ impl Check<'_> {
                 continue;
             };
             if record.id > 0 {
+                self.highest_slice = self.highest_slice.max(record.id);
                 let used = uses.entry((record.id, record.size)).or_default();
                 used.records += 1;
                 used.needed |= !self.deleted.contains(&ino);
@@ -99,15 +104,19 @@ impl Check<'_> {
         let block_bytes = setting.block_bytes();
         let prefix = format!("{}/chunks/", setting.name());
         let mut after = String::new();
+        // As a slice has one, or more.
+        progress::stage("objects", uses.len() as u64);
         loop {
             let page = retrying("list objects", &prefix, || objects.list(&prefix, &after, LISTED_MAX)).await;
             let page = page.map_err(|e| VolumeError::Failed(format!("list all blocks: {e}")))?;
+            progress::add(page.len() as u64, page.iter().map(|object| object.size).sum());
             for object in &page {
                 let Some(block) = object.key.rsplit('/').next().and_then(BlockId::parse) else { continue };
                 // In its place: nobody looks elsewhere.
                 if object.key[prefix.len() - "chunks/".len()..] != block.key(setting.hash_prefix()) {
                     continue;
                 }
+                self.highest_slice = self.highest_slice.max(block.slice);
                 self.summary.blocks += 1;
                 self.summary.block_bytes += object.size;
                 let is_right = self.sizes(&block)?.contains(&object.size);
@@ -276,8 +285,15 @@ impl Check<'_> {
     fn miscounted(&mut self, (id, size): (SliceId, u32), counted: i64, records: u32) {
         let what = format!("counts {counted} references, there are {records}");
         // Too few is the dangerous side: deleting one file would take the other's data.
-        let advice =
-            if counted < i64::from(records) { "copy the files that share data to a new volume before deleting any" } else { RECOUNT };
+        let advice = match (counted < i64::from(records), records) {
+            (true, _) => "delete none of the files that share data; unmount the volume everywhere, and run it again with --repair",
+            (false, 0) => RECOUNT,
+            (false, _) => MENDABLE,
+        };
         self.report("reference", format!("slice {id} of {size} bytes"), what, advice);
+        // What nothing seems to name is left to `gc`, which looks twice.
+        if records > 0 {
+            self.mend(Mend::References(id, size, records));
+        }
     }
 }

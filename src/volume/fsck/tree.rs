@@ -1,23 +1,43 @@
 //! Records, entries, links and the statistics of directories.
 
-use super::{COPY_OUT, Check, Node, Pages, RECOUNT, decimal_of, dir_field, inode_of};
+use super::mend::Mend;
+use super::{COPY_OUT, Check, MENDABLE, Node, Pages, decimal_of, dir_field, inode_of};
 use crate::meta::acl::Rule;
 use crate::meta::codec::{Record, decode_entry};
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
+use crate::telemetry::progress;
 use crate::types::{Attr, Ino, Kind};
 use crate::volume::VolumeError;
+use crate::volume::stores::usage;
 use bytes::Bytes;
 
 const SET_ACL: &str = "set the ACL of the file anew, or remove it with setfacl -b";
 
 /// Sums over the direct children of a directory (metadata §10.2).
-#[derive(Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 struct DirSums {
     length: i64,
     space: i64,
     inodes: i64,
 }
+
+impl DirSums {
+    fn numbers(&self) -> [i64; 3] {
+        [self.length, self.space, self.inodes]
+    }
+}
+
+/// A directory as it was at one moment.
+struct Standing {
+    stored: [Option<Option<i64>>; 3],
+    sums: DirSums,
+    nlink: u32,
+    subdirs: u32,
+}
+
+/// Looks at a directory in use until nothing in it changed meanwhile.
+const LOOKS_MAX: u32 = 5;
 
 impl Check<'_> {
     pub(super) async fn tree(&mut self) -> Result<(), VolumeError> {
@@ -25,13 +45,15 @@ impl Check<'_> {
         self.acl_rules().await?;
         self.records().await?;
         let dirs: Vec<Ino> = self.nodes.iter().filter(|(_, node)| node.kind == Kind::Dir).map(|(ino, _)| *ino).collect();
+        progress::stage("directories", dirs.len() as u64);
         for dir in dirs {
+            progress::add(1, 0);
             self.entries(dir).await?;
         }
-        self.links().await?;
         for prefix in ["d", "s", "x", "p"] {
             self.strays(prefix).await?;
         }
+        self.links().await?;
         Ok(())
     }
 
@@ -80,9 +102,12 @@ impl Check<'_> {
     }
 
     async fn records(&mut self) -> Result<(), VolumeError> {
+        self.usage_before = usage(self.store.as_ref()).await.ok().map(|usage| (usage.space, usage.inodes));
+        progress::stage("inodes", self.usage_before.map_or(0, |(_, inodes)| inodes.max(0).unsigned_abs()));
         let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"i")));
         while let Some(items) = pages.next(self.store).await? {
             let inodes: Vec<Ino> = items.iter().filter_map(|item| inode_of(&item.name, "i")).collect();
+            progress::add(inodes.len() as u64, 0);
             let queries: Vec<Query> = inodes.iter().map(|ino| Query::Get(key::inode(*ino))).collect();
             let values = self.store.read(&queries).await?;
             for (ino, value) in inodes.into_iter().zip(values) {
@@ -135,7 +160,8 @@ impl Check<'_> {
                 };
                 let Some(child) = self.nodes.get_mut(&ino) else {
                     let what = format!("its entry {name:?} names inode {ino}, which has no record");
-                    self.report_at("dangling", dir, what, COPY_OUT).await?;
+                    self.report_at("dangling", dir, what, MENDABLE).await?;
+                    self.mend(Mend::Dangling { dir, name: item.name.clone() });
                     continue;
                 };
                 child.entries += 1;
@@ -146,7 +172,8 @@ impl Check<'_> {
                 }
                 let (is, parent) = (child.kind, child.parent);
                 if is != kind {
-                    self.report_at("kind", ino, format!("the entry {name:?} says {kind:?}, the record {is:?}"), COPY_OUT).await?;
+                    self.report_at("kind", ino, format!("the entry {name:?} says {kind:?}, the record {is:?}"), MENDABLE).await?;
+                    self.mend(Mend::Kind { dir, name: item.name.clone() });
                 }
                 if is == Kind::Dir
                     && let Some(node) = self.nodes.get_mut(&dir)
@@ -156,7 +183,8 @@ impl Check<'_> {
                 // Inodes with several links keep their parents apart; `links` looks at them.
                 if parent != dir && parent != Ino(0) {
                     let what = format!("it is in directory {dir}, its record says {parent}");
-                    self.report_at("parent", ino, what, "move it to another directory and back").await?;
+                    self.report_at("parent", ino, what, MENDABLE).await?;
+                    self.mend(if is == Kind::Dir { Mend::Parent { dir: ino, parent: dir } } else { Mend::Links(ino) });
                 }
             }
         }
@@ -167,23 +195,68 @@ impl Check<'_> {
     }
 
     async fn dir_stats(&mut self, dir: Ino, sums: &DirSums) -> Result<(), VolumeError> {
-        let hashes = [
-            ("dirDataLength", key::DIR_DATA_LENGTH, sums.length),
-            ("dirUsedSpace", key::DIR_USED_SPACE, sums.space),
-            ("dirUsedInodes", key::DIR_USED_INODES, sums.inodes),
-        ];
-        let queries: Vec<Query> = hashes.iter().map(|(_, hash, _)| dir_field(hash.clone(), dir)).collect();
-        let values = self.store.read(&queries).await?;
-        for (i, (name, _, counted)) in hashes.iter().enumerate() {
+        let stored = self.stored_sums(dir).await?;
+        if stored.iter().zip(sums.numbers()).all(|(stored, counted)| stored.is_none_or(|stored| stored == Some(counted))) {
+            return Ok(());
+        }
+        let (stored, sums) = match self.store.shared() {
+            // What is known of the files in it is older than the statistics.
+            true => match self.standing(dir).await? {
+                Some(Standing { stored, sums, .. }) => (stored, sums),
+                None => return Ok(()),
+            },
+            false => (stored, *sums),
+        };
+        for ((name, stored), counted) in ["dirDataLength", "dirUsedSpace", "dirUsedInodes"].into_iter().zip(stored).zip(sums.numbers()) {
             // Absent is right: such statistics are counted when they are needed.
-            if let Some(stored) = decimal_of(values.get(i))
-                && stored != Some(*counted)
+            if let Some(stored) = stored
+                && stored != Some(counted)
             {
                 let stored = stored.map_or("no number".into(), |n| n.to_string());
-                self.report_at("dirstat", dir, format!("its {name} says {stored}, counted {counted}"), RECOUNT).await?;
+                self.report_at("dirstat", dir, format!("its {name} says {stored}, counted {counted}"), MENDABLE).await?;
+                self.mend(Mend::Sums(dir, sums.numbers()));
             }
         }
         Ok(())
+    }
+
+    /// Length, space and number as stored.
+    async fn stored_sums(&self, dir: Ino) -> Result<[Option<Option<i64>>; 3], VolumeError> {
+        let hashes = [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES];
+        let values = self.store.read(&hashes.map(|hash| dir_field(hash, dir))).await?;
+        Ok([0, 1, 2].map(|at| decimal_of(values.get(at))))
+    }
+
+    /// A directory in use, looked at while nothing in it changed; `None` if it changes all the time, or is gone.
+    async fn standing(&self, dir: Ino) -> Result<Option<Standing>, VolumeError> {
+        let record = async || -> Result<Option<Bytes>, VolumeError> {
+            match self.store.read(&[Query::Get(key::inode(dir))]).await?.into_iter().next() {
+                Some(Value::Bytes(bytes)) => Ok(bytes),
+                _ => Ok(None),
+            }
+        };
+        for _ in 0..LOOKS_MAX {
+            let (before, stored) = (record().await?, self.stored_sums(dir).await?);
+            let Some(nlink) = before.clone().and_then(Record::decode).map(|record| record.attr.nlink) else { return Ok(None) };
+            let (mut sums, mut subdirs) = (DirSums::default(), 0);
+            let mut pages = Pages::new(ScanRange::Dir(key::dir(dir)));
+            while let Some(items) = pages.next(self.store).await? {
+                for item in items {
+                    let (Some((kind, _)), Some(child)) = (decode_entry(&item.value), Record::decode(item.record)) else { continue };
+                    subdirs += u32::from(kind == Kind::Dir);
+                    sums.inodes += 1;
+                    sums.space += child.attr.space();
+                    if child.attr.kind == Kind::File {
+                        sums.length += i64::try_from(child.attr.length).unwrap_or(i64::MAX);
+                    }
+                }
+            }
+            // Names change the record of the directory, lengths the statistics.
+            if (record().await?, self.stored_sums(dir).await?) == (before, stored) {
+                return Ok(Some(Standing { stored, sums, nlink, subdirs }));
+            }
+        }
+        Ok(None)
     }
 
     /// Link counts against the entries that were seen.
@@ -193,9 +266,17 @@ impl Check<'_> {
             let Some(node) = self.nodes.get(&ino) else { continue };
             let (kind, nlink, parent, entries, subdirs) = (node.kind, node.nlink, node.parent, node.entries, node.subdirs);
             // Directories of the trash do not count what is in them.
-            if kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash() {
+            let mut wrong = kind == Kind::Dir && nlink != 2 + subdirs && !ino.is_trash();
+            let (mut nlink, mut subdirs) = (nlink, subdirs);
+            if wrong && self.store.shared() {
+                let standing = self.standing(ino).await?;
+                wrong = standing.as_ref().is_some_and(|standing| standing.nlink != 2 + standing.subdirs);
+                (nlink, subdirs) = standing.map_or((nlink, subdirs), |standing| (standing.nlink, standing.subdirs));
+            }
+            if wrong {
                 let what = format!("it has {nlink} links and {subdirs} directories; {} links would be right", 2 + subdirs);
-                self.report_at("nlink", ino, what, "no data is lost; `find` may leave such directories out").await?;
+                self.report_at("nlink", ino, what, MENDABLE).await?;
+                self.mend(Mend::Subdirs { dir: ino, nlink: 2 + subdirs });
             }
             if ino == Ino::ROOT || ino == Ino::TRASH {
                 continue;
@@ -204,25 +285,25 @@ impl Check<'_> {
                 (_, 0) if self.sustained.contains(&ino) => {}
                 (_, 0) => {
                     let what = "nothing names it, and no session keeps it open".into();
-                    self.report(
-                        "orphan",
-                        format!("inode {ino}"),
-                        what,
-                        "it only takes space; copy the tree to a new volume to be rid of it",
-                    );
+                    self.report("orphan", format!("inode {ino}"), what, MENDABLE);
+                    if !self.has_hidden {
+                        self.mend(Mend::Orphan(ino));
+                    }
                 }
                 (Kind::Dir, 1) => {}
                 (Kind::Dir, entries) => {
                     self.report_at("links", ino, format!("a directory with {entries} names"), COPY_OUT).await?;
                 }
                 (_, entries) if nlink != entries => {
-                    self.report_at("nlink", ino, format!("it has {nlink} links and {entries} names"), COPY_OUT).await?;
+                    self.report_at("nlink", ino, format!("it has {nlink} links and {entries} names"), MENDABLE).await?;
+                    self.mend(Mend::Links(ino));
                 }
                 _ if parent == Ino(0) => {
                     let known: i64 = self.link_parents(ino).await?.values().sum();
                     if known != i64::from(entries) {
                         let what = format!("its list of parents counts {known} links, there are {entries}");
-                        self.report_at("parents", ino, what, "make one more link of it and remove it").await?;
+                        self.report_at("parents", ino, what, MENDABLE).await?;
+                        self.mend(Mend::Links(ino));
                     }
                 }
                 _ => {}
@@ -240,6 +321,7 @@ impl Check<'_> {
                     && !self.nodes.contains_key(&ino)
                     && !self.deleted.contains(&ino)
                 {
+                    self.has_hidden |= prefix == "d";
                     let what = format!("key {prefix}{ino} belongs to an inode without record");
                     self.report("stray", format!("inode {ino}"), what, COPY_OUT);
                 }

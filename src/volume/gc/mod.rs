@@ -13,10 +13,12 @@ use crate::chunk::Chunks;
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::AtimeMode;
 use crate::meta::key;
+use crate::meta::ops::clone::DETACHED_SECONDS;
 use crate::meta::ops::delete::parse_slice_ref;
 use crate::meta::store::ScanRange;
 use crate::meta::store::redis::Options as RedisOptions;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
+use crate::telemetry::progress;
 use crate::types::{BlockId, Ino, SliceId};
 use crate::volume::stores::COMMAND_PATIENCE;
 use crate::volume::{CacheOptions, MetaUrl, Stores, TransferOptions, Volume, VolumeError, VolumeOptions, gate};
@@ -93,6 +95,8 @@ pub struct GcSummary {
     pub delayed: Amount,
     /// Deleted files whose data was deleted.
     pub files: Amount,
+    /// Copies that were cut before they had a name, more than a day ago; removed with `delete`.
+    pub cut: u64,
     /// Objects too young to be judged.
     pub skipped: Amount,
     /// Leaks that could not be deleted.
@@ -152,7 +156,11 @@ async fn run(volume: &Volume, bucket: &Bucket, options: GcOptions) -> Result<GcS
     if options.delete {
         let expired = volume.meta.expire_trash(&|| true).await.map_err(|e| failed("cannot empty the trash", e))?;
         info!("{expired} hours of the trash have expired");
+        cut_copies(volume, &mut summary, true).await?;
         deleted_files(volume, &mut summary).await?;
+    }
+    if !options.delete {
+        cut_copies(volume, &mut summary, false).await?;
     }
     if options.compact {
         compact_all(volume, options.threads, &mut summary).await?;
@@ -188,11 +196,30 @@ fn failed(what: &str, error: impl std::fmt::Display) -> VolumeError {
     VolumeError::Failed(format!("{what}: {error}"))
 }
 
+/// Counts, and removes, what `clone` has left that was cut. Whoever makes one for longer than a day has it taken away.
+async fn cut_copies(volume: &Volume, summary: &mut GcSummary, delete: bool) -> Result<(), VolumeError> {
+    let meta = &volume.meta;
+    let why = |e| failed("cannot remove a copy that was cut", e);
+    progress::stage("copies that were cut", 0);
+    loop {
+        let copies = meta.detached(meta.clock().now().sec.saturating_sub(DETACHED_SECONDS)).await.map_err(why)?;
+        summary.cut += copies.len() as u64;
+        if !delete || copies.is_empty() {
+            return Ok(());
+        }
+        for ino in copies {
+            meta.remove_detached(ino, &|| true).await.map_err(why)?;
+            progress::add(1, 0);
+        }
+    }
+}
+
 /// Deletes the data of files that were deleted long enough ago that nobody has them open.
 async fn deleted_files(volume: &Volume, summary: &mut GcSummary) -> Result<(), VolumeError> {
     let meta = &volume.meta;
     let why = |e| failed("cannot delete the data of deleted files", e);
     let mut last = Vec::new();
+    progress::stage("deleted files", 0);
     loop {
         let graced = meta.clock().now().sec - GRACE_S;
         let files = meta.pending_files(graced, BATCH as u32).await.map_err(why)?;
@@ -202,6 +229,7 @@ async fn deleted_files(volume: &Volume, summary: &mut GcSummary) -> Result<(), V
         }
         volume.chunks.delete_files(&files).await.map_err(why)?;
         files.iter().for_each(|(_, length)| summary.files.add(*length));
+        progress::set(summary.files.count, summary.files.bytes);
         last = files;
     }
 }
@@ -211,6 +239,7 @@ async fn delayed_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
     let meta = &volume.meta;
     let why = |e| failed("cannot delete replaced slices", e);
     let kept = i64::try_from(meta.setting().trash_days()).unwrap_or(i64::MAX).saturating_mul(DAY_S);
+    progress::stage("replaced slices", 0);
     let older_than = meta.clock().now().sec.saturating_sub(kept).saturating_sub(1);
     loop {
         let dropped = meta.drop_delayed(older_than, BATCH).await.map_err(why)?;
@@ -219,6 +248,7 @@ async fn delayed_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
         }
         volume.chunks.delete_slices(&dropped.dead).await.map_err(why)?;
         dropped.dead.iter().for_each(|(_, size)| summary.delayed.add(u64::from(*size)));
+        progress::set(summary.delayed.count, summary.delayed.bytes);
     }
 }
 
@@ -226,6 +256,7 @@ async fn delayed_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
 async fn pending_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), VolumeError> {
     let why = |e| failed("cannot delete slices that nothing names", e);
     let mut batch: Vec<(SliceId, u32)> = Vec::new();
+    progress::stage("references", 0);
     let mut pages = Pages::new(volume.meta.store().as_ref(), ScanRange::Hash(key::SLICE_REF));
     loop {
         let page = pages.next().await?;
@@ -249,6 +280,7 @@ async fn pending_slices(volume: &Volume, summary: &mut GcSummary) -> Result<(), 
 
 /// Compacts every chunk that gets shorter by it.
 async fn compact_all(volume: &Volume, threads: usize, summary: &mut GcSummary) -> Result<(), VolumeError> {
+    progress::stage("slice lists", 0);
     let mut lists = Lists::new(volume.meta.store().as_ref());
     let mut running: JoinSet<bool> = JoinSet::new();
     let mut failures = 0;
@@ -327,9 +359,12 @@ impl Bucket {
         let prefix = format!("{}/chunks/", self.name);
         let mut after = String::new();
         let mut bin: Option<(u64, UsesOfBin)> = None;
+        // As a slice has one, or more.
+        progress::stage("objects", summary.slices.count);
         loop {
             let page = retrying("list objects", &prefix, || self.objects.list(&prefix, &after, PAGE)).await;
             let page = page.map_err(|e| failed("list all blocks", e))?;
+            progress::add(page.len() as u64, page.iter().map(|object| object.size).sum());
             for object in &page {
                 let Some(block) = self.block_of(&object.key) else { continue };
                 let number = uses.layout().bin(block.slice);
@@ -396,6 +431,7 @@ impl Bucket {
         let mut running: JoinSet<u64> = JoinSet::new();
         let (mut failures, mut batch) = (0, Vec::new());
         let count = |done: Result<u64, tokio::task::JoinError>| done.unwrap_or(1);
+        progress::stage("leaks", 0);
         for number in leaks.numbers() {
             let uses = again.bin(number)?;
             let mut blocks = Vec::new();
@@ -405,6 +441,7 @@ impl Bucket {
                     debug!("{block} is named by now");
                     continue;
                 }
+                progress::add(1, u64::from(block.len));
                 batch.push(format!("{}/{}", self.name, block.key(self.layout.hash_prefix)));
                 if batch.len() < self.objects.deletes_at_once() {
                     continue;

@@ -11,8 +11,10 @@ use crate::meta::ops::chunk::parse_chunk;
 use crate::meta::ops::compact::plan_compaction;
 use crate::meta::ops::delete::{parse_delfile, parse_slice_ref};
 use crate::meta::store::{Cursor, Query, ScanItem, ScanRange, Store, Value};
+use crate::telemetry::progress;
 use crate::types::{Ino, SliceId, SliceRecord};
 use crate::volume::VolumeError;
+use crate::volume::stores::usage;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
@@ -62,6 +64,8 @@ pub struct Uses {
 impl Uses {
     /// Reads all of the metadata that names slices.
     pub async fn of(store: &dyn Store, layout: Layout) -> Result<Uses, VolumeError> {
+        // Most files have one.
+        progress::stage("slice lists", usage(store).await.map_or(0, |usage| usage.inodes.max(0).unsigned_abs()));
         let mut uses = Uses { bins: Bins::new(layout)?, layout, bytes: 0, orphans: BTreeSet::new(), compactable: 0 };
         let mut lists = Lists::new(store);
         while let Some(page) = lists.next().await? {
@@ -239,6 +243,7 @@ impl<'a> Pages<'a> {
         let Some(cursor) = self.cursor.take() else { return Ok(None) };
         let page = self.store.scan(&self.range, cursor, PAGE).await?;
         self.cursor = page.next;
+        progress::add(page.items.len() as u64, 0);
         Ok(Some(page.items))
     }
 }

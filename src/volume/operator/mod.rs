@@ -13,11 +13,11 @@ use crate::block::BlockStore;
 use crate::chunk::Chunks;
 use crate::meta::Meta;
 use crate::meta::ops::acl::{ENTER, READ};
-use crate::telemetry::metrics::Page;
 use crate::types::{Asker, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
 use crate::vfs::writer::Writers;
-use crate::volume::info;
+use crate::volume::gauges::Gauges;
+use crate::volume::{VERSION, info};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +36,8 @@ pub struct Operator {
     pub(super) chunks: Arc<Chunks>,
     pub(super) writers: Arc<Writers>,
     pub(super) vfs: Arc<Vfs>,
+    /// What is counted.
+    pub(super) gauges: Gauges,
     /// The root of the mount.
     pub(super) root: Ino,
     pub(super) read_only: bool,
@@ -97,16 +99,18 @@ fn switch(request: &Value, field: &str) -> bool {
     request[field].as_bool().unwrap_or(false)
 }
 
+/// Refuses everybody but root and whose mount it is.
+fn only_for_the_owner(asker: &Asker, what: &str) -> Result<(), Failure> {
+    // SAFETY: geteuid has no preconditions.
+    if asker.is_root() || asker.uid == unsafe { libc::geteuid() } {
+        return Ok(());
+    }
+    Err(Failure::at(format!("{what} is for root and for who has mounted the volume"), Errno::ACCES))
+}
+
 /// How many things are to be done at once.
 fn threads(request: &Value) -> usize {
     request["Threads"].as_u64().map_or(1, |threads| threads.clamp(1, 255) as usize)
-}
-
-/// What the process counts, as the text that is scraped; anybody may see it, as there.
-fn counted() -> Value {
-    let mut page = Page::new(&[]);
-    page.counted();
-    json!({ "Page": page.text() })
 }
 
 impl Operator {
@@ -121,7 +125,9 @@ impl Operator {
             "warmup" => self.warmup(asker, request, progress).await,
             "undelete" => self.undelete(asker, request, progress).await,
             "staging" => self.staging(asker, request).await,
-            "metrics" => Ok(counted()),
+            // Anybody may see it, as where it is scraped.
+            "metrics" => Ok(json!({ "Page": self.gauges.page().await })),
+            "config" => self.config(asker),
             other => Err(Failure::at(format!("the process that serves the mount does not know {other:?}"), Errno::NOSYS)),
         }
     }
@@ -129,10 +135,7 @@ impl Operator {
     /// What is staged on this host; with `Flush` it is uploaded at once from now on. For root and whose mount it is: others may not know of
     /// directories of this host.
     async fn staging(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
-        // SAFETY: geteuid has no preconditions.
-        if !asker.is_root() && asker.uid != unsafe { libc::geteuid() } {
-            return Err(Failure::at("what is staged is for root and for who has mounted the volume", Errno::ACCES));
-        }
+        only_for_the_owner(asker, "what is staged")?;
         // A read-only client uploads nothing.
         let Some(staging) = self.blocks.staging().filter(|_| !self.read_only) else {
             return Ok(json!({ "Writeback": false, "Blocks": 0, "Bytes": 0 }));
@@ -151,6 +154,12 @@ impl Operator {
         let stats = staging.stats();
         let on = staging.is_on();
         Ok(json!({ "Writeback": on, "Blocks": stats.blocks, "Bytes": stats.bytes, "Dirs": staging.places() }))
+    }
+
+    /// The setting of the volume without its secrets, as this mount knows it now. It names the bucket, which is no business of others.
+    fn config(&self, asker: &Asker) -> Result<Value, Failure> {
+        only_for_the_owner(asker, "the setting")?;
+        Ok(json!({ "Setting": self.meta.setting().without_secrets(), "Version": VERSION, "Root": self.root.0, "ReadOnly": self.read_only }))
     }
 
     async fn info(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {

@@ -9,6 +9,7 @@ use super::{MetaUrl, VolumeError};
 use crate::block::{Encryption, retrying};
 use crate::meta::setting::Setting;
 use crate::object::{ObjectError, ObjectStore};
+use crate::telemetry::progress;
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -166,6 +167,7 @@ fn refused<T>(why: String) -> Result<T, VolumeError> {
 async fn fetch(objects: &dyn ObjectStore, key: &str, bytes: u64) -> Result<File, VolumeError> {
     let mut file = nameless()?;
     let mut at = 0;
+    progress::stage("bytes of the backup", bytes);
     while at < bytes {
         let range = at..bytes.min(at + FETCHED_BYTES);
         let part = retrying("fetch a backup", key, || objects.get(key, Some(range.clone()))).await;
@@ -175,6 +177,7 @@ async fn fetch(objects: &dyn ObjectStore, key: &str, bytes: u64) -> Result<File,
         }
         file.write_all(&part).map_err(|e| VolumeError::Failed(format!("cannot keep a copy of {key}: {e}")))?;
         at = range.end;
+        progress::set(at, 0);
     }
     Ok(file)
 }

@@ -26,6 +26,8 @@ async fn volume(dir: &std::path::Path) -> Stores {
         Write::PutFrame(1, Bytes::from_static(b"hello")),
         Write::Set(key::USED_SPACE, key::decimal(3 * 4096)),
         Write::Set(key::TOTAL_INODES, key::decimal(3)),
+        Write::Set(key::NEXT_INODE, key::decimal(100)),
+        Write::Set(key::NEXT_CHUNK, key::decimal(100)),
     ];
     for (ino, sums) in [(1, [0, 4096, 1]), (2, [5, 8192, 2]), (3, [0, 0, 0])] {
         let hashes = [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES];
