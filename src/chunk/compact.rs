@@ -113,8 +113,9 @@ struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     fn take(busy: &'a Mutex<HashSet<(Ino, u32)>>, chunk: (Ino, u32)) -> Option<Turn<'a>> {
-        let mut chunks = busy.lock().expect("never poisoned: no code under it panics");
-        chunks.insert(chunk).then_some(Turn { busy, chunk })
+        let is_free = busy.lock().expect("never poisoned: no code under it panics").insert(chunk);
+        // Only now, and only then: one that is dropped takes the lock, and gives back what another has.
+        if is_free { Some(Turn { busy, chunk }) } else { None }
     }
 }
 
@@ -130,6 +131,18 @@ mod tests {
     use crate::chunk::testing::{BLOCK_BYTES, Bench};
     use crate::object::ObjectError;
     use crate::object::fault::{Fault, Request};
+
+    #[test]
+    fn who_finds_a_chunk_busy_leaves_it_busy() {
+        let busy = Mutex::default();
+        let first = Turn::take(&busy, (Ino(2), 0)).expect("nobody has it");
+        for _ in 0..2 {
+            assert!(Turn::take(&busy, (Ino(2), 0)).is_none());
+        }
+        assert!(Turn::take(&busy, (Ino(2), 1)).is_some(), "another chunk");
+        drop(first);
+        assert!(Turn::take(&busy, (Ino(2), 0)).is_some());
+    }
 
     #[tokio::test]
     async fn many_records_become_one_that_reads_the_same() {

@@ -19,13 +19,16 @@ const MIN_WRITE_BYTES: u32 = 4096;
 const BACKGROUND_MAX: u16 = 256;
 /// Linux 5.4: all structures have had their present size and MAX_PAGES has existed since.
 const OLDEST_KERNEL: Version = Version(7, 31);
+/// The word of `-o` that asks for several requests of one O_DIRECT call at once.
+const ASYNC_DIO: &str = "async_dio";
 /// Dead mounts stacked on one directory that are removed; a crash loop may leave several.
 const STALE_MOUNTS_MAX: u32 = 16;
 
 /// What we want of the kernel, as far as it has it. `fuser` adds ASYNC_READ, BIG_WRITES and MAX_PAGES by itself.
 ///
 /// Absent on purpose: WRITEBACK_CACHE (the kernel would own sizes and times), EXPORT_SUPPORT (a file handle would reach beyond the mount's
-/// root), NO_OPEN and NO_OPENDIR (opens are counted), HANDLE_KILLPRIV (the kernel clears set-id bits by SETATTR).
+/// root), NO_OPEN and NO_OPENDIR (opens are counted), HANDLE_KILLPRIV (the kernel clears set-id bits by SETATTR). ASYNC_DIO only if it is asked
+/// for: with it a process in a read or write with O_DIRECT cannot be killed as long as the bucket is away.
 fn capabilities() -> InitFlags {
     InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_BIG_WRITES
@@ -37,7 +40,6 @@ fn capabilities() -> InitFlags {
         | InitFlags::FUSE_READDIRPLUS_AUTO
         | InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_CACHE_SYMLINKS
-        | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
 }
 
@@ -52,6 +54,7 @@ fn acl_capabilities() -> InitFlags {
 pub(crate) struct Handshake {
     max_write: u32,
     acl: bool,
+    async_dio: bool,
     /// The kernel can let a directory entry expire.
     expires: Arc<AtomicBool>,
 }
@@ -64,7 +67,8 @@ impl Filesystem for Handshake {
         }
         let refused = |what: &str| io::Error::other(format!("the kernel adapter refused {what}"));
         let available = kernel.capabilities();
-        kernel.add_capabilities(capabilities() & available).map_err(|_| refused("capabilities it offered"))?;
+        let asked = if self.async_dio { InitFlags::FUSE_ASYNC_DIO } else { InitFlags::empty() };
+        kernel.add_capabilities((capabilities() | asked) & available).map_err(|_| refused("capabilities it offered"))?;
         if self.acl {
             if !available.contains(acl_capabilities()) {
                 let message = "the volume has POSIX ACLs, which this kernel cannot check; Linux 5.13 is needed";
@@ -94,7 +98,8 @@ pub(crate) fn mount(mountpoint: &Path, config: &FuseConfig) -> io::Result<Shaken
     detach_stale(mountpoint)?;
     let path = mountpoint.canonicalize()?;
     let expires = Arc::new(AtomicBool::new(false));
-    let handshake = Handshake { max_write: write_bytes(config.max_write), acl: config.acl, expires: expires.clone() };
+    let async_dio = words(config).any(|word| word == ASYNC_DIO);
+    let handshake = Handshake { max_write: write_bytes(config.max_write), acl: config.acl, async_dio, expires: expires.clone() };
     let session = Session::new(handshake, &path, &mount_config(config)?)?;
     Ok(Shaken { session, path, expires: expires.load(Ordering::Relaxed) })
 }
@@ -108,6 +113,11 @@ pub(crate) struct Shaken {
     pub expires: bool,
 }
 
+/// The words of `-o`.
+fn words(config: &FuseConfig) -> impl Iterator<Item = &str> {
+    config.options.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|word| !word.is_empty())
+}
+
 fn mount_config(config: &FuseConfig) -> io::Result<Config> {
     let mut result = Config::default();
     let mut options = vec![MountOption::FSName(config.fs_name.clone())];
@@ -117,7 +127,7 @@ fn mount_config(config: &FuseConfig) -> io::Result<Config> {
         options.push(MountOption::DefaultPermissions);
     }
     let mut allow_other = config.allow_other;
-    for word in config.options.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|word| !word.is_empty()) {
+    for word in words(config) {
         match word {
             // Root alone cannot be told apart by the kernel; JuiceFS, too, takes this for everybody.
             "allow_other" | "allow_root" => allow_other = true,
@@ -153,9 +163,11 @@ fn option(word: &str) -> Option<MountOption> {
         "sync" => MountOption::Sync,
         "async" => MountOption::Async,
         "default_permissions" => MountOption::DefaultPermissions,
+        // Asked of the kernel in the handshake.
+        ASYNC_DIO => return None,
         // Words of fstab and of other implementations that ask for nothing here.
-        "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "nofail" | "_netdev" | "nonempty" | "debug" | "async_dio"
-        | "relatime" | "writeback_cache" => return None,
+        "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "nofail" | "_netdev" | "nonempty" | "debug" | "relatime"
+        | "writeback_cache" => return None,
         _ if word.starts_with("x-") || word.starts_with("comment=") => return None,
         _ => MountOption::CUSTOM(word.to_owned()),
     })

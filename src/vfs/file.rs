@@ -178,7 +178,10 @@ impl Vfs {
         let handle = self.handles.file(ino, fh)?;
         let range = offset..offset.saturating_add(u64::from(size));
         let source = Source { ino, length: handle.inode.length(), streams: &handle.streams };
-        let data = self.reader.read(caller, source, range).await?;
+        let outcome = self.reader.read(caller, source, range).await;
+        // It may have waited for what was written before it to be stored: so would the close of a killed process.
+        handle.set_called_off(outcome.as_ref().err() == Some(&Errno::INTR));
+        let data = outcome?;
         self.touch_atime(ino).await;
         Ok(data)
     }

@@ -13,6 +13,8 @@ pub(crate) struct OpenInode {
     pub ino: Ino,
     /// Attributes as last answered. A file that another process unlinked has no record any more; while its data last it is answered from these.
     attr: Mutex<Attr>,
+    /// As the inode was when a lock was granted and the kernel told to ask for its attributes anew, the last time. Held while a lock is granted.
+    pub told: tokio::sync::Mutex<Option<Attr>>,
     losses: LossesTold,
 }
 
@@ -147,10 +149,9 @@ impl Handles {
     /// A new handle of a file with the attributes it was opened with. `losses` are those of the store before it was opened.
     pub fn open_file(&self, ino: Ino, attr: &Attr, writable: bool, append: bool, losses: u64) -> u64 {
         let mut table = self.write();
-        let (inode, count) = table
-            .inodes
-            .entry(ino)
-            .or_insert_with(|| (Arc::new(OpenInode { ino, attr: Mutex::new(attr.clone()), losses: LossesTold::new(losses) }), 0));
+        let (inode, count) = table.inodes.entry(ino).or_insert_with(|| {
+            (Arc::new(OpenInode { ino, attr: Mutex::new(attr.clone()), told: Default::default(), losses: LossesTold::new(losses) }), 0)
+        });
         *count += 1;
         inode.note(attr);
         let losses = LossesTold::new(inode.losses.0.load(Relaxed));

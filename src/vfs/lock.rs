@@ -1,7 +1,7 @@
 //! Locks and what they mean for caches. The order of things lives here:
 //!
-//! grant: commit, which brings the inode as it is then → what we believed of it is dropped → the kernel's attributes are dropped → reply, so
-//! that the holder's next read sees what the last one wrote;
+//! grant: commit, which brings the inode as it is then → what we believed of it is dropped → the kernel's attributes are dropped if they may be
+//! older → reply, so that the holder's next read sees what the last one wrote;
 //! release: flush → commit → reply, so that what was written under the lock is there before anybody else can hold it. Among clients of our make
 //! the reply does not wait for the commit of the release (`meta/ops/unlock.rs`).
 
@@ -10,6 +10,7 @@ use crate::meta::ops::lock::LockKind;
 use crate::meta::ops::unlock::{Locked, Unlocked};
 use crate::types::{Attr, Caller, Cancel, Errno, Ino};
 use crate::vfs::Vfs;
+use crate::vfs::handle::FileHandle;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -82,15 +83,31 @@ impl Vfs {
         }
         let again: &[Duration] = if wait || !self.meta.unlocks_at_once() { &[] } else { &ASK_AGAIN };
         let pauses = if self.meta.is_far() { PAUSES_FAR } else { PAUSES_NEAR };
-        let attr = acquire(&caller.cancel, wait, again, pauses, || self.try_lock(ino, owner, lock, flock)).await?;
-        if let Some(attr) = attr {
-            self.writers.forget_recent(ino);
-            // The lock is held whatever comes of this; what is not noted costs the kernel its pages at the next open.
-            if let Ok(attr) = self.overlaid(ino, attr).await {
-                handle.inode.note(&attr);
-            }
+        acquire(&caller.cancel, wait, again, pauses, || self.grant(&handle, owner, lock, flock)).await
+    }
+
+    /// Takes a lock, and makes what is known of the inode here as new as the grant.
+    ///
+    /// The kernel is told to ask for attributes anew only if they are not those it was told to ask for last. For it takes no answer to a question
+    /// that it asked before it was told something of the inode: told so for every lock of every process, one that has just got its lock
+    /// would go on with the pages and the length of before. Grants of one inode come one after the other, so that none tells what an
+    /// earlier one saw.
+    async fn grant(&self, handle: &FileHandle, owner: u64, lock: Lock, flock: bool) -> Result<(), Errno> {
+        let ino = handle.ino();
+        let mut told = handle.inode.told.lock().await;
+        let Some(attr) = self.try_lock(ino, owner, lock, flock).await? else { return Ok(()) };
+        self.writers.forget_recent(ino);
+        let is_told = told.as_ref() == Some(&attr);
+        if !is_told {
+            *told = Some(attr.clone());
         }
-        self.kernel().forget_attr(self.mount.outward(ino));
+        // The lock is held whatever comes of this; what is not noted costs the kernel its pages at the next open.
+        if let Ok(attr) = self.overlaid(ino, attr).await {
+            handle.inode.note(&attr);
+        }
+        if !is_told {
+            self.kernel().forget_attr(self.mount.outward(ino));
+        }
         Ok(())
     }
 

@@ -42,21 +42,48 @@ pub fn writer_worker() {
             log.write_all(format!("{line}\n").as_bytes())?;
             log.sync_all()
         };
-        if step().is_err() {
-            return; // The daemon was killed.
+        if let Err(error) = step() {
+            // The daemon was killed, where that is what happens.
+            writeln!(stdout, "failed: {error}").and_then(|()| stdout.flush()).expect("the parent listens");
+            return;
         }
         writeln!(stdout, "durable {file} {version} {line}").and_then(|()| stdout.flush()).expect("the parent listens");
     }
 }
 
-fn check(dir: &Path, durable: &HashMap<u64, u64>, lines: Option<u64>, round: usize) {
-    for (&file, &version) in durable {
+/// What a writer has said.
+#[derive(Default)]
+pub struct Said {
+    /// File → highest version that is durable.
+    durable: HashMap<u64, u64>,
+    /// The last durable line of the log.
+    pub line: Option<u64>,
+    /// The error that ended it.
+    pub failed: Option<String>,
+}
+
+impl Said {
+    /// Takes note of a line of its output.
+    pub fn note(&mut self, line: &str) {
+        if let Some((_, error)) = line.split_once("failed: ") {
+            self.failed = Some(error.into());
+        } else if let Some((_, numbers)) = line.split_once("durable ") {
+            let n: Vec<u64> = numbers.split(' ').map(|w| w.parse().expect("a number")).collect();
+            self.durable.insert(n[0], n[1]);
+            self.line = Some(n[2]);
+        }
+    }
+}
+
+/// The directory of a writer holds what it has said.
+pub fn check(dir: &Path, said: &Said, round: usize) {
+    for (&file, &version) in &said.durable {
         let bytes = fs::read(dir.join(format!("file{file}"))).unwrap_or_else(|e| panic!("round {round}: file{file}: {e}"));
         // The step after the last one we heard of may have happened, too.
         let fits = [version, version + 1].iter().any(|&v| bytes == content(file, v, length(file, v)));
         assert!(fits, "round {round}: file{file} is neither version {version} nor the next ({} bytes)", bytes.len());
     }
-    if let Some(last) = lines {
+    if let Some(last) = said.line {
         let log = fs::read_to_string(dir.join("log")).expect("the log");
         let numbers: Vec<u64> = log.lines().map(|l| l.parse().unwrap_or_else(|_| panic!("round {round}: damaged line {l:?}"))).collect();
         assert!(numbers.iter().enumerate().all(|(i, n)| i as u64 == *n), "round {round}: lines out of order");
@@ -87,14 +114,10 @@ fn killed_under_load() {
         }
         mount.kill();
         child.wait().expect("reaped");
-        let (mut durable, mut lines) = (HashMap::new(), None);
-        for line in receiver.iter().filter_map(|l| l.split_once("durable ").map(|(_, rest)| rest.to_string())) {
-            let n: Vec<u64> = line.split(' ').map(|w| w.parse().expect("a number")).collect();
-            durable.insert(n[0], n[1]);
-            lines = Some(n[2]);
-        }
+        let mut said = Said::default();
+        receiver.iter().for_each(|line| said.note(&line));
         let mount = volume.mount();
-        check(&mount.join(format!("round{round}")), &durable, lines, round);
+        check(&mount.join(format!("round{round}")), &said, round);
         if round % 10 == 9 {
             fs::remove_dir_all(mount.join(format!("round{}", round - 5))).expect("removed");
         }

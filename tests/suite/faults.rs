@@ -258,6 +258,12 @@ fn the_background_daemon_says_ready_or_why_not() {
     let output = run(Command::new(PANDO).arg("umount").arg(&mnt));
     assert!(output.status.success(), "{}", text(&output));
     assert!(!is_mounted(&mnt));
+    // A lock of the script that mounts, and whatever else it has open, is not the mount's.
+    let mount =
+        format!("exec 9> lock; flock 9; {PANDO} mount -d --log {} {} {} 7>&1", log.display(), volume.dir().display(), mnt.display());
+    sh(volume.temp.path(), &mount);
+    sh(volume.temp.path(), "flock --nonblock lock true");
+    assert!(run(Command::new(PANDO).arg("umount").arg(&mnt)).status.success());
     fs::write(volume.dir().join("pando.db"), "x".repeat(10_000)).expect("written");
     let output = start(&volume.dir());
     assert_eq!(output.status.code(), Some(1));

@@ -10,17 +10,17 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// A volume in Redis and a bucket, both behind proxies.
-struct World {
+pub struct World {
     redis: RedisServer,
     _bucket: Server,
-    to_redis: Proxy,
-    to_bucket: Proxy,
-    volume: Volume,
+    pub to_redis: Proxy,
+    pub to_bucket: Proxy,
+    pub volume: Volume,
     url: String,
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         let (redis, volume) = (RedisServer::start(), Volume::new());
         let root = volume.temp.path().join("s3");
         fs::create_dir_all(&root).expect("made");
@@ -35,7 +35,7 @@ impl World {
         World { redis, _bucket: bucket, to_redis, to_bucket, volume, url }
     }
 
-    fn mount(&self, name: &str, args: &[&str]) -> Mount {
+    pub fn mount(&self, name: &str, args: &[&str]) -> Mount {
         let url = self.url.replace(&self.redis.port.to_string(), &self.to_redis.port.to_string());
         let args = [&["--cache-size", "0"], args].concat();
         Mount::start(Path::new(&url), &self.volume.temp.path().join(name), &args)
@@ -71,7 +71,7 @@ impl World {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn nothing_is_left(&self) {
+    pub fn nothing_is_left(&self) {
         assert_eq!(self.redis.cli(&["-n", "1", "exists", "_pando:f", "_pando:age", "_pando:bytes", "_pando:drain"]).trim(), "0");
         self.pando(&["fsck"]);
     }

@@ -18,6 +18,14 @@ pub fn unlock(file: &File, kind: &str) -> Result<(), i32> {
     control(file, kind, libc::F_UNLCK, false)
 }
 
+/// Takes or releases, for the open file, a lock on one byte; waits.
+pub fn lock_byte(file: &File, byte: i64, lock_type: i32) {
+    let range = libc::flock { l_type: lock_type as i16, l_whence: libc::SEEK_SET as i16, l_start: byte, l_len: 1, l_pid: 0 };
+    // SAFETY: the descriptor is open for the length of the call and the structure lives through it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &range) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
 fn control(file: &File, kind: &str, lock_type: i32, wait: bool) -> Result<(), i32> {
     let fd = file.as_raw_fd();
     let range = libc::flock { l_type: lock_type as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };

@@ -33,6 +33,7 @@ mod semantics;
 #[allow(dead_code)]
 mod servers;
 mod staging;
+mod stalled;
 mod support;
 mod trips;
 mod two_mounts;

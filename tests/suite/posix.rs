@@ -70,7 +70,12 @@ fn fsx() {
 
 #[test]
 fn fsx_on_servers_while_slices_are_merged() {
-    check_fsx(&Volume::served(1), 2, size(2_000, 200_000), true);
+    check_fsx(&Volume::served(0), size(1, 2) as u32, size(2_000, 200_000), true);
+}
+
+#[test]
+fn fsx_on_servers_with_a_trash_while_slices_are_merged() {
+    check_fsx(&Volume::served(1), size(1, 2) as u32, size(2_000, 200_000), true);
 }
 
 /// Compacts a file again and again.

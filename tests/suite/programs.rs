@@ -35,7 +35,7 @@ fn git() {
     sh(&clone, "git worktree add -q ../tree -b work && git -C ../tree status --porcelain | wc -l | grep -qx 0");
     sh(
         &clone,
-        "git config user.name t; git config user.email t@example.org; for i in 1 2 3 4 5; do echo $i >> dir1/new; git add -A; git commit -qm $i; done",
+        "git config gc.auto 0; git config user.name t; git config user.email t@example.org; for i in 1 2 3 4 5; do echo $i >> dir1/new; git add -A; git commit -qm $i; done",
     );
     sh(&clone, "git gc -q --aggressive --prune=now && git fsck --full --strict && git log --oneline | wc -l | grep -qx 6");
     sh(

@@ -1,13 +1,16 @@
 //! Volumes whose metadata is in Redis, on real mounts.
 
+use crate::crash::{self, Said};
 use crate::proxy::Proxy;
 use crate::servers::RedisServer;
-use crate::support::{Mount, PANDO, Volume, eventually, is_mounted, run, sh, text};
+use crate::support::{Mount, PANDO, Volume, eventually, is_mounted, run, sh, size, text, worker};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Makes a volume on the server with its objects in `volume`; answers its address.
@@ -64,21 +67,44 @@ fn a_server_that_is_away_is_a_pause_for_applications() {
     let (mut server, volume) = (RedisServer::start(), Volume::new());
     let url = format(&server, &volume);
     let proxy = Proxy::start(server.address());
-    let mount = mount(&volume, &url.replace(&server.port.to_string(), &proxy.port.to_string()), "mnt");
-    let dir = mount.path.clone();
+    let one = mount(&volume, &url.replace(&server.port.to_string(), &proxy.port.to_string()), "mnt");
+    let (dir, count) = (one.path.clone(), size(150, 3000));
     let work = std::thread::spawn(move || {
-        sh(&dir, "for i in $(seq 150); do mkdir d$i && echo $i > d$i/f && mv d$i e$i && ln e$i/f l$i && rm e$i/f; done; ls | wc -l")
+        let script = "mkdir d$i && echo $i > d$i/f && mv d$i e$i && ln e$i/f l$i && rm e$i/f";
+        sh(&dir, &format!("for i in $(seq {count}); do {script}; done; ls | wc -l"))
     });
+    let dir = volume.temp.path().join("mnt/written");
+    fs::create_dir(&dir).expect("created");
+    let mut writer = worker("crash-writer", &[dir.as_os_str(), "5".as_ref()]).spawn().expect("started");
+    let said = Arc::new(Mutex::new(Said::default()));
+    let (output, heard) = (BufReader::new(writer.stdout.take().expect("piped")), said.clone());
+    let listener = std::thread::spawn(move || {
+        output.lines().map_while(Result::ok).for_each(|line| heard.lock().expect("not poisoned").note(&line));
+    });
+    let line = || said.lock().expect("not poisoned").line;
     for _ in 0..5 {
         std::thread::sleep(Duration::from_millis(100));
         proxy.cut();
     }
+    eventually("something is durable", || line().is_some());
     server.kill();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(size(3, 90) as u64));
+    let before = line();
     server.restart();
-    assert_eq!(work.join().expect("no error").trim(), "300");
-    assert_eq!(sh(&mount.path, "cat l*| sort -n | md5sum; seq 150 | md5sum").lines().collect::<BTreeSet<_>>().len(), 1);
-    mount.unmount();
+    eventually("it goes on", || line() > before);
+    assert_eq!(work.join().expect("no error").trim(), (2 * count + 1).to_string());
+    writer.kill().expect("alive");
+    writer.wait().expect("reaped");
+    listener.join().expect("no panic");
+    one.unmount();
+    let one = mount(&volume, &url, "mnt");
+    let sums = sh(&one.path, &format!("cat l*| sort -n | md5sum; seq {count} | md5sum"));
+    assert_eq!(sums.lines().collect::<BTreeSet<_>>().len(), 1);
+    let said = said.lock().expect("not poisoned");
+    assert_eq!(said.failed, None);
+    crash::check(&dir, &said, 0);
+    println!("a server away: {count} changes and {} durable files, of which {} before", said.line.unwrap_or(0), before.unwrap_or(0));
+    one.unmount();
     let fsck = run(Command::new(PANDO).args(["fsck", &url]));
     assert!(fsck.status.success(), "{}", text(&fsck));
 }

@@ -338,6 +338,7 @@ fn worker_entry() {
         Some("sqlite") => crate::programs::sqlite_worker(),
         Some("exclusive") => crate::two_mounts::exclusive_worker(),
         Some("hold") => crate::locks::hold_worker(),
+        Some("stalled") => crate::stalled::stalled_worker(),
         Some("make-minio") => crate::s3::make_minio_worker(),
         Some("lost-lock") => crate::hosts::lost_lock_worker(),
         Some("lost-transaction") => crate::hosts::lost_transaction_worker(),

@@ -1,11 +1,12 @@
 //! Two daemons on one volume at once: what one does the other sees, and every race has one winner.
 
-use crate::locks::{lock, unlock};
+use crate::locks::{lock, lock_byte, unlock};
 use crate::support::{Mount, Volume, eventually, finish, sh, size, worker, worker_arg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 fn two() -> (Volume, Mount, Mount) {
@@ -155,6 +156,67 @@ fn check_appends((volume, a, b): (Volume, Mount, Mount), count: impl Fn(&str) ->
     a.unmount();
     b.unmount();
     volume.assert_clean();
+}
+
+#[test]
+fn who_has_a_lock_reads_what_the_last_holder_wrote() {
+    check_reads_under_locks(two(), size(1000, 50_000));
+}
+
+#[test]
+fn who_has_a_lock_on_servers_reads_what_the_last_holder_wrote() {
+    check_reads_under_locks(two_of(Volume::served(0)), size(300, 10_000));
+}
+
+/// Records in a file whose first byte is locked by who adds one from one side, and by who reads it from the other, while others there lock
+/// another byte of it again and again.
+fn check_reads_under_locks((volume, a, b): (Volume, Mount, Mount), rounds: usize) {
+    const RECORD: usize = 8;
+    const LOCKERS: usize = 2;
+    let path = |mount: &Mount| mount.join("records");
+    fs::write(path(&a), [0; 4096]).expect("written");
+    let open = |mount: &Mount| OpenOptions::new().read(true).write(true).open(path(mount)).expect("opened");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..LOCKERS {
+            let file = open(&a);
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(SeqCst) {
+                    lock_byte(&file, 1, libc::F_RDLCK);
+                    lock_byte(&file, 1, libc::F_UNLCK);
+                }
+            });
+        }
+        let _stopped = Stopped(&stop);
+        let (reader, writer) = (open(&a), open(&b));
+        for round in 0..rounds as u64 {
+            let (record, end) = (round.to_le_bytes(), 4096 + round * RECORD as u64);
+            lock_byte(&writer, 0, libc::F_WRLCK);
+            writer.write_all_at(&record, 0).expect("written");
+            writer.write_all_at(&record, end).expect("added");
+            lock_byte(&writer, 0, libc::F_UNLCK);
+            lock_byte(&reader, 0, libc::F_RDLCK);
+            for at in [0, end] {
+                let mut found = [0; RECORD];
+                let count = reader.read_at(&mut found, at).expect("read");
+                assert_eq!((count, found), (RECORD, record), "at {at} in round {round}");
+            }
+            lock_byte(&reader, 0, libc::F_UNLCK);
+        }
+    });
+    a.unmount();
+    b.unmount();
+    volume.assert_clean();
+}
+
+/// Says so when it is dropped, be it in a panic.
+struct Stopped<'a>(&'a AtomicBool);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 #[test]

@@ -4,11 +4,12 @@
 //! line; the first difference ends the run.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
@@ -25,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STORM: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(600));
 /// Programs that work through each client in the storm.
 const WORKERS: u64 = 3;
+/// Inodes from this number on are the trash's.
+const TRASH: u64 = 0x7FFF_FFFF_1000_0000;
+/// Inodes in one of the two directories that change: a part of what is tried there is refused.
+const QUOTA_INODES: &str = "12";
 /// Random changes of a file while it is compacted.
 const FSX_OPERATIONS: &str = "8000";
 /// Programs that create files in one directory through this program, beside one through the other client.
@@ -93,10 +98,15 @@ impl Bench {
 
     /// Mounts a volume; the path of the mount.
     fn mount(&self, client: &Path, url: &str, name: &str) -> Result<PathBuf> {
+        self.mount_with(client, url, name, &[])
+    }
+
+    /// The same with further options.
+    fn mount_with(&self, client: &Path, url: &str, name: &str, options: &[&str]) -> Result<PathBuf> {
         let path = self.dir.join(name);
         fs::create_dir_all(&path)?;
         let mut command = Command::new(client);
-        command.arg("mount").args(MOUNT).arg("--cache-dir").arg(self.dir.join("cache"));
+        command.arg("mount").args(MOUNT).args(options).arg("--cache-dir").arg(self.dir.join("cache"));
         command.arg("--log").arg(self.dir.join(format!("{name}.log"))).arg(url).arg(&path);
         quiet(&mut command)?;
         Ok(path)
@@ -156,10 +166,14 @@ fn at_once(bench: &Bench, ours: &Path, theirs: &Path) -> Result<()> {
     let (name, url) = ("at-once", bench.url(3));
     let bucket = bench.dir.join("at-once-bucket/");
     quiet(Command::new(theirs).args(["format", "--storage", "file", "--trash-days", "0", "--bucket"]).arg(&bucket).args([&url, "vol"]))?;
-    let (here, there) = (bench.mount(ours, &url, "here")?, bench.mount(theirs, &url, "there")?);
+    // Behind its attribute cache the other client appends where a file ended a second ago, also under a lock.
+    let (here, there) = (bench.mount(ours, &url, "here")?, bench.mount_with(theirs, &url, "there", &["--attr-cache", "0"])?);
     for dir in ["a", "b", "exclusive", "creators"] {
         fs::create_dir(here.join(dir))?;
     }
+    fs::write(here.join("number"), 0u64.to_le_bytes())?;
+    fs::write(here.join("log"), "")?;
+    quiet(Command::new(ours).args(["quota", "set", "--path", "/a", "--inodes", QUOTA_INODES, &url]))?;
     thread::sleep(SETTLED);
     let workers: Vec<_> = (0..2 * WORKERS)
         .map(|seed| {
@@ -168,8 +182,11 @@ fn at_once(bench: &Bench, ours: &Path, theirs: &Path) -> Result<()> {
         })
         .collect();
     let mut won = Vec::new();
+    let mut locked = Vec::new();
     for worker in workers {
-        won.extend(worker.join().expect("workers do not panic")?);
+        let (numbers, count) = worker.join().expect("workers do not panic")?;
+        won.extend(numbers);
+        locked.push(count);
     }
     let winners = won.len();
     won.sort_unstable();
@@ -179,6 +196,13 @@ fn at_once(bench: &Bench, ours: &Path, theirs: &Path) -> Result<()> {
     let (left, right) = (listing(&here)?, listing(&there)?);
     same(&left, &right)?;
     println!("{name}: {} paths are the same from both sides, {winners} exclusive creations had one winner", left.len());
+    for mount in [&here, &there] {
+        logged(&mount.join("log"), &locked)?;
+        let number = fs::read(mount.join("number"))?;
+        let wanted = locked.iter().sum::<u64>();
+        ensure!(number == wanted.to_le_bytes(), "{wanted} times one was added under a lock, {} shows {number:?}", mount.display());
+    }
+    println!("{name}: {} records appended and numbers raised under locks are all there", locked.iter().sum::<u64>());
 
     let creators: Vec<_> = (0..=CREATORS)
         .map(|i| {
@@ -196,6 +220,7 @@ fn at_once(bench: &Bench, ours: &Path, theirs: &Path) -> Result<()> {
         ensure!(found == created, "{created} files were created, {} shows {found}", mount.display());
     }
     println!("{name}: {created} files created in one directory without an error");
+    recounted(bench, 3, &here)?;
     quiet(Command::new(ours).arg("umount").arg(&here))?;
     quiet(Command::new(theirs).arg("umount").arg(&there))?;
     // Statistics of directories that several clients change drift where the other client counts, also between two of its own mounts. Its repair counts them
@@ -249,8 +274,83 @@ fn compacted(bench: &Bench, root: &Path, ours: &Path, theirs: &Path) -> Result<(
     Ok(())
 }
 
-/// Random changes of two directories; answers the numbers of the files this one created exclusively.
-fn storm(mount: &Path, seed: u64) -> Result<Vec<u64>> {
+/// What the volume counts as used is what is there.
+fn recounted(bench: &Bench, database: u32, mount: &Path) -> Result<()> {
+    let (mut seen, mut bytes, mut todo) = (BTreeSet::new(), 0, vec![mount.to_path_buf()]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if dir == mount && VIRTUAL.iter().any(|name| path.ends_with(name)) {
+                continue;
+            }
+            let is = fs::symlink_metadata(&path)?;
+            if seen.insert(is.ino()) {
+                bytes += is.size().div_ceil(4096).max(1) * 4096;
+            }
+            if is.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    let ask = |question: &[&str]| -> Result<String> {
+        let (port, database) = (bench.port.to_string(), database.to_string());
+        let output = Command::new("redis-cli").args(["-p", &port, "-n", &database]).args(question).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let (inodes, space) = (ask(&["get", "totalInodes"])?, ask(&["get", "usedSpace"])?);
+    if inodes != seen.len().to_string() || space != bytes.to_string() {
+        // Whose they are that nobody sees.
+        for key in ask(&["--scan", "--pattern", "i[1-9]*"])?.lines() {
+            let number: u64 = key[1..].parse()?;
+            if number > 1 && number < TRASH && !seen.contains(&number) {
+                println!("{key} is in no directory: {:?}, names {}", ask(&["get", key])?, ask(&["hgetall", &format!("p{number}")])?);
+            }
+        }
+        bail!("{inodes} inodes and {space} bytes are counted, {} and {bytes} are there", seen.len());
+    }
+    println!("usage is as counted anew: {inodes} inodes, {space} bytes");
+    Ok(())
+}
+
+/// Each worker's records are in the log, in order, and nothing else is.
+fn logged(log: &Path, counts: &[u64]) -> Result<()> {
+    let text = fs::read_to_string(log).with_context(|| log.display().to_string())?;
+    let mut next = vec![0; counts.len()];
+    for line in text.lines() {
+        let numbers: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let &[worker, number] = &numbers[..] else { bail!("{}: a damaged record {line:?}", log.display()) };
+        let expected = next.get_mut(worker as usize).filter(|expected| **expected == number);
+        let Some(expected) = expected else { bail!("{}: {line:?} is not the next of its worker", log.display()) };
+        *expected += 1;
+    }
+    ensure!(next == counts, "{}: {next:?} records of {counts:?}", log.display());
+    Ok(())
+}
+
+/// Under a lock of both kinds: one more record at the end of a file, and a number raised by one.
+fn under_lock(mount: &Path, worker: u64, count: u64) -> Result<()> {
+    let lock = |file: &File, kind: i32| {
+        let range = libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+        let whole = if kind == libc::F_UNLCK { libc::LOCK_UN } else { libc::LOCK_EX };
+        // SAFETY: the descriptor is open for the length of the calls and the structure lives through them.
+        let result = unsafe { libc::flock(file.as_raw_fd(), whole) | libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &range) };
+        ensure!(result == 0, "lock: {}", std::io::Error::last_os_error());
+        Ok(())
+    };
+    let guard = OpenOptions::new().write(true).create(true).truncate(false).open(mount.join("lock"))?;
+    lock(&guard, libc::F_WRLCK)?;
+    // Opened under the lock: all that the other client promises is that an open sees what was closed.
+    OpenOptions::new().append(true).open(mount.join("log"))?.write_all(format!("{worker} {count}\n").as_bytes())?;
+    let number = OpenOptions::new().read(true).write(true).open(mount.join("number"))?;
+    let mut bytes = [0; 8];
+    number.read_exact_at(&mut bytes, 0)?;
+    number.write_all_at(&(u64::from_le_bytes(bytes) + 1).to_le_bytes(), 0)?;
+    drop(number);
+    lock(&guard, libc::F_UNLCK)
+}
+
+/// Random changes of two directories; answers the numbers of the files this one created exclusively, and how often it held the lock.
+fn storm(mount: &Path, seed: u64) -> Result<(Vec<u64>, u64)> {
     let mut state = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut below = |n: u64| {
         state ^= state << 13;
@@ -258,17 +358,23 @@ fn storm(mount: &Path, seed: u64) -> Result<Vec<u64>> {
         state ^= state << 17;
         (state >> 11) % n
     };
-    let (end, mut won) = (Instant::now() + storm_length(), Vec::new());
+    let (end, mut won, mut locked) = (Instant::now() + storm_length(), Vec::new(), 0);
     while Instant::now() < end {
         let mut path = || mount.join(["a", "b"][below(2) as usize]).join(format!("n{}", below(20)));
         let (from, to) = (path(), path());
         let number = below(2000);
-        let done = match below(6) {
+        let done = match below(8) {
             0 => OpenOptions::new().write(true).create_new(true).open(&from).and_then(|mut file| file.write_all(&[seed as u8; 5000])),
             1 => fs::rename(&from, &to),
             2 => fs::remove_file(&from),
             3 => fs::create_dir(&from),
             4 => fs::remove_dir(&from),
+            5 => fs::hard_link(&from, &to),
+            6 => {
+                under_lock(mount, seed, locked).with_context(|| format!("under a lock, {}", mount.display()))?;
+                locked += 1;
+                Ok(())
+            }
             _ => {
                 let file = mount.join("exclusive").join(number.to_string());
                 OpenOptions::new().write(true).create_new(true).open(file).map(|_| won.push(number))
@@ -276,11 +382,21 @@ fn storm(mount: &Path, seed: u64) -> Result<Vec<u64>> {
         };
         if let Err(error) = done {
             // What another did a moment before; anything else is a failure.
-            let usual = [libc::ENOENT, libc::EEXIST, libc::ENOTEMPTY, libc::ENOTDIR, libc::EISDIR, libc::EINVAL, libc::EPERM, libc::ESTALE];
+            let usual = [
+                libc::ENOENT,
+                libc::EEXIST,
+                libc::ENOTEMPTY,
+                libc::ENOTDIR,
+                libc::EISDIR,
+                libc::EINVAL,
+                libc::EPERM,
+                libc::ESTALE,
+                libc::EDQUOT,
+            ];
             ensure!(error.raw_os_error().is_some_and(|errno| usual.contains(&errno)), "{} or {}: {error}", from.display(), to.display());
         }
     }
-    Ok(won)
+    Ok((won, locked))
 }
 
 /// Creates empty files; how many.

@@ -33,8 +33,8 @@ use std::time::Duration;
 /// First offset no file has (data §1.1).
 pub(crate) const FILE_BYTES_MAX: u64 = CHUNK_BYTES << 31;
 /// A request that waits for data or memory listens to its interruption only after this time: the kernel interrupts for signals that an
-/// application handles, too, and hardly any expects EINTR from a file. What hangs can be called off.
-pub(crate) const INTERRUPT_AFTER: Duration = Duration::from_secs(1);
+/// application handles, too, and hardly any expects EINTR from a file. What hangs can be called off; whoever is killed is gone within a second.
+pub(crate) const INTERRUPT_AFTER: Duration = Duration::from_millis(800);
 /// A write is buffered in pieces of at most this, so that its share of the budget is small; the kernel sends no more at once.
 const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Smallest budget: two pieces with their overhead. Less could not hold one write of the kernel.
