@@ -18,6 +18,12 @@ use tracing::{debug, error, info, warn};
 const GRACE_TIME: Duration = Duration::from_secs(5);
 /// Open files wanted: each open block, connection and lock takes one.
 const OPEN_FILES: libc::rlim_t = 100_000;
+/// How far before others the daemon goes (`nice`): every program on the mount waits for it, and it waits for disks and the network most of the time.
+const NICE: libc::c_int = -19;
+/// `PR_SET_IO_FLUSHER` of linux/prctl.h.
+const SET_IO_FLUSHER: libc::c_int = 57;
+/// It is the last to be killed for want of memory: with it everything on the mount would end.
+const OOM_SCORE: &str = "-1000";
 /// Threads that decode and answer requests. The local store carries out one commit at a time: with more threads than that, each
 /// request may have to wait for the store's lock on another thread. Not yet compared in isolation: `docs/adr/0002-one-loop-thread-and-a-short-log.md`.
 const LOOP_THREADS: usize = 1;
@@ -36,6 +42,7 @@ const HEAPS_MAX: libc::c_int = 4;
 /// Serves until the mount ends. `ready` is called once it can be used.
 pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountError> {
     raise_open_files();
+    go_first();
     give_memory_back();
     let runtime = Builder::new_multi_thread()
         .enable_all()
@@ -226,6 +233,22 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
         }
+    }
+}
+
+/// Asks the system to be served before others and killed after them, and not to have its allocations wait for data that it would have to write
+/// itself. Whoever may not ask for that, as all but root, goes without. Before any thread is made: threads are born with what is asked here.
+fn go_first() {
+    // SAFETY: a system call on numbers.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } == -1 {
+        debug!(error = %io::Error::last_os_error(), "this process is served like others");
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
+        debug!(%error, "this process is killed like others when memory runs out");
+    }
+    // SAFETY: a system call on numbers.
+    if unsafe { libc::prctl(SET_IO_FLUSHER, 1, 0, 0, 0) } == -1 {
+        debug!(error = %io::Error::last_os_error(), "allocations may wait for data to be written");
     }
 }
 

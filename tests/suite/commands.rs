@@ -248,3 +248,21 @@ fn bench_measures_and_leaves_nothing() {
     assert!(!missing.status.success() && text(&missing).contains("/nowhere/at/all"));
     mount.unmount();
 }
+
+#[test]
+fn the_daemon_goes_first_and_is_killed_last() {
+    let volume = Volume::new();
+    let mount = volume.mount();
+    // What a process may ask for here.
+    let nice = sh(volume.temp.path(), "nice -n -19 nice 2>/dev/null");
+    let oom = sh(volume.temp.path(), "sh -c 'echo -1000 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj' 2>/dev/null");
+    let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", mount.pid())).expect("running");
+    assert_eq!(read("oom_score_adj").trim(), oom.trim());
+    // Threads, too, which have their own.
+    for thread in fs::read_dir(format!("/proc/{}/task", mount.pid())).expect("running") {
+        let stat = fs::read_to_string(thread.expect("listed").path().join("stat")).expect("running");
+        let after_name = stat.rsplit(')').next().expect("a name in parentheses");
+        assert_eq!(after_name.split_whitespace().nth(16), Some(nice.trim()), "{stat}");
+    }
+    mount.unmount();
+}
