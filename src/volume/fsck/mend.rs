@@ -2,7 +2,8 @@
 //! what has no name gets one in `/lost+found`, a lost record is made anew from what is left of the file, counts are counted. A name of
 //! which nothing is left goes.
 //!
-//! What was looked at is guarded, and everything is looked at again afterwards: statistics are mended when names and records are right.
+//! What was looked at is guarded, and that nobody has begun to use the volume since: what was counted would be wrong, and a counter could be set
+//! back. Everything is looked at again afterwards: statistics are mended when names and records are right.
 
 use super::{Check, Finding, FsckSummary, Pages};
 use crate::env::{Clock, SystemClock};
@@ -65,7 +66,7 @@ impl Mend {
 
 /// Checks a volume and mends what can be mended. Answers what is left.
 pub async fn repair(stores: &Stores) -> Result<(Vec<Finding>, FsckSummary), VolumeError> {
-    let meta = unused(stores).await?;
+    let (meta, begun) = unused(stores).await?;
     let mut tried: HashSet<(&'static str, String, String)> = HashSet::new();
     for _ in 0..ROUNDS_MAX {
         let (findings, summary) = Check::run(stores).await?;
@@ -76,7 +77,7 @@ pub async fn repair(stores: &Stores) -> Result<(Vec<Finding>, FsckSummary), Volu
         };
         let due: Vec<_> =
             findings.iter().filter(untried).filter(|finding| finding.mend.as_ref().is_some_and(|mend| mend.class() == class)).collect();
-        let mending = Mending { stores, meta: &meta, names: names(stores, &due).await? };
+        let mending = Mending { stores, meta: &meta, begun: begun.clone(), names: names(stores, &due).await? };
         for finding in &due {
             let Some(mend) = &finding.mend else { continue };
             match mending.apply(mend).await? {
@@ -96,10 +97,12 @@ impl Finding {
     }
 }
 
-/// The metadata of a volume that nobody uses; otherwise what was counted would be wrong by the time it is written.
-async fn unused(stores: &Stores) -> Result<Meta, VolumeError> {
-    let in_use =
-        |who: &str| VolumeError::Refused(format!("the volume is in use{who}; unmount it everywhere, or repair a directory with --path"));
+fn in_use(who: &str) -> VolumeError {
+    VolumeError::Refused(format!("the volume is in use{who}; unmount it everywhere, or repair a directory with --path"))
+}
+
+/// The metadata of a volume that nobody uses, and the number of the last session: whoever begins one changes it.
+async fn unused(stores: &Stores) -> Result<(Meta, Option<Bytes>), VolumeError> {
     if stores.store.sharing() == Sharing::Neighbours {
         return Err(in_use(""));
     }
@@ -109,9 +112,22 @@ async fn unused(stores: &Stores) -> Result<Meta, VolumeError> {
     let meta = Meta::new(MetaConfig { store, clock, setting, duties, atime: AtimeMode::Never });
     let why = |e| VolumeError::Failed(format!("cannot look at the sessions: {e}"));
     meta.clean_stale_sessions().await.map_err(why)?;
+    // Before it is looked who there is.
+    let begun = get(stores, &key::NEXT_SESSION).await?;
     match meta.sessions().await.map_err(why)?.first() {
         Some(session) => Err(in_use(&format!(" by session {}", session.sid))),
-        None => Ok(meta),
+        None => Ok((meta, begun)),
+    }
+}
+
+async fn get(stores: &Stores, key: &Key) -> Result<Option<Bytes>, VolumeError> {
+    read(stores, Query::Get(key.clone())).await
+}
+
+async fn read(stores: &Stores, query: Query) -> Result<Option<Bytes>, VolumeError> {
+    match stores.store.read(&[query]).await?.into_iter().next() {
+        Some(Value::Bytes(value)) => Ok(value),
+        _ => Err(VolumeError::Failed("the metadata store gave no answer".into())),
     }
 }
 
@@ -145,6 +161,8 @@ async fn names(stores: &Stores, due: &[&Finding]) -> Result<Names, VolumeError> 
 struct Mending<'a> {
     stores: &'a Stores,
     meta: &'a Meta,
+    /// `nextsession` when nobody used the volume.
+    begun: Option<Bytes>,
     names: Names,
 }
 
@@ -161,6 +179,10 @@ impl Mending<'_> {
             Mend::Orphan(ino) => self.orphan(*ino).await,
             Mend::Counter(counter, least) => {
                 let stored = self.get(counter).await?;
+                // Only ever raised.
+                if decode_decimal(stored.as_deref()).is_some_and(|stored| stored >= *least) {
+                    return Ok(None);
+                }
                 self.commit(&[Guard::Value(counter.clone(), stored)], &[Write::Set(counter.clone(), key::decimal(least))], "").await
             }
             Mend::Parent { dir, parent } => self.rewrite(*dir, |attr| attr.parent = *parent, Vec::new()).await,
@@ -315,23 +337,25 @@ impl Mending<'_> {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Bytes>, VolumeError> {
-        self.read(Query::Get(key.clone())).await
+        get(self.stores, key).await
     }
 
     async fn field(&self, hash: &Key, field: &Bytes) -> Result<Option<Bytes>, VolumeError> {
-        self.read(Query::HGet(hash.clone(), field.clone())).await
-    }
-
-    async fn read(&self, query: Query) -> Result<Option<Bytes>, VolumeError> {
-        match self.stores.store.read(&[query]).await?.into_iter().next() {
-            Some(Value::Bytes(value)) => Ok(value),
-            _ => Err(VolumeError::Failed("the metadata store gave no answer".into())),
-        }
+        read(self.stores, Query::HGet(hash.clone(), field.clone())).await
     }
 
     async fn commit(&self, guards: &[Guard], writes: &[Write], done: &'static str) -> Result<Option<&'static str>, VolumeError> {
-        let commit = self.stores.store.commit(guards, writes, &[]).await?;
-        Ok(matches!(commit, Commit::Done { .. }).then_some(done))
+        let alone = Guard::Value(key::NEXT_SESSION, self.begun.clone());
+        let guards: Vec<_> = std::iter::once(alone.clone()).chain(guards.iter().cloned()).collect();
+        match self.stores.store.commit(&guards, writes, &[]).await? {
+            Commit::Done { .. } => Ok(Some(done)),
+            Commit::Conflict(found)
+                if found.iter().any(|(query, value)| *query == alone.query() && *value != Value::Bytes(self.begun.clone())) =>
+            {
+                Err(in_use(" by a session that began meanwhile"))
+            }
+            Commit::Conflict(_) => Ok(None),
+        }
     }
 }
 
@@ -371,5 +395,35 @@ impl Check<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::{MetaUrl, NewVolume, create};
+
+    #[tokio::test]
+    async fn nothing_is_mended_past_a_session_that_began_meanwhile_and_no_counter_is_lowered() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let url = MetaUrl::Embedded(dir.path().join("vol"));
+        create(&url, &NewVolume { name: "vol".into(), ..NewVolume::default() }).await.expect("made");
+        let stores = Stores::open(&url).await.expect("opened");
+        let (meta, begun) = unused(&stores).await.expect("nobody is there");
+        let mending = Mending { stores: &stores, meta: &meta, begun, names: Names::new() };
+        let (counter, ten) = (key::NEXT_CHUNK, Some(key::decimal(10)));
+        assert_eq!(mending.apply(&Mend::Counter(counter.clone(), 10)).await.expect("raises"), Some(""));
+        for lower in [5, 10] {
+            assert_eq!(mending.apply(&Mend::Counter(counter.clone(), lower)).await.expect("leaves it"), None);
+        }
+        assert_eq!(mending.get(&counter).await.expect("reads"), ten);
+        // Somebody mounts the volume.
+        stores.store.commit(&[], &[Write::IncrBy(key::NEXT_SESSION, 1)], &[]).await.expect("begins");
+        for mend in [Mend::Counter(counter.clone(), 20), Mend::Usage { space: 7, inodes: 7 }, Mend::Sums(Ino::ROOT, [7; 3])] {
+            let refused = mending.apply(&mend).await;
+            assert!(matches!(&refused, Err(VolumeError::Refused(why)) if why.contains("in use")), "{mend:?}: {refused:?}");
+        }
+        assert_eq!(mending.get(&counter).await.expect("reads"), ten);
+        assert_ne!(mending.get(&key::USED_SPACE).await.expect("reads"), Some(key::decimal(7)));
     }
 }
