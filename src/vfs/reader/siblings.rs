@@ -74,22 +74,21 @@ struct Place {
 /// Small files of one directory, as listed and by name, and its directories as listed.
 struct Dir {
     orders: [Order; 2],
-    dirs: Vec<Ino>,
-    /// Fetched ahead up to here.
-    ahead_to: usize,
+    /// With the time when they were last fetched ahead.
+    dirs: Vec<(Ino, Option<Duration>)>,
 }
 
 impl Dir {
-    /// A file of the directory at this place is read by somebody who walks through the tree: the directories to fetch now.
-    fn walk(&mut self, at: usize) -> &[Ino] {
-        let to = (at + 1 + AHEAD_DIRS).min(self.dirs.len());
-        // Another walk begins again.
-        if self.ahead_to > to {
-            self.ahead_to = 0;
-        }
-        let from = self.ahead_to.max(at + 1).min(to);
-        self.ahead_to = to;
-        &self.dirs[from..to]
+    /// A file of the directory at this place is read by somebody who walks through the tree: the directories to fetch now. However many walk
+    /// through it at once, each is fetched once.
+    fn walk(&mut self, at: usize, now: Duration) -> Vec<Ino> {
+        let next = self.dirs.iter_mut().skip(at + 1).take(AHEAD_DIRS);
+        let due = next.filter(|(_, fetched)| fetched.is_none_or(|fetched| fetched + WALK < now));
+        due.map(|(ino, fetched)| {
+            *fetched = Some(now);
+            *ino
+        })
+        .collect()
     }
 }
 
@@ -175,7 +174,7 @@ impl Siblings {
             && let Some((parent, at)) = memory.dir_places.get(&place.dir).copied()
             && let Some(parent) = memory.dirs.get_mut(&parent)
         {
-            ahead.dirs = parent.walk(at).to_vec();
+            ahead.dirs = parent.walk(at, now);
         }
         if in_order {
             memory.walked = Some(now);
@@ -197,8 +196,8 @@ impl Memory {
             return;
         }
         let (dirs, mut files): (Vec<_>, Vec<_>) = listed.into_iter().partition(|entry| entry.is_dir);
-        let dirs: Vec<_> = dirs.into_iter().map(|entry| entry.ino).collect();
-        self.dir_places.extend(dirs.iter().enumerate().map(|(at, ino)| (*ino, (dir, at))));
+        let dirs: Vec<_> = dirs.into_iter().map(|entry| (entry.ino, None)).collect();
+        self.dir_places.extend(dirs.iter().enumerate().map(|(at, (ino, _))| (*ino, (dir, at))));
         let order =
             |files: &[Listed]| Order { files: files.iter().map(|file| (file.ino, file.length as u32)).collect(), ..Order::default() };
         let listed = order(&files);
@@ -212,7 +211,7 @@ impl Memory {
                 place.at[1] = at;
             }
         }
-        self.dirs.put(dir, Dir { orders: [listed, named], dirs, ahead_to: 0 });
+        self.dirs.put(dir, Dir { orders: [listed, named], dirs });
         while self.places.len() + self.dir_places.len() > FILES_MAX {
             let Some((dir, old)) = self.dirs.pop_lru() else { break };
             self.forget(dir, &old);
@@ -226,7 +225,7 @@ impl Memory {
                 self.places.remove(ino);
             }
         }
-        for ino in &old.dirs {
+        for (ino, _) in &old.dirs {
             if self.dir_places.get(ino).is_some_and(|(parent, _)| *parent == dir) {
                 self.dir_places.remove(ino);
             }
@@ -304,6 +303,8 @@ mod tests {
         assert_eq!(read(2, 1), [6]);
         assert_eq!(read(5, 1), [7, 8, 9]);
         assert_eq!(read(9, 1), [] as [u64; 0]);
+        assert_eq!(read(1, 2), [] as [u64; 0], "another walk, at the same time");
+        assert_eq!(read(5, 2), [] as [u64; 0], "and at another place");
         assert_eq!(read(1, 9), [2, 3, 4, 5], "again");
         let memory = siblings.lock();
         assert_eq!(memory.dir_places.len(), 9);
