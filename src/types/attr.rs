@@ -3,6 +3,10 @@
 use crate::types::Time;
 use std::fmt;
 
+/// No file is longer, and none of ours gets as long (metadata §19): a chunk index is below 2^31. A damaged length counts as this much, so
+/// that sums of a few do not overflow.
+pub const FILE_BYTES_MAX: u64 = 1 << 57;
+
 /// An inode number; also the node id the kernel sees.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);
@@ -179,8 +183,15 @@ impl Attr {
 
     /// The same for a regular file of `length` bytes; an empty file counts 4 KiB.
     pub fn space_of(length: u64) -> i64 {
-        // No file is longer than 2^57; a damaged length must not overflow, here or where it is negated.
-        (length.clamp(1, 1 << 57).div_ceil(4096) * 4096) as i64
+        (length.clamp(1, FILE_BYTES_MAX).div_ceil(4096) * 4096) as i64
+    }
+
+    /// Bytes this inode counts for in the statistics of its directory: the length of a file, 0 of everything else (metadata §10.2).
+    pub fn data_length(&self) -> i64 {
+        match self.kind {
+            Kind::File => self.length.min(FILE_BYTES_MAX) as i64,
+            _ => 0,
+        }
     }
 
     /// Whether its (only) name is in the trash. The hour directories themselves are not trashed.

@@ -10,7 +10,7 @@ mod overlay;
 mod slice;
 mod time;
 
-pub use attr::{Attr, Flags, Ino, Kind};
+pub use attr::{Attr, FILE_BYTES_MAX, Flags, Ino, Kind};
 pub use caller::{Asker, Caller, Cancel};
 pub use duty::Duty;
 pub use errno::Errno;

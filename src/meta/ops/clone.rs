@@ -229,7 +229,7 @@ fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, dir: Ino, pairs: &[Pair])
         tally.inode(&attr, 1)?;
         tally.child(dir, &attr, 1)?;
         batch.count += 1;
-        batch.bytes += if attr.kind == Kind::File { attr.length } else { 0 };
+        batch.bytes = batch.bytes.saturating_add(attr.data_length() as u64);
     }
     if batch.count == 0 {
         return Ok(Plan::answer(batch));

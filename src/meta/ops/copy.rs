@@ -3,11 +3,11 @@
 use crate::meta::client::Cx;
 use crate::meta::codec;
 use crate::meta::ops::chunk::visible;
-use crate::meta::ops::write::{FILE_BYTES_MAX, change_data};
+use crate::meta::ops::write::change_data;
 use crate::meta::store::{BytesRange, Guard, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Attr, CHUNK_BYTES, Caller, Errno, Flags, Ino, Kind, SliceId, SliceRecord, chunk_parts};
+use crate::types::{Attr, CHUNK_BYTES, Caller, Errno, FILE_BYTES_MAX, Flags, Ino, Kind, SliceId, SliceRecord, chunk_parts};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 

@@ -3,9 +3,9 @@
 use crate::meta::Meta;
 use crate::meta::client::Cx;
 use crate::meta::ops::truncate::{Outcome, Present, zero};
-use crate::meta::ops::write::{FILE_BYTES_MAX, change_data};
+use crate::meta::ops::write::change_data;
 use crate::meta::view::{Plan, Stop, View};
-use crate::types::{Attr, Caller, Errno, Flags, Ino, Kind};
+use crate::types::{Attr, Caller, Errno, FILE_BYTES_MAX, Flags, Ino, Kind};
 
 /// What fallocate(2) shall do with the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

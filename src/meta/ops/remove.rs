@@ -122,7 +122,7 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: b
                 return Err(Errno::PERM.into());
             }
         }
-        let length = record.as_ref().map_or(0, |record| if kind == Kind::File { record.attr.length } else { 0 });
+        let length = record.as_ref().map_or(0, |record| record.attr.data_length() as u64);
         let victim = Victim { dir, name, entry: entry.clone(), ino, record };
         let dropped = if kind == Kind::Dir {
             if !view.hash_is_empty(&key::dir(ino))? {
@@ -140,7 +140,7 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: b
         more.extend(dropped.writes);
         batch.deleted.extend(dropped.deleted);
         batch.gone += 1;
-        batch.bytes += length;
+        batch.bytes = batch.bytes.saturating_add(length);
     }
     if batch.gone == 0 {
         return Ok(Plan::answer(batch));
@@ -366,5 +366,24 @@ mod tests {
         ready(w.meta.close(file)).unwrap();
         ready(w.check());
         assert_eq!(ready(w.count(key::TOTAL_INODES)), 0);
+    }
+
+    #[test]
+    fn lengths_that_no_file_has_are_summed_without_overflow() {
+        let w = ready(World::new());
+        let top = tree(&w, 1);
+        for n in ["f0", "f1", "f2", "f4", "f5"] {
+            let (file, _) = ready(w.find(top, n)).unwrap();
+            ready(w.edit(file, |attr| attr.length = if n == "f5" { 1 << 63 } else { u64::MAX }));
+        }
+        let (file, _) = ready(w.find(top, "f5")).unwrap();
+        assert_eq!(ready(w.meta.truncate(&crate::types::Caller::root(), file, 10)).err(), Some(Errno::IO));
+        let (root, told) = (Asker::default(), AtomicU64::new(0));
+        let count = |_, bytes| {
+            told.fetch_max(bytes, Ordering::Relaxed);
+        };
+        ready(w.meta.remove_tree(Ino::ROOT, &name("top"), &Removal::new(&root, false, 4, &count, &|| true))).unwrap();
+        assert!(told.into_inner() >= 5 * crate::types::FILE_BYTES_MAX);
+        assert_eq!(ready(w.find(Ino::ROOT, "top")).err(), Some(Errno::NOENT));
     }
 }

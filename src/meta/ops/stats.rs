@@ -6,7 +6,7 @@ use crate::meta::key;
 use crate::meta::ops::quota::{self, Of, Usage};
 use crate::meta::store::{Guard, Key, Query, Write};
 use crate::meta::view::{Plan, Stop, View};
-use crate::types::{Attr, Errno, Ino, Kind};
+use crate::types::{Attr, Errno, Ino};
 use bytes::Bytes;
 
 /// The hashes of the statistics of directories.
@@ -29,11 +29,6 @@ pub(crate) fn begin_root_step(view: &View, cx: &Cx) -> Result<Plan<()>, Stop> {
     guards.extend(STATISTICS.map(|hash| Guard::Field(hash, field.clone(), None)));
     Tally::new(view, cx).begin_dir(Ino::ROOT, &mut writes);
     Ok(Plan::new(guards, writes, ()))
-}
-
-/// Bytes of data an inode adds to the statistics of its directory: only files have data there.
-pub(crate) fn data_length(attr: &Attr) -> i64 {
-    if attr.kind == Kind::File { i64::try_from(attr.length).unwrap_or(i64::MAX) } else { 0 }
 }
 
 /// What one commit changes in counters. They commute, so they stand behind all other writes and are not guarded.
@@ -111,12 +106,12 @@ impl<'a> Tally<'a> {
 
     /// A directory gains (`sign` 1) or loses (−1) a child.
     pub fn child(&mut self, dir: Ino, attr: &Attr, sign: i64) -> Result<(), Stop> {
-        self.children(dir, sign * data_length(attr), sign * attr.space(), sign)
+        self.children(dir, sign * attr.data_length(), sign * attr.space(), sign)
     }
 
     /// The same for statistics alone: what moves is charged to quotas with all that is below it.
     pub fn listed_child(&mut self, dir: Ino, attr: &Attr, sign: i64) {
-        self.listed(dir, sign * data_length(attr), sign * attr.space(), sign);
+        self.listed(dir, sign * attr.data_length(), sign * attr.space(), sign);
     }
 
     /// Adds a counter, or to one that is there already.

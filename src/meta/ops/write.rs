@@ -9,11 +9,9 @@ use crate::meta::ops::stats::Tally;
 use crate::meta::store::{Guard, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Attr, CHUNK_BYTES, Caller, Duty, Errno, Ino, Kind, SliceId, SliceRecord, Time};
+use crate::types::{Attr, CHUNK_BYTES, Caller, Duty, Errno, FILE_BYTES_MAX, Ino, Kind, SliceId, SliceRecord, Time};
 use bytes::Bytes;
 
-/// No file reaches this length (metadata §19): a chunk index is then below 2^31.
-pub const FILE_BYTES_MAX: u64 = 1 << 57;
 /// A list longer than this is compacted after every commit (metadata §6.13).
 const LIST_LONG: u64 = 350;
 /// Below that, whenever the length passes 99, 199, …
@@ -207,7 +205,7 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
     guards.extend(fenced(view, cx, ino)?);
     let mut counters = Vec::new();
     if length != old.length {
-        let (bytes, space) = (length as i64 - old.length as i64, attr.space() - old.space());
+        let (bytes, space) = (attr.data_length() - old.data_length(), attr.space() - old.space());
         let mut tally = Tally::new(view, cx);
         tally.owned(old, space, 0)?;
         for (parent, links) in parents {

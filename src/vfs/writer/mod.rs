@@ -19,7 +19,7 @@ pub(crate) mod testing;
 use crate::block::{BlockStore, FRAME_BYTES_MAX};
 use crate::env::Share;
 use crate::meta::Meta;
-use crate::types::{Attr, BlockId, CHUNK_BYTES, Caller, Errno, Ino, block_count, chunk_parts};
+use crate::types::{Attr, BlockId, CHUNK_BYTES, Caller, Errno, FILE_BYTES_MAX, Ino, block_count, chunk_parts};
 use backend::{Backend, Live};
 use bytes::Bytes;
 use event::{Event, Ready, Shape};
@@ -30,8 +30,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-/// First offset no file has (data §1.1).
-pub(crate) const FILE_BYTES_MAX: u64 = CHUNK_BYTES << 31;
 /// A request that waits for data or memory listens to its interruption only after this time: the kernel interrupts for signals that an
 /// application handles, too, and hardly any expects EINTR from a file. What hangs can be called off; whoever is killed is gone within a second.
 pub(crate) const INTERRUPT_AFTER: Duration = Duration::from_millis(800);

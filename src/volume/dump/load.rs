@@ -246,9 +246,7 @@ impl<'a> Loader<'a> {
         self.writes.push(Write::HSet(key::dir(level.node.ino), name, encode_entry(node.attr.kind, node.ino)));
         level.direct.add(node.attr.space(), 1);
         level.below.add(node.attr.space(), 1);
-        if node.attr.kind == Kind::File {
-            level.length = level.length.saturating_add(node.attr.length as i64);
-        }
+        level.length = level.length.saturating_add(node.attr.data_length());
     }
 
     /// Counts an inode that was not there before.

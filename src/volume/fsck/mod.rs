@@ -154,7 +154,7 @@ impl<'a> Check<'a> {
         let counted = self.nodes.iter().filter(|(ino, _)| **ino != Ino::ROOT && **ino != Ino::TRASH);
         let (mut space, mut inodes) = (0, 0);
         for (_, node) in counted {
-            space += node.space();
+            space = i64::saturating_add(space, node.space());
             inodes += 1;
         }
         let stored = usage(self.store.as_ref()).await?;

@@ -198,11 +198,9 @@ impl Walk<'_> {
                         self.check.report("dangling", path.into(), what, super::COPY_OUT);
                         continue;
                     }
-                    listing.sums[1] += attr.as_ref().map_or(4096, Attr::space);
+                    listing.sums[1] = listing.sums[1].saturating_add(attr.as_ref().map_or(4096, Attr::space));
                     listing.sums[2] += 1;
-                    if *kind == Kind::File {
-                        listing.sums[0] += attr.map_or(0, |attr| i64::try_from(attr.length).unwrap_or(i64::MAX));
-                    }
+                    listing.sums[0] = listing.sums[0].saturating_add(attr.map_or(0, |attr| attr.data_length()));
                 }
             }
             listing.entries.extend(named);
@@ -313,7 +311,7 @@ impl Walk<'_> {
                         && ino != Ino::ROOT
                         && ino != Ino::TRASH
                     {
-                        space += record.attr.space();
+                        space = i64::saturating_add(space, record.attr.space());
                         inodes += 1;
                     }
                 }

@@ -7,7 +7,7 @@ use crate::meta::codec::{Record, decode_entry};
 use crate::meta::key;
 use crate::meta::store::{Query, ScanRange, Value};
 use crate::telemetry::progress;
-use crate::types::{Attr, Ino, Kind};
+use crate::types::{Attr, FILE_BYTES_MAX, Ino, Kind};
 use crate::volume::VolumeError;
 use crate::volume::stores::usage;
 use bytes::Bytes;
@@ -166,9 +166,9 @@ impl Check<'_> {
                 };
                 child.entries += 1;
                 sums.inodes += 1;
-                sums.space += child.space();
+                sums.space = sums.space.saturating_add(child.space());
                 if child.kind == Kind::File {
-                    sums.length += i64::try_from(child.length).unwrap_or(i64::MAX);
+                    sums.length = sums.length.saturating_add(child.length.min(FILE_BYTES_MAX) as i64);
                 }
                 let (is, parent) = (child.kind, child.parent);
                 if is != kind {
@@ -245,10 +245,8 @@ impl Check<'_> {
                     let (Some((kind, _)), Some(child)) = (decode_entry(&item.value), Record::decode(item.record)) else { continue };
                     subdirs += u32::from(kind == Kind::Dir);
                     sums.inodes += 1;
-                    sums.space += child.attr.space();
-                    if child.attr.kind == Kind::File {
-                        sums.length += i64::try_from(child.attr.length).unwrap_or(i64::MAX);
-                    }
+                    sums.space = sums.space.saturating_add(child.attr.space());
+                    sums.length = sums.length.saturating_add(child.attr.data_length());
                 }
             }
             // Names change the record of the directory, lengths the statistics.
