@@ -9,9 +9,9 @@ use crate::meta::view::{Plan, Stop, View};
 use crate::telemetry::metrics;
 use crate::types::{Errno, Ino};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use tokio::sync::RwLock;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::time::Instant;
 use tracing::error;
 
@@ -20,7 +20,7 @@ const ROUNDS_MAX: u32 = 64;
 /// Time of conflicts after which an operation gives up. Long before it an application would have been told by its user.
 const CONFLICTS_TIME_MAX: Duration = Duration::from_secs(30);
 /// Stripes of the lock between opening an inode and deleting it. Two unlinks share one rarely; a stripe is 40 bytes.
-pub(crate) const OPEN_STRIPES: usize = 64;
+const OPEN_STRIPES: usize = 64;
 
 /// The handles of one inode.
 #[derive(Default)]
@@ -33,13 +33,28 @@ struct Handles {
 /// Which inodes this process has open. An inode with handles keeps its data when its last link goes.
 pub struct OpenFiles {
     handles: Mutex<HashMap<Ino, Handles>>,
-    stripes: Vec<RwLock<()>>,
+    stripes: Vec<Arc<RwLock<()>>>,
+    /// What those hold who take all stripes.
+    all: tokio::sync::Mutex<Weak<NoneOpens>>,
 }
+
+/// All stripes: while somebody has this, no file is opened.
+pub struct NoneOpens {
+    _stripes: Vec<OwnedRwLockWriteGuard<()>>,
+    since: Instant,
+}
+
+/// So long after it was taken others may join who holds all stripes. Then those who want to open files have their turn.
+const NONE_OPENS_JOIN: Duration = Duration::from_millis(5);
 
 impl OpenFiles {
     /// None open.
     pub fn new() -> OpenFiles {
-        OpenFiles { handles: Mutex::default(), stripes: (0..OPEN_STRIPES).map(|_| RwLock::new(())).collect() }
+        OpenFiles {
+            handles: Mutex::default(),
+            stripes: (0..OPEN_STRIPES).map(|_| Arc::default()).collect(),
+            all: tokio::sync::Mutex::default(),
+        }
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<Ino, Handles>> {
@@ -83,6 +98,23 @@ impl OpenFiles {
     /// Held shared while an inode is opened, exclusively while its last link is removed on the ground that it is not open.
     pub fn stripe(&self, ino: Ino) -> &RwLock<()> {
         &self.stripes[(ino.0 % OPEN_STRIPES as u64) as usize]
+    }
+
+    /// All stripes, for commits that remove many names: it does not matter then which inodes these stand for when it is committed. Several such
+    /// commits hold them together, as they do not exclude each other.
+    pub async fn none_opens(&self) -> Arc<NoneOpens> {
+        let mut all = self.all.lock().await;
+        if let Some(held) = all.upgrade().filter(|held| held.since.elapsed() < NONE_OPENS_JOIN) {
+            return held;
+        }
+        // In one order, as everybody who takes several. Whoever has them gives them back without this mutex.
+        let mut stripes = Vec::with_capacity(self.stripes.len());
+        for stripe in &self.stripes {
+            stripes.push(stripe.clone().write_owned().await);
+        }
+        let held = Arc::new(NoneOpens { _stripes: stripes, since: Instant::now() });
+        *all = Arc::downgrade(&held);
+        held
     }
 }
 

@@ -392,6 +392,8 @@ fn storm(mount: &Path, seed: u64) -> Result<(Vec<u64>, u64)> {
                 libc::EPERM,
                 libc::ESTALE,
                 libc::EDQUOT,
+                // A write to a file that another client has removed (data §5.4).
+                libc::EBADF,
             ];
             ensure!(error.raw_os_error().is_some_and(|errno| usual.contains(&errno)), "{} or {}: {error}", from.display(), to.display());
         }

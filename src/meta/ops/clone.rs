@@ -9,14 +9,15 @@
 
 use crate::env::join;
 use crate::meta::client::Cx;
-use crate::meta::codec::{Record, decode_slice, encode_attr, encode_entry};
+use crate::meta::codec::{Record, decode_entry, decode_slice, encode_attr, encode_entry};
+use crate::meta::driver::errno_of;
 use crate::meta::ops::acl::{self, ENTER, READ, WRITE};
 use crate::meta::ops::create::NewNode;
 use crate::meta::ops::parent;
 use crate::meta::ops::quota::{self, Usage};
 use crate::meta::ops::remove::{Removal, in_runs};
 use crate::meta::ops::stats::Tally;
-use crate::meta::store::{Cursor, Guard, Query, Write};
+use crate::meta::store::{Cursor, Guard, Query, ScanRange, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Asker, Attr, BoxFuture, CHUNK_BYTES, Caller, Errno, Flags, Ino, Kind, LEVELS_MAX, Name, SliceId};
@@ -59,6 +60,8 @@ struct Pair {
     name: Name,
     from: Ino,
     to: Ino,
+    /// The record of what is copied, where a listing has told it: the commit guards it.
+    known: Option<Bytes>,
 }
 
 /// What a batch came to.
@@ -149,10 +152,10 @@ fn copy_content(view: &View, how: &Cloning<'_>, pair: &Pair, record: &Record) ->
     let attr = &record.attr;
     let xattrs = view.fields(&key::xattr(pair.from))?.to_vec();
     copied.writes = how.xattrs(&xattrs, pair.to);
-    copied.guards.push(Guard::Fields(key::xattr(pair.from), xattrs));
+    // Neither this, which never changes, nor extended attributes are guarded: they were read in one step with the lists, and neither these nor
+    // the record have changed from then until the commit, so that all of it is how the file was then.
     if attr.kind == Kind::Symlink {
         let target = view.string(&key::symlink(pair.from))?.ok_or(Errno::IO)?;
-        copied.guards.push(Guard::Value(key::symlink(pair.from), Some(target.clone())));
         copied.writes.push(Write::Set(key::symlink(pair.to), target));
     }
     for index in 0..chunks_of(attr) {
@@ -379,7 +382,7 @@ impl Meta {
         parent_check(from, how.into, name)?;
         let attr = self.getattr(from).await?;
         let to = self.next_inode().await?;
-        let pair = Pair { name: name.clone(), from, to };
+        let pair = Pair { name: name.clone(), from, to, known: None };
         let into = self.getattr(how.into).await?;
         self.check_access(how.asker, &into, WRITE | ENTER).await?;
         if self.lookup(&root, how.into, name).await.is_ok() {
@@ -473,18 +476,26 @@ impl Meta {
             let mut seen = std::collections::HashSet::new();
             while let Some(at) = cursor {
                 how.check()?;
-                let page = self.readdir(from, at, PAGE).await?;
+                // Past what is remembered of names: a large tree would push all of it out.
+                let page =
+                    self.store().scan(&ScanRange::Dir(key::dir(from)), at, PAGE).await.map_err(|e| errno_of("list a directory", &e))?;
                 let (mut batch, mut lists, mut dirs) = (Vec::new(), 0, Vec::new());
-                for entry in page.entries {
-                    // An entry whose record is missing names nothing.
-                    let Some(attr) = entry.attr.filter(|_| seen.insert(entry.name.clone())) else { continue };
-                    let chunks = chunks_of(&attr).min(WHOLE_CHUNKS_MAX);
+                for item in page.items {
+                    // An entry that cannot be read, or whose record is missing, names nothing.
+                    let (Some((_, ino)), Some(record)) = (decode_entry(&item.value), Record::decode(item.record.clone())) else { continue };
+                    if !seen.insert(item.name.clone()) {
+                        continue;
+                    }
+                    let chunks = chunks_of(&record.attr).min(WHOLE_CHUNKS_MAX);
                     if batch.len() >= BATCH || (lists + chunks > LISTS_MAX && !batch.is_empty()) {
                         dirs.extend(self.clone_batch(to, &batch, how).await?);
                         (batch, lists) = (Vec::new(), 0);
                     }
                     lists += chunks;
-                    batch.push(Pair { name: Name::new(&entry.name)?, from: entry.ino, to: self.next_inode().await? });
+                    let (name, to) = (Name::new(&item.name)?, self.next_inode().await?);
+                    // Of a directory more changes than is guarded of it.
+                    let known = (!record.attr.is_dir()).then_some(item.record);
+                    batch.push(Pair { name, from: ino, to, known });
                 }
                 dirs.extend(self.clone_batch(to, &batch, how).await?);
                 let wanted = u32::try_from(dirs.len().saturating_sub(1)).unwrap_or(u32::MAX);
@@ -504,7 +515,9 @@ impl Meta {
             return Ok(Vec::new());
         }
         how.check()?;
-        let batch = self.run("clone", &Caller::root(), |view, cx| batch_step(view, cx, how, dir, pairs)).await?;
+        let known = |pair: &Pair| Some((Query::Get(key::inode(pair.from)), Value::Bytes(Some(pair.known.clone()?))));
+        let known = pairs.iter().filter_map(known).collect();
+        let batch = self.run_presuming("clone", &Caller::root(), known, |view, cx| batch_step(view, cx, how, dir, pairs)).await?;
         (how.progress)(batch.count, batch.bytes);
         for pair in &batch.large {
             match self.clone_large(dir, pair, how).await {
@@ -531,7 +544,7 @@ impl Meta {
     pub async fn detached(&self, older_than: i64) -> Result<Vec<Ino>, Errno> {
         let query = [Query::ZRange { key: key::DETACHED, max: older_than, limit: PAGE }];
         let values = self.driver.read("list clones", &query).await?;
-        let [crate::meta::store::Value::Scored(members)] = &values[..] else { return Err(Errno::IO) };
+        let [Value::Scored(members)] = &values[..] else { return Err(Errno::IO) };
         Ok(members.iter().filter_map(|(member, _)| std::str::from_utf8(member).ok()?.parse().ok().map(Ino)).collect())
     }
 }
@@ -654,7 +667,7 @@ mod tests {
         let root = Asker::default();
         let cloning = how(&root, false, Ino::ROOT, &|| true);
         let to = ready(w.meta.next_inode()).unwrap();
-        let pair = Pair { name: name("copy"), from: src, to };
+        let pair = Pair { name: name("copy"), from: src, to, known: None };
         ready(w.meta.run("clone", &Caller::root(), |view, cx| detached_step(view, cx, &cloning, &pair))).unwrap();
         ready(w.meta.fill(src, to, &cloning, 9)).unwrap();
         let other = w.other(8);

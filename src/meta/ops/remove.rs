@@ -5,7 +5,7 @@
 
 use crate::env::join;
 use crate::meta::codec::{Record, decode_entry};
-use crate::meta::driver::{OPEN_STRIPES, errno_of};
+use crate::meta::driver::errno_of;
 use crate::meta::ops::acl::{self, ENTER, READ, WRITE};
 use crate::meta::ops::parent;
 use crate::meta::ops::rmdir::drop_dir;
@@ -157,8 +157,8 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: b
 /// Puts what a store may carry out together side by side. No two of these writes are about one field or one string.
 pub(super) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
     guards.sort_by_cached_key(|guard| match guard {
-        Guard::Value(..) => (1, Default::default()),
-        Guard::Field(hash, ..) => (2, hash.clone()),
+        Guard::Value(_, value) => (1 + u8::from(value.is_some()), Default::default()),
+        Guard::Field(hash, _, value) => (3 + u8::from(value.is_some()), hash.clone()),
         _ => (0, Default::default()),
     });
     writes.sort_by_cached_key(|write| match write {
@@ -166,8 +166,11 @@ pub(super) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
         Write::Set(..) => (1, Default::default()),
         Write::HSet(hash, ..) => (2, hash.clone()),
         Write::ZAdd(set, ..) => (3, set.clone()),
-        Write::Del(_) => (4, Default::default()),
-        _ => (5, Default::default()),
+        // Those of one kind stand in the order of the inodes, as their guards do.
+        Write::Del(key) => (4, key.slice(..key.len().min(1))),
+        Write::RPush(..) => (5, Default::default()),
+        Write::HIncrBy(hash, ..) => (6, hash.clone()),
+        _ => (7, Default::default()),
     });
 }
 
@@ -256,14 +259,8 @@ impl Meta {
         removal.check()?;
         let caller = removal.asker.caller();
         // A file that is open here keeps its data; which are is decided in the commit, and none may be opened until that is done.
-        let mut held = Vec::new();
         let deletes = self.deletes_files(dir, names, removal.skip_trash);
-        if deletes {
-            // All of them, in one order: it does not matter then which inodes the names stand for when it is committed.
-            for stripe in 0..OPEN_STRIPES as u64 {
-                held.push(self.open_files().stripe(Ino(stripe)).write().await);
-            }
-        }
+        let held = if deletes { Some(self.open_files().none_opens().await) } else { None };
         let known = || {
             let mut view = View::default();
             let entry = |listed: &Listed| Query::Entry { dir: key::dir(dir), name: key::name(&listed.name) };

@@ -238,7 +238,7 @@ pub enum Write {
     IncrBy(Key, i64),
     /// Sets a field.
     HSet(Key, Bytes, Bytes),
-    /// Removes a field → `Int`, 1 if it was there.
+    /// Removes a field.
     HDel(Key, Bytes),
     /// Adds to a decimal field, absent = 0 → `Int`, the new value.
     HIncrBy(Key, Bytes, i64),

@@ -109,7 +109,9 @@ impl Change<'_> {
                 return Ok(Value::Int(new));
             }
             Write::HSet(key, field, value) => self.set_field(key, field, value)?,
-            Write::HDel(key, field) => return Ok(Value::Int(self.execute("DELETE FROM hash WHERE k = ?1 AND f = ?2", [&key[..], field])?)),
+            Write::HDel(key, field) => {
+                self.execute("DELETE FROM hash WHERE k = ?1 AND f = ?2", [&key[..], field])?;
+            }
             Write::HIncrBy(key, field, delta) => {
                 let (new, text) = add_decimal(key, query::field(self.conn, key, field)?.as_ref(), *delta)?;
                 self.set_field(key, field, &text)?;

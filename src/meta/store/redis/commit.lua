@@ -351,7 +351,7 @@ end
 
 -- Whether the answer of a command is told.
 local function is_told(name)
-  return name == 'HINCRBY' or name == 'INCRBY' or name == 'RPUSH' or name == 'RPUSHX' or name == 'HDEL' or name == '+' or name == '-' or name == 'LPUSH'
+  return name == 'HINCRBY' or name == 'INCRBY' or name == 'RPUSH' or name == 'RPUSHX' or name == '+' or name == '-' or name == 'LPUSH'
     or name == 'SREM' or name == 'ZREM'
 end
 
@@ -364,128 +364,134 @@ if nxt() == '1' then
   end
 end
 
--- How many words a guard or a write has from `at` on, of those that may stand in one command with others of their kind.
-local function size(kind, at)
-  if kind == 'V' then
-    return A[at + 1] == '0' and 2 or 3
-  elseif kind == 'F' then
-    return A[at + 2] == '0' and 3 or 4
-  elseif kind == 'hse' or kind == 'zad' then
-    return 3
-  elseif kind == 'set' or kind == 'hde' then
-    return 2
-  end
-  return kind == 'del' and 1
-end
-
--- Commands about many names cost a fraction of as many commands: neighbours of one kind, of fields those of one hash, are carried out together.
--- How many stand here, the first one included, whose kind was read just before.
-local function run(kind, left)
-  local at, n, first = p + 1, 1, A[p + 1]
-  local words = size(kind, at)
-  if not words then
-    return 1
-  end
-  local one_key = kind ~= 'V' and kind ~= 'set' and kind ~= 'del'
-  while n < left and n < 1000 do
-    at = at + words
-    if A[at] ~= kind or (one_key and A[at + 1] ~= first) then
-      return n
-    end
-    n, at = n + 1, at + 1
-    words = size(kind, at)
-  end
-  return n
-end
-
--- A value, or false for none.
-local function wanted_value()
-  return nxt() ~= '0' and nxt()
-end
-
--- Many guards at once: whether all hold, and what is there.
-local function guards(kind, n)
-  local wants, holds, found = {}, true, {}
-  if kind == 'V' then
-    local names, missing = {}, {}
-    for i = 1, n do
-      names[i], wants[i] = key(), wanted_value()
-      p = i < n and p + 1 or p
-      if S[names[i]] == nil then
-        missing[#missing + 1] = names[i]
+-- Commands about many names cost a fraction of as many commands. What stands here is about many names: absent strings, strings with these
+-- values, absent fields of one hash, fields with these values. Keys of a run follow each other in KEYS. Answers whether all hold, and what is there.
+local function guards(kind)
+  local n, holds, found = num(), true
+  if kind == 'V-' or kind == 'V+' then
+    local first = num()
+    if kind == 'V-' and call('EXISTS', unpack(K, first, first + n - 1)) == 0 then
+      found = {}
+      for i = 1, n do
+        local k = K[first + i - 1]
+        found[i], S[k], T[k] = false, false, 'none'
       end
+      return true, found
     end
-    local values = #missing > 0 and call('MGET', unpack(missing)) or {}
-    for i, k in ipairs(missing) do
-      if values[i] then
-        S[k], T[k] = values[i], 'string'
-      end
-    end
+    found = call('MGET', unpack(K, first, first + n - 1))
     for i = 1, n do
-      -- MGET tells of no wrong type: what it has not found is looked at alone.
-      found[i] = str(names[i])
-      holds = holds and found[i] == wants[i]
+      local v, k = found[i], K[first + i - 1]
+      if v then
+        S[k], T[k] = v, 'string'
+      else
+        -- MGET tells of no wrong type: what it has not found is looked at alone.
+        found[i] = str(k)
+      end
+      holds = holds and v == (kind == 'V+' and A[p + i])
     end
+    p = kind == 'V+' and p + n or p
     return holds, found
   end
-  local k, fields = nil, {}
-  for i = 1, n do
-    k, fields[i], wants[i] = key(), nxt(), wanted_value()
-    p = i < n and p + 1 or p
-  end
+  local k = key()
   T[k] = 'hash'
-  found = call('HMGET', k, unpack(fields))
+  found = call('HMGET', k, unpack(A, p + 1, p + n))
+  p = p + n
   for i = 1, n do
-    holds = holds and found[i] == wants[i]
+    holds = holds and found[i] == (kind == 'F+' and A[p + i])
   end
+  p = kind == 'F+' and p + n or p
   return holds, found
 end
 
 local found, conflict, left = {}, false, num()
 while left > 0 do
   local kind = nxt()
-  local n = run(kind, left)
-  local holds, value
-  if n > 1 then
-    holds, value = guards(kind, n)
-    for i = 1, n do
-      found[#found + 1] = value[i]
+  if #kind == 2 then
+    local holds, values = guards(kind)
+    for i = 1, #values do
+      found[#found + 1] = values[i]
     end
+    conflict = conflict or not holds
+    left = left - #values
   else
-    holds, value = guard(kind)
+    local holds, value = guard(kind)
     found[#found + 1] = value
+    conflict = conflict or not holds
+    left = left - 1
   end
-  conflict = conflict or not holds
-  left = left - n
 end
 if conflict then
   return {0, found}
 end
 
--- Appends the next write of the same kind to a command.
-local function extend(command, kind)
-  p = p + 1
-  local more = write(kind)
-  for i = (kind == 'set' or kind == 'del') and 2 or 3, #more do
-    command[#command + 1] = more[i]
+local todo, count = {}, num()
+
+-- Checks many writes of one kind, of fields to one hash; answers how many.
+local function writes(kind)
+  local n = num()
+  if kind == 'del+' or kind == 'set+' then
+    local first = num()
+    local command = {'MSET'}
+    for i = 1, n do
+      local k = K[first + i - 1]
+      local v = kind == 'set+' and A[p + i]
+      S[k], T[k] = v, v and 'string' or 'none'
+      command[2 * i], command[2 * i + 1] = k, v
+    end
+    if kind == 'del+' then
+      command = {'DEL', K, first, first + n - 1}
+    else
+      p = p + n
+    end
+    todo[#todo + 1] = command
+    return n
+  elseif kind == 'rpu+' then
+    local first = num()
+    local fresh = call('EXISTS', unpack(K, first, first + n - 1)) == 0
+    for i = first, first + n - 1 do
+      if fresh then
+        T[K[i]] = 'list'
+      else
+        typed(K[i], 'list')
+      end
+      local to = p + 1 + tonumber(A[p + 1])
+      todo[#todo + 1] = {'RPUSH', A, p + 2, to, K[i]}
+      p = to
+    end
+    return n
   end
+  local k = key()
+  if kind == 'hin+' then
+    local fields = {}
+    for i = 1, n do
+      fields[i] = A[p + 2 * i - 1]
+      todo[#todo + 1] = {'HINCRBY', k, fields[i], A[p + 2 * i]}
+    end
+    local values = try('HMGET', k, unpack(fields))
+    for i = 1, n do
+      if values.err or not addable(values[i], A[p + 2 * i]) then
+        bad = bad or ('no counter, or one at its limit: ' .. k)
+      end
+    end
+    T[k], p = 'hash', p + 2 * n
+    return n
+  end
+  typed(k, kind == 'zad+' and 'zset' or 'hash')
+  local to = p + n * (kind == 'hde+' and 1 or 2)
+  todo[#todo + 1] = {kind == 'hde+' and 'HDEL' or kind == 'hse+' and 'HSET' or 'ZADD', A, p + 1, to, k}
+  p = to
+  return n
 end
 
-local todo, count = {}, num()
 left = count
 while left > 0 do
   local kind = nxt()
-  local n = run(kind, left)
-  local command = write(kind)
-  if n > 1 then
-    for _ = 2, n do
-      extend(command, kind)
-    end
-    command[1] = kind == 'set' and 'MSET' or command[1]
-    command.n = n
+  if #kind == 4 then
+    left = left - writes(kind)
+  else
+    todo[#todo + 1] = write(kind)
+    left = left - 1
   end
-  todo[#todo + 1] = command
-  left = left - n
 end
 local wanted = num()
 if count > 0 then
@@ -507,12 +513,16 @@ local wrote = false
 local replies = {}
 for _, w in ipairs(todo) do
   local name = w[1]
-  if name == 'HDEL' and w.n then
-    -- Each is told of by itself.
-    local there = call('HMGET', unpack(w, 2))
-    call(unpack(w))
-    for i = 1, w.n do
-      replies[#replies + 1] = there[i] and '1' or '0'
+  if type(w[2]) == 'table' then
+    -- A run: its arguments stand in a row.
+    local n
+    if w[5] then
+      n = call(name, w[5], unpack(w[2], w[3], w[4]))
+    else
+      call(name, unpack(w[2], w[3], w[4]))
+    end
+    if name == 'RPUSH' then
+      replies[#replies + 1] = string.format('%.0f', n)
     end
   elseif name == '?' then
     local v = try('HGET', w[2], w[3])

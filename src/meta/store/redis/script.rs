@@ -9,11 +9,14 @@ use bytes::Bytes;
 use redis::{Cmd, Value as Reply};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
+use std::mem::discriminant;
 
 /// Guards, checks, writes, reads: see there.
 pub(super) const TEXT: &str = include_str!("commit.lua");
 /// Elements of one list write or guard. Lua hands them to a command on its stack, which holds 8,000.
 const ELEMENTS_MAX: usize = 4000;
+/// Guards or writes carried out in one command, for the same reason: up to two words each.
+const RUN_MAX: usize = 1000;
 /// Keys under which sets keep names of keys: these bear the prefix, too (metadata §1.5).
 const SETS_OF_KEYS: &[u8] = b"locked";
 
@@ -64,12 +67,22 @@ impl<'a> Program<'a> {
         let (keys, index, args) = (Vec::new(), HashMap::new(), Vec::new());
         let mut program = Program { prefix, keys, index, args, guards, writes, reads, now_ms };
         program.args.push(text(guards.len()));
-        for guard in guards {
-            program.guard(guard)?;
+        let mut rest = guards;
+        while let [guard, ..] = rest {
+            let n = program.guards(rest);
+            if n == 1 {
+                program.guard(guard)?;
+            }
+            rest = &rest[n..];
         }
         program.args.push(text(writes.len()));
-        for write in writes {
-            program.write(write)?;
+        let mut rest = writes;
+        while let [write, ..] = rest {
+            let n = program.writes(rest)?;
+            if n == 1 {
+                program.write(write)?;
+            }
+            rest = &rest[n..];
         }
         program.args.push(text(reads.len()));
         for query in reads {
@@ -118,14 +131,106 @@ impl<'a> Program<'a> {
         self.args.push(Bytes::from_static(word.as_bytes()));
     }
 
-    /// All are declared, so that a server of a cluster that does not have them says so.
-    fn key(&mut self, key: &Key) {
+    /// The place of a key. All are declared, so that a server of a cluster that does not have them says so.
+    fn place(&mut self, key: &Key) -> usize {
         let (keys, prefix) = (&mut self.keys, self.prefix);
-        let index = self.index.entry(key.clone()).or_insert_with(|| {
+        *self.index.entry(key.clone()).or_insert_with(|| {
             keys.push(prefixed(prefix, key));
             keys.len()
-        });
-        self.args.push(text(*index));
+        })
+    }
+
+    fn key(&mut self, key: &Key) {
+        let place = self.place(key);
+        self.args.push(text(place));
+    }
+
+    /// How many of these keys stand in a row, and where the first does.
+    fn row<'k>(&mut self, keys: impl Iterator<Item = &'k Key>) -> (usize, usize) {
+        let (mut first, mut n) = (0, 0);
+        for key in keys {
+            let place = self.place(key);
+            if n == 0 {
+                first = place;
+            } else if place != first + n {
+                break;
+            }
+            n += 1;
+        }
+        (n, first)
+    }
+
+    /// Guards of one kind that are looked at in one command: how many of them the first ones are. A single one is left to be laid out alone.
+    fn guards(&mut self, guards: &[Guard]) -> usize {
+        match &guards[0] {
+            Guard::Value(_, first) => {
+                let alike = guards.iter().take(RUN_MAX).map_while(|guard| match guard {
+                    Guard::Value(key, value) if value.is_some() == first.is_some() => Some((key, value)),
+                    _ => None,
+                });
+                let (n, place) = self.row(alike.clone().map(|(key, _)| key));
+                if n > 1 {
+                    self.word(if first.is_some() { "V+" } else { "V-" });
+                    self.args.extend([text(n), text(place)]);
+                    self.args.extend(alike.take(n).filter_map(|(_, value)| value.clone()));
+                }
+                n
+            }
+            Guard::Field(hash, _, first) => {
+                let alike = guards.iter().take(RUN_MAX).map_while(|guard| match guard {
+                    Guard::Field(key, field, value) if key == hash && value.is_some() == first.is_some() => Some((field, value)),
+                    _ => None,
+                });
+                let n = alike.clone().count();
+                if n > 1 {
+                    self.word(if first.is_some() { "F+" } else { "F-" });
+                    self.args.push(text(n));
+                    self.key(hash);
+                    self.args.extend(alike.clone().map(|(field, _)| field.clone()));
+                    self.args.extend(alike.filter_map(|(_, value)| value.clone()));
+                }
+                n
+            }
+            _ => 1,
+        }
+    }
+
+    /// The same for writes, of fields to one hash.
+    fn writes(&mut self, writes: &[Write]) -> Result<usize, StoreError> {
+        let kind = discriminant(&writes[0]);
+        let alike = writes.iter().take(RUN_MAX).take_while(|write| discriminant(*write) == kind);
+        let word = match &writes[0] {
+            Write::Set(..) => "set+",
+            Write::Del(_) => "del+",
+            Write::RPush(..) => "rpu+",
+            Write::HSet(..) => "hse+",
+            Write::HDel(..) => "hde+",
+            Write::HIncrBy(..) => "hin+",
+            Write::ZAdd(..) => "zad+",
+            _ => return Ok(1),
+        };
+        let is_of_keys = matches!(&writes[0], Write::Set(..) | Write::Del(_) | Write::RPush(..));
+        let (n, place) = match is_of_keys {
+            true => self.row(alike.map(Write::key)),
+            false => (alike.take_while(|write| write.key() == writes[0].key()).count(), self.place(writes[0].key())),
+        };
+        if n == 1 {
+            return Ok(1);
+        }
+        self.word(word);
+        self.args.extend([text(n), text(place)]);
+        for write in &writes[..n] {
+            match write {
+                Write::Set(_, value) => self.args.push(value.clone()),
+                Write::RPush(_, elements) => self.elements(elements.iter().cloned())?,
+                Write::HSet(_, field, value) => self.args.extend([field.clone(), value.clone()]),
+                Write::HDel(_, field) => self.args.push(field.clone()),
+                Write::HIncrBy(_, field, delta) => self.args.extend([field.clone(), text(delta)]),
+                Write::ZAdd(_, score, member) => self.args.extend([text(score), member.clone()]),
+                _ => {}
+            }
+        }
+        Ok(n)
     }
 
     fn elements(&mut self, elements: impl ExactSizeIterator<Item = Bytes>) -> Result<(), StoreError> {
@@ -358,7 +463,6 @@ fn is_told(write: &Write) -> bool {
     matches!(
         write,
         Write::IncrBy(..)
-            | Write::HDel(..)
             | Write::HIncrBy(..)
             | Write::RPush(..)
             | Write::RPushX(..)

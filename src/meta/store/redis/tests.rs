@@ -138,7 +138,7 @@ async fn a_full_server_refuses_a_commit_as_a_whole() {
     assert!(matches!(store.commit(&[], &writes, &[]).await, Err(StoreError::Full(_))));
     // Removing must go on, or nobody could make room.
     let removal = [Write::HDel(b("d"), b("name")), Write::IncrBy(b("c"), -1)];
-    let replies = vec![Value::Int(1), Value::Int(-1)];
+    let replies = vec![Value::Done, Value::Int(-1)];
     assert_eq!(store.commit(&[], &removal, &[]).await, Ok(Commit::Done { replies, values: vec![] }));
     server.cli(&["config", "set", "maxmemory", "0"]);
     let values = store.read(&[Query::Get(b("a")), Query::HGet(b("b"), b("f")), Query::Get(b("c"))]).await;
@@ -575,6 +575,27 @@ async fn a_full_server_takes_no_part_of_a_commit() {
     let queries = [Query::List(b("l")), Query::HGet(b("turns"), b("f")), Query::Get(b("s")), Query::Get(b("n"))];
     let bytes = |text| Value::Bytes(Some(b(text)));
     assert_eq!(store.read(&queries).await, Ok(vec![Value::List(vec![b("1")]), bytes("v"), bytes("old"), Value::Bytes(None)]));
+}
+
+/// One key of another type among many of one kind: nothing happens, and it is damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strange_key_in_a_row_is_damage() {
+    let server = RedisServer::with(&[]);
+    let store = open(&server.url(0), MOUNTED).await.unwrap();
+    let name = |n: usize| Bytes::from(format!("k{n}"));
+    let push = |n: usize| Write::RPush(name(n), vec![b("e")]);
+    store.commit(&[], &[push(2), Write::Set(name(9), b("string"))], &[]).await.unwrap();
+    let no_strings: Vec<Guard> = (0..4).map(|n| Guard::Value(name(n), None)).collect();
+    let strings: Vec<Guard> = (0..4).map(|n| Guard::Value(name(n), Some(b("v")))).collect();
+    let (lists, members): (Vec<Write>, Vec<Write>) =
+        ((7..11).map(push).collect(), (0..3).map(|n| Write::ZAdd(name(2), n, name(n as usize))).collect());
+    let fields: Vec<Write> = (0..3).map(|n| Write::HIncrBy(name(2), name(n), 1)).collect();
+    for (guards, writes) in [(no_strings, vec![push(5)]), (strings, vec![push(5)]), (vec![], lists), (vec![], members), (vec![], fields)] {
+        let writes = [vec![push(5)], writes].concat();
+        let outcome = store.commit(&guards, &writes, &[]).await;
+        assert!(matches!(outcome, Err(StoreError::Damaged(_))), "{guards:?} {writes:?}: {outcome:?}");
+        assert_eq!(store.read(&[Query::List(name(5)), Query::List(name(7))]).await, Ok(vec![Value::List(vec![]), Value::List(vec![])]));
+    }
 }
 
 #[test]
