@@ -20,7 +20,7 @@ pub struct Args {
     /// Count the whole tree below a directory.
     #[arg(long, short = 'r', action = ArgAction::SetTrue)]
     recursive: bool,
-    /// Accepted: usage is always counted exactly.
+    /// Count everything anew, without the statistics of directories.
     #[arg(long, action = ArgAction::SetTrue)]
     strict: bool,
     /// Show slices instead of objects.
@@ -50,7 +50,7 @@ fn describe(args: &Args, path: &str) -> anyhow::Result<Value> {
     let place = if args.inode { "." } else { path };
     std::fs::metadata(place).with_context(|| format!("lookup inode for {place:?}"))?;
     let inside = locate(Path::new(place), Last::Followed)?;
-    let mut request = json!({ "Command": "info", "Path": inside.path, "Recursive": args.recursive });
+    let mut request = json!({ "Command": "info", "Path": inside.path, "Recursive": args.recursive, "Strict": args.strict });
     if args.inode {
         request["Inode"] = json!(path.parse::<u64>().map_err(|_| invalid(path, "inode", "a number is wanted"))?);
     }

@@ -20,7 +20,7 @@ pub struct Args {
     /// Entries shown of each directory, the largest [default: 10; at most 100].
     #[arg(long, short = 'e', value_name = "N")]
     entries: Option<String>,
-    /// Accepted: usage is always counted exactly.
+    /// Count everything anew, without the statistics of directories.
     #[arg(long, action = ArgAction::SetTrue)]
     strict: bool,
     /// As comma-separated values, with plain numbers.
@@ -38,6 +38,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let request = json!({
         "Command": "summary",
+        "Strict": args.strict,
         "Depth": number("depth", args.depth.as_ref(), 2)?,
         "Entries": number("entries", args.entries.as_ref(), 10)?,
     });

@@ -2,6 +2,7 @@
 
 use crate::meta::codec::{LockRecord, Record, decode_decimal, decode_entry, decode_locks, decode_slice};
 use crate::meta::key;
+use crate::meta::ops::stats::{Leaf, leaves};
 use crate::meta::setting::Setting;
 use crate::meta::store::{Cursor, Query, ScanRange, Store, Value};
 use crate::types::{Attr, BlockId, CHUNK_BYTES, Extent, Ino, Kind, SliceRecord, flatten};
@@ -73,9 +74,17 @@ pub struct Description {
     pub plocks: Vec<Json>,
 }
 
-/// Describes an inode as far as it is committed. `recursive` counts the whole tree below a directory, otherwise only its direct children.
-/// Paths are relative to `root`.
-pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root: Ino, recursive: bool) -> Result<Description, VolumeError> {
+/// How much of a directory is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// The whole tree; otherwise only its direct children.
+    pub recursive: bool,
+    /// Everything is looked at. Otherwise what is in a directory without directories is taken from its statistics.
+    pub strict: bool,
+}
+
+/// Describes an inode as far as it is committed. Paths are relative to `root`.
+pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root: Ino, depth: Depth) -> Result<Description, VolumeError> {
     let attr = record(store, ino).await?.ok_or_else(|| VolumeError::Refused(format!("inode {ino} does not exist in this volume")))?;
     let mut described =
         Description { ino, files: 0, dirs: 0, length: 0, size: 0, paths: vec![], chunks: vec![], flocks: vec![], plocks: vec![] };
@@ -89,6 +98,7 @@ pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root:
             let mut cursor = Some(Cursor::new());
             while let Some(from) = cursor {
                 let page = store.scan(&range, from, PAGE).await?;
+                let mut dirs = Vec::new();
                 for item in &page.items {
                     let child = Record::decode(item.record.clone());
                     if let (Some((kind, child_ino)), Some(child)) = (decode_entry(&item.value), child) {
@@ -96,9 +106,17 @@ pub async fn describe(store: &Arc<dyn Store>, setting: &Setting, ino: Ino, root:
                             continue;
                         }
                         described.count(&child.attr);
-                        if recursive && kind == Kind::Dir {
-                            pending.push(child_ino);
+                        if depth.recursive && kind == Kind::Dir {
+                            dirs.push((child_ino, child.attr));
                         }
+                    }
+                }
+                let listed: Vec<_> = dirs.iter().filter(|_| !depth.strict).map(|(ino, attr)| (*ino, attr)).collect();
+                let mut leaves = leaves(&**store, setting, &listed).await?.into_iter();
+                for (child, _) in dirs {
+                    match leaves.next().flatten() {
+                        Some(leaf) => described.count_leaf(&leaf),
+                        None => pending.push(child),
                     }
                 }
                 cursor = page.next;
@@ -126,6 +144,12 @@ impl Description {
             "Inode": self.ino.0, "Files": self.files, "Dirs": self.dirs, "Length": self.length, "Size": self.size, "Paths": self.paths,
             "Chunks": self.chunks.iter().map(chunk).collect::<Vec<_>>(), "Flocks": self.flocks, "Plocks": self.plocks,
         })
+    }
+
+    fn count_leaf(&mut self, leaf: &Leaf) {
+        self.files = self.files.saturating_add(leaf.inodes);
+        self.length = self.length.saturating_add(leaf.length);
+        self.size = self.size.saturating_add(leaf.space);
     }
 
     fn count(&mut self, attr: &Attr) {

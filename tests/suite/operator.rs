@@ -228,6 +228,13 @@ fn a_summary_shows_the_largest_first() {
         "PATH,SIZE,DIRS,FILES\n/,421888,2,4\nf3,303104,0,1\n...,114688,1,3\n"
     );
     assert_eq!(ok(&pando(&mount.path, &["summary", "--csv", "-d", "0", "t"])), "PATH,SIZE,DIRS,FILES\n/,425984,3,4\n");
+    // Statistics and count agree.
+    for path in ["t", "t/a"] {
+        for command in [&["summary", "--csv", "-d", "1"][..], &["info", "-r"]] {
+            let quick = ok(&pando(&mount.path, &[command, &[path]].concat()));
+            assert_eq!(ok(&pando(&mount.path, &[command, &["--strict", path]].concat())), quick);
+        }
+    }
     let missing = pando(&mount.path, &["summary", "nosuch"]);
     assert!(
         !missing.status.success() && text(&missing).contains("lookup inode for \"nosuch\": no such file or directory"),

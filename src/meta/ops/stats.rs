@@ -1,11 +1,13 @@
 //! Usage counters: of the volume (metadata §10.1), of directories (§10.2), of quotas (§10.3), and the limits they are held against.
 
-use crate::meta::Cx;
 use crate::meta::codec::decode_decimal;
+use crate::meta::driver::errno_of;
 use crate::meta::key;
 use crate::meta::ops::quota::{self, Of, Usage};
-use crate::meta::store::{Guard, Key, Query, Write};
+use crate::meta::setting::Setting;
+use crate::meta::store::{Guard, Key, Query, Store, StoreError, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
+use crate::meta::{Cx, Meta};
 use crate::types::{Attr, Errno, Ino};
 use bytes::Bytes;
 
@@ -29,6 +31,51 @@ pub(crate) fn begin_root_step(view: &View, cx: &Cx) -> Result<Plan<()>, Stop> {
     guards.extend(STATISTICS.map(|hash| Guard::Field(hash, field.clone(), None)));
     Tally::new(view, cx).begin_dir(Ino::ROOT, &mut writes);
     Ok(Plan::new(guards, writes, ()))
+}
+
+/// What is in a directory that contains no other, by its statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Bytes of its files.
+    pub length: u64,
+    /// Bytes, each inode rounded up to 4 KiB.
+    pub space: u64,
+    /// Names.
+    pub inodes: u64,
+}
+
+/// Directories asked about at once.
+const LEAVES_AT_ONCE: usize = 256;
+
+/// The statistics of those among these directories that contain none (two links); `None` for the others, and where there are none that can
+/// be right. They are as good as all clients keep them: whoever wants to be sure counts.
+pub async fn leaves(store: &dyn Store, setting: &Setting, dirs: &[(Ino, &Attr)]) -> Result<Vec<Option<Leaf>>, StoreError> {
+    let is_leaf = |attr: &Attr| attr.is_dir() && attr.nlink == 2 && setting.dir_stats();
+    let mut found = Vec::with_capacity(dirs.len());
+    for dirs in dirs.chunks(LEAVES_AT_ONCE) {
+        let wanted = dirs.iter().filter(|(_, attr)| is_leaf(attr));
+        let queries: Vec<Query> = wanted.flat_map(|(ino, _)| STATISTICS.map(|hash| Query::HGet(hash, key::decimal(ino)))).collect();
+        let values = store.read(&queries).await?;
+        let mut numbers = values.iter().map(|value| match value {
+            Value::Bytes(Some(text)) => decode_decimal(Some(text)).and_then(|number| u64::try_from(number).ok()),
+            _ => None,
+        });
+        for (_, attr) in dirs {
+            let leaf = if is_leaf(attr) { [(); 3].map(|()| numbers.next().flatten()) } else { [None; 3] };
+            found.push(match leaf {
+                [Some(inodes), Some(length), Some(space)] => Some(Leaf { length, space, inodes }),
+                _ => None,
+            });
+        }
+    }
+    Ok(found)
+}
+
+impl Meta {
+    /// `leaves` of this volume.
+    pub async fn leaves(&self, dirs: &[(Ino, &Attr)]) -> Result<Vec<Option<Leaf>>, Errno> {
+        leaves(&**self.store(), &self.setting(), dirs).await.map_err(|e| errno_of("read the statistics of directories", &e))
+    }
 }
 
 /// What one commit changes in counters. They commute, so they stand behind all other writes and are not guarded.
@@ -173,4 +220,37 @@ pub(crate) fn check_room(view: &View, cx: &Cx, dspace: i64, dinodes: i64) -> Res
         return Err(Errno::NOSPC.into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::ops::chunk::testing::ready;
+    use crate::meta::ops::names_test::World;
+    use crate::types::Kind;
+
+    #[test]
+    fn leaves_are_told_by_their_statistics_and_others_are_not() {
+        let w = ready(World::new());
+        let made = ready(async {
+            let (leaf, full, strange) = (
+                w.make(Ino::ROOT, "leaf", Kind::Dir).await,
+                w.make(Ino::ROOT, "full", Kind::Dir).await,
+                w.make(Ino::ROOT, "no", Kind::Dir).await,
+            );
+            w.make(full, "inner", Kind::Dir).await;
+            for name in ["a", "b"] {
+                w.make(leaf, name, Kind::File).await;
+            }
+            w.write(&[Write::HSet(key::DIR_USED_SPACE, key::decimal(strange), "-4096".into())]).await;
+            [leaf, full, strange, w.make(leaf, "file", Kind::File).await]
+        });
+        let attrs = made.map(|ino| ready(w.meta.getattr(ino)).unwrap());
+        let dirs: Vec<_> = made.into_iter().zip(&attrs).collect();
+        let leaf = Some(Leaf { length: 0, space: 3 * 4096, inodes: 3 });
+        assert_eq!(ready(w.meta.leaves(&dirs)), Ok(vec![leaf, None, None, None]));
+        assert_eq!(ready(w.meta.leaves(&[])), Ok(vec![]));
+        ready(w.write(&[Write::HDel(key::DIR_DATA_LENGTH, key::decimal(made[0]))]));
+        assert_eq!(ready(w.meta.leaves(&dirs[..1])), Ok(vec![None]));
+    }
 }

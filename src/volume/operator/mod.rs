@@ -185,7 +185,8 @@ impl Operator {
         if self.writers.is_dirty(ino) {
             self.writers.flush(ino).await?;
         }
-        let described = info::describe(self.meta.store(), &self.meta.setting(), ino, self.root, switch(request, "Recursive")).await;
+        let depth = info::Depth { recursive: switch(request, "Recursive"), strict: switch(request, "Strict") };
+        let described = info::describe(self.meta.store(), &self.meta.setting(), ino, self.root, depth).await;
         let mut described = described.map_err(|error| Failure { errno: Errno::IO, message: error.to_string() })?;
         if !asker.is_root() {
             // Other names may lie where the user may not look.

@@ -3,7 +3,7 @@
 use crate::meta::ops::acl::{ENTER, READ};
 use crate::meta::store::Cursor;
 use crate::types::{Asker, Attr, BoxFuture, Errno, Ino, Kind, LEVELS_MAX};
-use crate::volume::operator::{Failure, Operator, PAGE, Progress, text};
+use crate::volume::operator::{Failure, Operator, PAGE, Progress, switch, text};
 use serde_json::{Value, json};
 
 /// Deepest level that is shown, and most entries of a directory.
@@ -56,8 +56,17 @@ impl Node {
     }
 }
 
+/// Who counts, and how.
+struct Counting<'a> {
+    asker: &'a Asker,
+    entries: usize,
+    /// Without the statistics of directories.
+    strict: bool,
+    progress: &'a Progress,
+}
+
 impl Operator {
-    /// Sums of a tree, counted exactly.
+    /// Sums of a tree.
     pub(super) async fn summary(&self, asker: &Asker, request: &Value, progress: &Progress) -> Result<Value, Failure> {
         let path = text(request, "Path")?;
         let found = self.walk(asker, path).await?;
@@ -66,26 +75,27 @@ impl Operator {
         if self.writers.any_dirty() {
             self.writers.flush_all().await?;
         }
+        let counting = Counting { asker, entries, strict: switch(request, "Strict"), progress };
         let mut top = Node::of("/".into(), &found.attr);
         if found.attr.is_dir() {
             let at = |errno| Failure::at(format!("/{path}"), errno);
-            self.sum(asker, (found.ino, &found.attr), &mut top, (depth, entries, LEVELS_MAX), progress).await.map_err(at)?;
+            self.sum(&counting, (found.ino, &found.attr), &mut top, (depth, LEVELS_MAX)).await.map_err(at)?;
         }
         Ok(top.document())
     }
 
     fn sum<'a>(
         &'a self,
-        asker: &'a Asker,
+        counting: &'a Counting<'_>,
         (dir, attr): (Ino, &'a Attr),
         node: &'a mut Node,
-        (depth, entries, levels): (usize, usize, usize),
-        progress: &'a Progress,
+        (depth, levels): (usize, usize),
     ) -> BoxFuture<'a, Result<(), Errno>> {
         Box::pin(async move {
             if levels == 0 {
                 return Err(Errno::LOOP);
             }
+            let &Counting { asker, entries, strict, progress } = counting;
             self.meta.check_access(asker, attr, READ | ENTER).await?;
             let mut cursor = Some(Cursor::new());
             while let Some(at) = cursor {
@@ -94,11 +104,25 @@ impl Operator {
                 }
                 let page = self.meta.readdir(dir, at, PAGE).await?;
                 progress.add(page.entries.len() as u64, 0);
-                for entry in page.entries {
-                    let Some(attr) = entry.attr else { continue };
-                    let mut child = Node::of(String::from_utf8_lossy(&entry.name).into_owned(), &attr);
-                    if entry.kind == Kind::Dir {
-                        self.sum(asker, (entry.ino, &attr), &mut child, (depth.saturating_sub(1), entries, levels - 1), progress).await?;
+                let entries_of: Vec<_> =
+                    page.entries.into_iter().filter_map(|entry| Some((entry.name, entry.kind, entry.ino, entry.attr?))).collect();
+                let dirs = entries_of.iter().filter(|(_, kind, ..)| *kind == Kind::Dir).map(|(_, _, ino, attr)| (*ino, attr));
+                // What is in those that are one line each need not be looked at, where the statistics tell it.
+                let mut leaves = match depth <= 1 && !strict {
+                    true => self.meta.leaves(&dirs.collect::<Vec<_>>()).await?.into_iter(),
+                    false => Vec::new().into_iter(),
+                };
+                for (name, kind, ino, attr) in &entries_of {
+                    let mut child = Node::of(String::from_utf8_lossy(name).into_owned(), attr);
+                    if *kind == Kind::Dir {
+                        match leaves.next().flatten() {
+                            Some(leaf) => {
+                                self.meta.check_access(asker, attr, READ | ENTER).await?;
+                                child.size = child.size.saturating_add(leaf.space);
+                                child.files = leaf.inodes;
+                            }
+                            None => self.sum(counting, (*ino, attr), &mut child, (depth.saturating_sub(1), levels - 1)).await?,
+                        }
                     }
                     node.add(&child);
                     if depth > 0 {
