@@ -28,6 +28,8 @@ use tokio::sync::Semaphore;
 /// Things copied in one commit, and chunk lists: some milliseconds of a server, in which others wait.
 const BATCH: usize = 128;
 const LISTS_MAX: u64 = 512;
+/// Records of one list that are written in one step; stores take a few thousand.
+const PUSHED_MAX: usize = 2000;
 /// A file with more chunks (4 GiB) is copied in several commits, before it gets its name.
 const WHOLE_CHUNKS_MAX: u64 = 64;
 /// How often a large file is copied again because it was changed meanwhile.
@@ -168,9 +170,8 @@ fn copy_content(view: &View, how: &Cloning<'_>, pair: &Pair, record: &Record) ->
                 *copied.references.entry((record.id, record.size)).or_default() += 1;
             }
         }
-        if !elements.is_empty() {
-            copied.writes.push(Write::RPush(key::chunk(pair.to, index), elements.clone()));
-        }
+        let pieces = elements.chunks(PUSHED_MAX).map(|piece| Write::RPush(key::chunk(pair.to, index), piece.to_vec()));
+        copied.writes.extend(pieces);
         copied.guards.push(Guard::ListIs(list, elements));
     }
     Ok(copied)
@@ -247,8 +248,8 @@ fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, dir: Ino, pairs: &[Pair])
     Ok(Plan::new(guards, writes, batch))
 }
 
-/// A copy of a directory, empty and without a name.
-fn detached_step(view: &View, cx: &Cx, how: &Cloning<'_>, pair: &Pair) -> Result<Plan<()>, Stop> {
+/// A copy of a directory, empty and without a name; answers the mark it has in `detachedNodes`.
+fn detached_step(view: &View, cx: &Cx, how: &Cloning<'_>, pair: &Pair) -> Result<Plan<i64>, Stop> {
     view.want([Query::Get(key::inode(pair.from)), Query::Get(key::inode(how.into)), Query::HGetAll(key::xattr(pair.from))])?;
     let record = parent::directory(view, pair.from)?;
     how.check_source(view, cx, &record.attr)?;
@@ -270,11 +271,11 @@ fn detached_step(view: &View, cx: &Cx, how: &Cloning<'_>, pair: &Pair) -> Result
         tally.quota(dir, Usage { space: attr.space(), inodes: 1 });
     }
     tally.put(&mut guards, &mut writes);
-    Ok(Plan::new(guards, writes, ()))
+    Ok(Plan::new(guards, writes, cx.now.sec))
 }
 
-/// Gives a complete copy its name.
-fn attach_step(view: &View, cx: &Cx, how: &Cloning<'_>, name: &Name, ino: Ino) -> Result<Plan<()>, Stop> {
+/// Gives a complete copy its name, while its mark is the one it was made with: who takes it for abandoned changes that first.
+fn attach_step(view: &View, cx: &Cx, how: &Cloning<'_>, name: &Name, (ino, mark): (Ino, i64)) -> Result<Plan<()>, Stop> {
     let dir = how.into;
     let member = key::decimal(ino);
     view.want([
@@ -289,13 +290,15 @@ fn attach_step(view: &View, cx: &Cx, how: &Cloning<'_>, name: &Name, ino: Ino) -
         return Err(Errno::EXIST.into());
     }
     let record = view.record(ino)?.ok_or(Errno::NOENT)?;
-    // Taken for abandoned by somebody: it may be half gone.
-    let score = view.score(&key::DETACHED, member.clone())?.ok_or(Errno::NOENT)?;
+    if view.score(&key::DETACHED, member.clone())? != Some(mark) {
+        // Taken for abandoned by somebody: it may be half gone.
+        return Err(Errno::NOENT.into());
+    }
     let mut guards = vec![
         parent::identity(dir, &dir_record),
         parent::identity(ino, &record),
         Guard::Field(key::dir(dir), key::name(name), None),
-        Guard::Score(key::DETACHED, member.clone(), Some(score)),
+        Guard::Score(key::DETACHED, member.clone(), Some(mark)),
     ];
     let mut writes = vec![Write::HSet(key::dir(dir), key::name(name), encode_entry(Kind::Dir, ino))];
     writes.extend(parent::touch(cx, dir, &dir_record, 1));
@@ -304,6 +307,15 @@ fn attach_step(view: &View, cx: &Cx, how: &Cloning<'_>, name: &Name, ino: Ino) -
     tally.listed_child(dir, &record.attr, 1);
     tally.put(&mut guards, &mut writes);
     Ok(Plan::new(guards, writes, ()))
+}
+
+/// Whether the directory still has no name; then it gets another mark, with which it cannot be given one any more. That is older by a second, so
+/// that whoever comes after a crash goes on at once.
+fn claim_step(view: &View, ino: Ino) -> Result<Plan<bool>, Stop> {
+    let member = key::decimal(ino);
+    let Some(score) = view.score(&key::DETACHED, member.clone())? else { return Ok(Plan::answer(false)) };
+    let guards = vec![Guard::Score(key::DETACHED, member.clone(), Some(score))];
+    Ok(Plan::new(guards, vec![Write::ZAdd(key::DETACHED, score.saturating_sub(1), member)], true))
 }
 
 /// Removes a directory without a name that is empty.
@@ -392,10 +404,10 @@ impl Meta {
             return self.clone_file(how.into, &pair, how).await;
         }
         self.answer("clone", &root, |view, _| outside_step(view, from, how.into)).await?;
-        self.run("clone", &root, |view, cx| detached_step(view, cx, how, &pair)).await?;
+        let mark = self.run("clone", &root, |view, cx| detached_step(view, cx, how, &pair)).await?;
         (how.progress)(1, 0);
         let outcome = match self.fill(from, to, how, LEVELS_MAX).await {
-            Ok(()) => self.run("clone", &root, |view, cx| attach_step(view, cx, how, name, to)).await,
+            Ok(()) => self.run("clone", &root, |view, cx| attach_step(view, cx, how, name, (to, mark))).await,
             failed => failed,
         };
         if outcome.is_err() {
@@ -532,6 +544,10 @@ impl Meta {
     /// Removes a copy that never got its name; EINTR when `go_on` says no.
     pub async fn remove_detached(&self, ino: Ino, go_on: &(dyn Fn() -> bool + Sync)) -> Result<(), Errno> {
         let root = Asker::default();
+        // It may have its name by now, also if giving it seemed to fail.
+        if !self.run("remove a clone", &Caller::root(), |view, _| claim_step(view, ino)).await? {
+            return Ok(());
+        }
         match self.getattr(ino).await {
             Ok(attr) if attr.is_dir() => self.empty_dir(ino, &attr, &Removal::new(&root, true, 1, &|_, _| {}, go_on), LEVELS_MAX).await?,
             Ok(_) | Err(Errno::NOENT) => {}
@@ -668,7 +684,7 @@ mod tests {
         let cloning = how(&root, false, Ino::ROOT, &|| true);
         let to = ready(w.meta.next_inode()).unwrap();
         let pair = Pair { name: name("copy"), from: src, to, known: None };
-        ready(w.meta.run("clone", &Caller::root(), |view, cx| detached_step(view, cx, &cloning, &pair))).unwrap();
+        let mark = ready(w.meta.run("clone", &Caller::root(), |view, cx| detached_step(view, cx, &cloning, &pair))).unwrap();
         ready(w.meta.fill(src, to, &cloning, 9)).unwrap();
         let other = w.other(8);
         let now = crate::env::Clock::now(&*w.clock).sec;
@@ -679,9 +695,38 @@ mod tests {
         assert_eq!((ready(w.count(key::TOTAL_INODES)), ready(other.meta.detached(i64::MAX)).unwrap()), (before, vec![]));
         // Whoever was only slow does not name what is gone.
         assert_eq!(
-            ready(w.meta.run("clone", &Caller::root(), |view, cx| attach_step(view, cx, &cloning, &pair.name, to))),
+            ready(w.meta.run("clone", &Caller::root(), |view, cx| attach_step(view, cx, &cloning, &pair.name, (to, mark)))),
             Err(Errno::NOENT)
         );
+    }
+
+    #[test]
+    fn either_gets_its_name_or_is_taken_for_abandoned() {
+        let w = ready(World::new());
+        let src = ready(w.make(Ino::ROOT, "src", Kind::Dir));
+        ready(w.make(src, "f", Kind::File));
+        let (root, before) = (Asker::default(), ready(w.count(key::TOTAL_INODES)));
+        let cloning = how(&root, false, Ino::ROOT, &|| true);
+        let other = w.other(8);
+        for claimed in [true, false] {
+            let to = ready(w.meta.next_inode()).unwrap();
+            let pair = Pair { name: name("copy"), from: src, to, known: None };
+            let mark = ready(w.meta.run("clone", &Caller::root(), |view, cx| detached_step(view, cx, &cloning, &pair))).unwrap();
+            ready(w.meta.fill(src, to, &cloning, 9)).unwrap();
+            let attach = || ready(w.meta.run("clone", &Caller::root(), |view, cx| attach_step(view, cx, &cloning, &pair.name, (to, mark))));
+            if claimed {
+                // The cleaner has just begun.
+                assert_eq!(ready(other.meta.run("remove a clone", &Caller::root(), |view, _| claim_step(view, to))), Ok(true));
+                assert_eq!(attach(), Err(Errno::NOENT));
+                ready(other.meta.remove_detached(to, &|| true)).unwrap();
+                assert_eq!(ready(w.count(key::TOTAL_INODES)), before);
+            } else {
+                assert_eq!(attach(), Ok(()));
+                ready(other.meta.remove_detached(to, &|| true)).unwrap();
+                assert!(ready(w.find(to, "f")).is_ok(), "what has a name is left alone");
+            }
+            ready(w.check());
+        }
     }
 
     #[test]

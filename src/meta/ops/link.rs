@@ -23,6 +23,11 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, dir: Ino, name: &Name) -> Res
         return Err(Errno::EXIST.into());
     }
     let nlink = old.nlink.checked_add(1).ok_or(Errno::MLINK)?;
+    // What has lost its last name gets none: whoever keeps it alive deletes it with its last handle, and other clients do not look at names
+    // then. A file created without a name is kept by this session.
+    if old.nlink == 0 && !view.members(&key::sustained(cx.sid))?.contains(&key::decimal(ino)) {
+        return Err(Errno::NOENT.into());
+    }
     // The first name of a file without one: it has one parent, and `p{ino}` is empty. From the second on the parents are counted there,
     // also when links go again (metadata §6.11).
     let is_first = old.nlink == 0;

@@ -8,6 +8,7 @@ use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, Caller, Errno, Ino};
 use bytes::Bytes;
+use std::time::Duration;
 use tracing::error;
 
 /// The last byte a POSIX lock can name: "to the end".
@@ -15,6 +16,8 @@ pub const LOCK_END_MAX: u64 = i64::MAX as u64;
 
 /// Own changes of a lock that one change of data may run into. Each needs a request of an application at the very moment.
 const LOCK_CHANGES_MAX: u32 = 16;
+/// A grant that took longer is looked at again before it is believed: half of the time after which others take a silent session for dead.
+const GRANT_MAX: Duration = Duration::from_secs(30);
 
 /// What a lock request wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,29 +96,44 @@ impl Meta {
             }
             step(view, cx)
         };
-        match self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], step).await {
-            Ok(changed) => {
-                self.note_fields(ino, &hash, changed.fields);
-                Ok(changed.attr)
+        for _ in 0..LOCK_CHANGES_MAX {
+            let began = self.driver.clock.elapsed();
+            match self.run_presuming(what, &Caller::root(), vec![nobody(&hash)], &step).await {
+                Ok(changed) => {
+                    let is_late = kind != LockKind::Unlock && began + GRANT_MAX < self.driver.clock.elapsed();
+                    if is_late && !self.is_in_store(&hash, &changed.fields).await? {
+                        continue;
+                    }
+                    self.note_fields(ino, &hash, changed.fields, began);
+                    return Ok(changed.attr);
+                }
+                Err(Errno::OWNERDEAD) => {
+                    self.lose_lock(ino);
+                    return Err(Errno::IO);
+                }
+                Err(errno) => return Err(errno),
             }
-            Err(Errno::OWNERDEAD) => {
-                self.lose_lock(ino);
-                Err(Errno::IO)
-            }
-            Err(errno) => Err(errno),
         }
+        Err(Errno::IO)
+    }
+
+    /// Whether fields of a lock hash still are as they were committed. A commit whose answer was lost is found to have happened, however long ago
+    /// that was: others may have taken the session for dead since.
+    async fn is_in_store(&self, hash: &Key, fields: &[(Bytes, Option<Bytes>)]) -> Result<bool, Errno> {
+        let queries: Vec<Query> = fields.iter().map(|(field, _)| Query::HGet(hash.clone(), field.clone())).collect();
+        let values = self.driver.read("look for locks", &queries).await?;
+        Ok(fields.iter().zip(values).all(|((_, value), found)| found == Value::Bytes(value.clone())))
     }
 
     pub(super) fn lock_field(&self, owner: u64) -> Bytes {
         key::lock_field(self.sid.load(std::sync::atomic::Ordering::Relaxed), owner)
     }
 
-    /// Takes note of fields of a lock hash as they were committed.
-    pub(super) fn note_fields(&self, ino: Ino, hash: &Key, fields: Vec<(Bytes, Option<Bytes>)>) {
-        let now = self.driver.clock.elapsed();
+    /// Takes note of fields of a lock hash as they were committed, not before `since` (monotonic).
+    pub(super) fn note_fields(&self, ino: Ino, hash: &Key, fields: Vec<(Bytes, Option<Bytes>)>, since: Duration) {
         for (field, value) in fields {
             let value = value.map(|value| (value.clone(), excludes(&value)));
-            self.fence.hold(ino, hash, &field, value, now);
+            self.fence.hold(ino, hash, &field, value, since);
         }
     }
 
@@ -180,11 +198,11 @@ impl Meta {
         let field = self.lock_field(owner);
         let hashes = [key::plock(ino), key::flock(ino)];
         let _first = self.lock_changes.first(ino).await;
-        let presumed = hashes.iter().map(nobody).collect();
+        let (presumed, began) = (hashes.iter().map(nobody).collect(), self.driver.clock.elapsed());
         let holds_more =
             self.run_presuming("release locks", &Caller::root(), presumed, |view, cx| release_step(view, cx, &hashes, &field)).await?;
         for hash in &hashes {
-            self.note_fields(ino, hash, vec![(field.clone(), None)]);
+            self.note_fields(ino, hash, vec![(field.clone(), None)], began);
         }
         // Others may have taken away what another owner here believes to hold: its own release has to come by here, too.
         if !holds_more && self.fence.held(ino).is_empty() {
@@ -247,7 +265,8 @@ fn store_field(
     let writes = writes_of(cx, &hash, fields, &changes);
     let finish = move |_: &[Value], values: &[Value]| {
         let attr = match values.first() {
-            Some(Value::Bytes(Some(bytes))) => Some(Record::decode(bytes.clone()).ok_or(Errno::IO)?.attr),
+            // A damaged record is told of where it is needed: the lock is taken.
+            Some(Value::Bytes(Some(bytes))) => Record::decode(bytes.clone()).map(|record| record.attr),
             _ => None,
         };
         Ok(Changed { attr, fields: changes })
@@ -276,7 +295,8 @@ fn flock_step(view: &View, cx: &Cx, ino: Ino, owner: u64, kind: LockKind, grant:
         LockKind::Shared => b"R",
         LockKind::Exclusive => b"W",
     };
-    if own == Some(value) {
+    // As it is here and in the store: what was unlocked here may still be told.
+    if own == Some(value) && stored.is_some_and(|(_, stored)| stored == value) {
         return Ok(keep_field(field, Some(Bytes::from_static(value))));
     }
     Ok(store_field(cx, ino, hash.clone(), fields, field, Some(Bytes::from_static(value)), grant))

@@ -70,7 +70,12 @@ pub(crate) fn close_step(view: &View, cx: &Cx, ino: Ino) -> Result<Plan<Option<u
         return Ok(Plan::new(vec![Guard::Value(key::inode(ino), None)], vec![Write::SRem(sustained, key::decimal(ino))], None));
     };
     let attr = &record.attr;
-    if attr.nlink > 0 || attr.kind != Kind::File || !view.members(&sustained)?.contains(&key::decimal(ino)) {
+    if attr.nlink > 0 && attr.kind == Kind::File {
+        // It got a name again, perhaps elsewhere. A mark left in our set would make others delete it when they clean up after this session.
+        let guard = Guard::Value(key::inode(ino), Some(record.bytes.clone()));
+        return Ok(Plan::new(vec![guard], vec![Write::SRem(sustained, key::decimal(ino))], None));
+    }
+    if attr.kind != Kind::File || !view.members(&sustained)?.contains(&key::decimal(ino)) {
         return Ok(Plan::answer(None));
     }
     let mut guards = vec![Guard::Value(key::inode(ino), Some(record.bytes.clone()))];

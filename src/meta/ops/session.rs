@@ -94,7 +94,7 @@ impl Meta {
     }
 
     /// Whether the session may have expired: until it is prolonged others may take what it holds.
-    fn is_overdue(&self) -> bool {
+    pub(super) fn is_overdue(&self) -> bool {
         let beat = *self.beat();
         let ttl = SESSION_TTL.as_secs() as i64;
         let late = self.driver.clock.elapsed().saturating_sub(beat.mono) > SESSION_TTL || self.driver.clock.now().sec - beat.wall > ttl;

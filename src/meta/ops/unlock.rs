@@ -97,6 +97,10 @@ impl Meta {
         if !self.unlocks_at_once() || self.fence.own(ino, &hash, &field).is_none() {
             return Unlocked::No;
         }
+        // The host may have slept, and the monotonic clock with it: others may have what was held before.
+        if self.is_overdue() {
+            return Unlocked::No;
+        }
         let _first = self.lock_changes.first(ino).await;
         let now = self.driver.clock.elapsed();
         let own = self.fence.own(ino, &hash, &field).filter(|own| own.times.0 + CONFIRMED_MAX > now && !self.fence.is_lost(ino));
@@ -139,10 +143,11 @@ impl Meta {
                 let writes = writes_of(cx, &hash, fields, &changes);
                 Ok(Plan::new(vec![Guard::Fields(hash.clone(), fields.to_vec())], writes, ()))
             };
+            let began = self.driver.clock.elapsed();
             self.run_presuming("release locks", &Caller::root(), vec![nobody(&hash)], step).await?;
             // Also what the store did not have any more.
             let told = unreleased.iter().filter(|own| own.hash == hash);
-            self.note_fields(ino, &hash, told.map(|own| (own.field.clone(), own.wanted.clone())).collect());
+            self.note_fields(ino, &hash, told.map(|own| (own.field.clone(), own.wanted.clone())).collect(), began);
         }
         Ok(())
     }

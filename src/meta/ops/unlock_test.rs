@@ -257,3 +257,18 @@ async fn at_random_nobody_holds_what_another_does() {
     }
     assert_eq!((stored(&a, &key::plock(file)).await, listed(&a).await), (0, 0));
 }
+
+#[tokio::test]
+async fn a_writer_that_became_a_reader_and_asks_again_leaves_nothing_behind() {
+    let (a, b, file) = hosts().await;
+    a.meta.flock(file, 1, W).await.expect("is free");
+    assert_eq!(a.meta.relock_at_once(file, 1, 1, Locked::File, R).await, Unlocked::First);
+    // Before the store is told: it is asked for anew, as the kernel does.
+    assert_eq!(a.meta.relock_at_once(file, 1, 1, Locked::File, R).await, Unlocked::No);
+    a.meta.flock(file, 1, R).await.expect("has it");
+    b.meta.flock(file, 1, R).await.expect("is shared by now");
+    assert_eq!(a.meta.unlock_at_once(file, 1, Locked::File).await, Unlocked::Noted);
+    a.meta.release_now(file).await.expect("tells");
+    b.meta.flock(file, 1, W).await.expect("is alone");
+    assert_eq!(stored(&a, &key::flock(file)).await, 1);
+}

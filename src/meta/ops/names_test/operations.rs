@@ -271,6 +271,27 @@ async fn a_file_without_a_name() {
     assert_eq!(guest.meta.create_unnamed(&user(5), ROOT, node(Kind::File)).await, Err(Errno::NOTSUP));
 }
 
+/// What another session keeps alive without a name goes with its last handle there, whatever names it has by then.
+#[tokio::test]
+async fn only_who_keeps_a_file_alive_gives_it_a_name_again() {
+    let w = World::new().await;
+    let other = w.other(8);
+    let file = w.make(ROOT, "f", Kind::File).await;
+    for process in [&w, &other] {
+        process.meta.open(&Caller::root(), file, OpenMode::default()).await.expect("opens");
+    }
+    w.unlink(ROOT, "f").await.expect("unlinks");
+    assert_eq!(other.meta.link(&Caller::root(), file, ROOT, &name("again")).await, Err(Errno::NOENT));
+    w.meta.link(&Caller::root(), file, ROOT, &name("again")).await.expect("links");
+    // Named by another make of client, which leaves the mark of this session alone: it goes with the last handle.
+    w.write(&[Write::SAdd(key::sustained(w.meta.sid.load(std::sync::atomic::Ordering::Relaxed)), key::decimal(file))]).await;
+    w.meta.close(file).await.expect("closes");
+    assert_eq!(w.get(Query::SMembers(key::sustained(w.meta.sid.load(std::sync::atomic::Ordering::Relaxed)))).await, Value::List(vec![]));
+    other.meta.close(file).await.expect("closes");
+    assert!(w.find(ROOT, "again").await.is_ok());
+    w.check().await;
+}
+
 #[tokio::test]
 async fn open_or_create() {
     let w = World::new().await;

@@ -13,6 +13,7 @@ use crate::meta::key;
 use crate::meta::ops::session::SESSION_TTL;
 use crate::meta::store::StoreError;
 use bytes::Bytes;
+use redis::Cmd;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,6 +71,20 @@ impl Drop for Slot<'_> {
     }
 }
 
+/// Sets a field of a hash. A server that is out of memory lets a script go on that has written something, and a removal is always allowed: so
+/// a process that comes back to such a server can still learn what became of its commits, and make those that free memory.
+const SET: &str = "redis.call('HDEL', KEYS[1], ARGV[1]) return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])";
+/// The same for a field that is not there.
+const SET_ONCE: &str = "if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end \
+    redis.call('HDEL', KEYS[1], ARGV[1]) return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])";
+/// The same for the score of a member that is there.
+const RENEW: &str = "if redis.call('ZREM', KEYS[1], ARGV[2]) == 1 then redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2]) end";
+
+/// The command that sets a field of a hash of ours, also on a server that is out of memory.
+pub(super) fn set_field(hash: &[u8], field: &str, value: &[u8]) -> Cmd {
+    redis::cmd("EVAL").arg(SET).arg(1).arg(hash).arg(field).arg(value).to_owned()
+}
+
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Only plain assignments happen under these.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,7 +133,7 @@ impl Lane {
         let hash = self.hash(link, live).await?;
         let token = Bytes::from(format!("{:016x}", SystemRandom.u64()));
         // In this order over one connection: what the slots do not hold when they are read will never be there.
-        link.attempt(live, redis::cmd("HSET").arg(&hash[..]).arg("token").arg(&token[..])).await?;
+        link.attempt(live, &set_field(&hash, "token", &token)).await?;
         let fields = pairs(link.attempt(live, redis::cmd("HGETALL").arg(&hash[..])).await?).map_err(Fault::Store)?;
         let slots: HashMap<usize, (u64, Bytes)> =
             fields.iter().filter_map(|(field, value)| Some((std::str::from_utf8(field).ok()?.parse().ok()?, record(value)?))).collect();
@@ -129,7 +144,7 @@ impl Lane {
             // What waited for the server was planned while the session lived. It must not end while that is carried out.
             let sessions = super::script::prefixed(&link.prefix, &key::ALL_SESSIONS);
             let expiry = SystemClock::new().now().sec + SESSION_TTL.as_secs() as i64;
-            link.attempt(live, redis::cmd("ZADD").arg(&sessions[..]).arg("XX").arg(expiry).arg(sid)).await?;
+            link.attempt(live, redis::cmd("EVAL").arg(RENEW).arg(1).arg(&sessions[..]).arg(expiry).arg(sid)).await?;
         }
         let outcomes = slots.into_values().collect();
         let pass = Arc::new(Pass { generation: live.generation, hash, token, outcomes });
@@ -153,7 +168,7 @@ impl Lane {
         };
         for conn in 0..key::OP_CONNECTIONS_MAX {
             let hash = super::script::prefixed(&link.prefix, &key::op(&who, conn));
-            link.attempt(live, redis::cmd("HSETNX").arg(&hash[..]).arg("owner").arg(&self.identity)).await?;
+            link.attempt(live, redis::cmd("EVAL").arg(SET_ONCE).arg(1).arg(&hash[..]).arg("owner").arg(&self.identity)).await?;
             let owner = bytes(link.attempt(live, redis::cmd("HGET").arg(&hash[..]).arg("owner")).await?).map_err(Fault::Store)?;
             if owner.as_deref() == Some(self.identity.as_bytes()) {
                 // Others let a session's hash expire when they take the session for dead.

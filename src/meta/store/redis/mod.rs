@@ -136,7 +136,6 @@ impl RedisStore {
             let pass = match lane.pass(&self.link, &live, &self.counters).await {
                 Ok(pass) => pass,
                 Err(fault) => {
-                    // A server out of memory does not even let us ask what became of the change before.
                     self.link.pause(&mut patience, fault).await.map_err(|error| after(unknown, error))?;
                     continue;
                 }
@@ -232,7 +231,7 @@ impl RedisStore {
                     return Err(Fault::Later("the token of this process was removed".into()));
                 }
                 // WAIT counts from the last write of its own connection, and this one comes after everything committed before.
-                ask(conn, redis::cmd("HSET").arg(&pass.hash[..]).arg("sync").arg(live.generation)).await?;
+                ask(conn, &lane::set_field(&pass.hash, "sync", live.generation.to_string().as_bytes())).await?;
                 ask(conn, redis::cmd("WAIT").arg(self.fsync_replicas).arg(REPLICAS_WAIT_MS)).await
             };
             match asked.await {
