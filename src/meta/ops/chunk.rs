@@ -13,6 +13,10 @@ use std::time::Duration;
 
 /// Keys asked for at once when the chunk lists of a file are looked for: an answer of some 100 KiB.
 const SCAN_KEYS: u32 = 4096;
+/// Of so many chunks (64 GiB) each is asked for; of more, all keys of the volume are looked through.
+const CHUNKS_ASKED_MAX: usize = 1024;
+/// Lists asked for at once: most have one record, few more than a hundred.
+const LISTS_AT_ONCE: u32 = 64;
 
 /// What one read tells of a chunk; all of it describes one state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +134,18 @@ impl Meta {
 
     /// Which chunks of `range` have a list, ascending. A chunk that gets its first list meanwhile may be missed.
     pub async fn chunks_present(&self, ino: Ino, range: Range<u32>) -> Result<Vec<u32>, Errno> {
+        // Scanning takes the server time for every key of the volume.
+        if range.len() <= CHUNKS_ASKED_MAX {
+            let mut present = Vec::new();
+            for first in range.clone().step_by(LISTS_AT_ONCE as usize) {
+                let part = first..first.saturating_add(LISTS_AT_ONCE).min(range.end);
+                let queries: Vec<Query> = part.clone().map(|index| Query::List(key::chunk(ino, index))).collect();
+                let values = self.driver.read("list chunks", &queries).await?;
+                let is_there = |value: &Value| matches!(value, Value::List(records) if !records.is_empty());
+                present.extend(part.zip(&values).filter(|(_, value)| is_there(value)).map(|(index, _)| index));
+            }
+            return Ok(present);
+        }
         // `c{ino}_0` without its last character.
         let first = key::chunk(ino, 0);
         let prefix = first.slice(..first.len() - 1);

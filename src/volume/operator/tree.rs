@@ -61,18 +61,26 @@ impl Operator {
         let ino = found.ino;
         let mut files = Files::of(ino, found.attr);
         while let Some(some) = self.next_files(asker, &mut files).await.map_err(at)? {
-            for (ino, attr) in some {
-                if self.meta.check_access(asker, &attr, WRITE).await.is_err() {
-                    continue;
-                }
-                let chunks = u32::try_from(attr.length.div_ceil(CHUNK_BYTES)).map_err(|_| at(Errno::FBIG))?;
-                let present = self.meta.chunks_present(ino, 0..chunks).await.map_err(at)?;
-                let jobs = present.iter().map(|chunk| -> BoxFuture<'_, Result<(), Errno>> {
-                    Box::pin(async move { self.chunks.compact(ino, *chunk).await.map(drop) })
-                });
-                join(jobs.collect(), at_once).await.map_err(at)?;
-                progress.add(1, 0);
-            }
+            let chunks = some.iter().map(|(ino, attr)| -> BoxFuture<'_, Result<Vec<(Ino, u32)>, Errno>> {
+                Box::pin(async move {
+                    if self.meta.check_access(asker, attr, WRITE).await.is_err() {
+                        return Ok(Vec::new());
+                    }
+                    progress.add(1, 0);
+                    let chunks = u32::try_from(attr.length.div_ceil(CHUNK_BYTES)).map_err(|_| Errno::FBIG)?;
+                    Ok(self.meta.chunks_present(*ino, 0..chunks).await?.into_iter().map(|chunk| (*ino, chunk)).collect())
+                })
+            });
+            let chunks = join(chunks.collect(), at_once).await.map_err(at)?;
+            let jobs = chunks.into_iter().flatten().map(|(ino, chunk)| -> BoxFuture<'_, Result<(), Errno>> {
+                Box::pin(async move {
+                    if asker.cancel.is_cancelled() {
+                        return Err(Errno::INTR);
+                    }
+                    self.chunks.compact(ino, chunk).await.map(drop)
+                })
+            });
+            join(jobs.collect(), at_once).await.map_err(at)?;
         }
         Ok(json!({ "Inode": ino.0, "Files": progress.get().0 }))
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Semaphore;
 
 /// What is done with each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +21,21 @@ enum Action {
 }
 
 /// Bytes found in each place.
-#[derive(Default)]
 struct Found {
+    /// For so many blocks at a time, of however many files.
+    places: Semaphore,
     memory: AtomicU64,
     disk: AtomicU64,
     /// Beside the metadata, where a cache would gain nothing.
     frames: AtomicU64,
     blocks: AtomicU64,
+}
+
+impl Found {
+    fn with(at_once: usize) -> Found {
+        let [memory, disk, frames, blocks] = Default::default();
+        Found { places: Semaphore::new(at_once), memory, disk, frames, blocks }
+    }
 }
 
 impl Operator {
@@ -66,17 +75,22 @@ impl Operator {
     }
 
     async fn warm(&self, asker: &Asker, paths: &[String], action: Action, at_once: usize, progress: &Progress) -> Result<Found, Failure> {
-        let found = Found::default();
+        let found = Found::with(at_once);
         for path in paths {
             let at = |errno| Failure::at(format!("/{path}"), errno);
             let top = self.walk(asker, path).await?;
             let mut files = Files::of(top.ino, top.attr);
             while let Some(some) = self.next_files(asker, &mut files).await.map_err(at)? {
-                for (ino, attr) in some {
-                    self.meta.check_access(asker, &attr, READ).await.map_err(at)?;
-                    self.warm_file(asker, ino, &attr, action, at_once, &found).await.map_err(at)?;
-                    progress.add(1, attr.length);
-                }
+                let found = &found;
+                let jobs = some.iter().map(|(ino, attr)| -> BoxFuture<'_, Result<(), Errno>> {
+                    Box::pin(async move {
+                        self.meta.check_access(asker, attr, READ).await?;
+                        self.warm_file(asker, *ino, attr, action, at_once, found).await?;
+                        progress.add(1, attr.length);
+                        Ok(())
+                    })
+                });
+                join(jobs.collect(), at_once).await.map_err(at)?;
             }
         }
         Ok(found)
@@ -107,6 +121,7 @@ impl Operator {
     }
 
     async fn warm_block(&self, block: BlockId, action: Action, found: &Found) -> Result<(), Errno> {
+        let _place = found.places.acquire().await.map_err(|_| Errno::IO)?;
         let len = u64::from(block.len);
         found.blocks.fetch_add(len, Ordering::Relaxed);
         if action == Action::Evict {
