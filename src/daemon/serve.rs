@@ -16,6 +16,8 @@ use tracing::{debug, error, info, warn};
 /// After a signal, time for programs that still have files open on a mount that is gone. Half of the 10 s that container runtimes
 /// give before they kill; the other half is for writing what is buffered.
 const GRACE_TIME: Duration = Duration::from_secs(5);
+/// How often it is said that what is left cannot be stored yet.
+const CLOSE_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Open files wanted: each open block, connection and lock takes one.
 const OPEN_FILES: libc::rlim_t = 100_000;
 /// How far before others the daemon goes (`nice`): every program on the mount waits for it, and it waits for disks and the network most of the time.
@@ -54,7 +56,7 @@ pub fn serve(plan: &MountPlan, ready: impl FnOnce(&str)) -> Result<(), MountErro
     let mut signals = Signals::listen(&runtime).map_err(system("cannot listen for signals"))?;
     let volume = runtime.block_on(open(plan))?;
     let served = mount_and_serve(plan, &runtime, &volume, &mut signals, ready);
-    let closed = runtime.block_on(volume.close());
+    let closed = runtime.block_on(close(volume, &mut signals));
     // Requests of stragglers must not hold the process: whatever was acknowledged is stored now.
     runtime.shutdown_background();
     served?;
@@ -132,6 +134,28 @@ fn mount_and_serve(
         runtime.block_on(control.stop());
     }
     outcome.map_err(system(format!("the mount at {place} ended")))
+}
+
+/// Stores what is not stored yet. That may wait for a server that is away, and says so; whoever has been told and sends a signal then has it end
+/// without.
+async fn close(volume: Volume, signals: &mut Signals) -> Result<(), VolumeError> {
+    let name = volume.name().to_owned();
+    let mut closing = std::pin::pin!(volume.close());
+    let mut is_told = false;
+    loop {
+        tokio::select! {
+            closed = &mut closing => return closed,
+            name_of_signal = signals.next() => {
+                if is_told {
+                    return Err(VolumeError::Failed(format!("{name_of_signal} before everything was stored: what was not is lost")));
+                }
+            }
+            () = tokio::time::sleep(CLOSE_TOLD_EVERY) => {
+                is_told = true;
+                warn!("volume {name} is not closed yet: its bucket or its metadata do not answer; a signal ends this process, and what is not stored is lost");
+            }
+        }
+    }
 }
 
 /// Takes the mount away, and gives those who use it some time.

@@ -8,6 +8,7 @@ mod decode;
 mod device;
 mod dispatch;
 mod interrupt;
+mod killed;
 mod mount;
 mod notify;
 mod parked;

@@ -81,6 +81,9 @@ const DISOWNED_LOOK: Duration = Duration::from_secs(1);
 /// How long the end of a volume waits for small blocks to become objects: what a bucket that answers takes for as many as there can be. What is
 /// left is as safe as the metadata.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long it waits for metadata that cannot be reached, where nothing is lost without them: twice within the half minute that container
+/// runtimes often give.
+const END_TIME_MAX: Duration = Duration::from_secs(5);
 /// The same for staged blocks if somebody asked for all of them, and waits for this process: less than he does.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(100);
 /// How long the end of a volume waits for blocks that are still to be cached on disk. They are in the bucket already.
@@ -442,14 +445,18 @@ impl Volume {
             }
         }
         if let Some(jobs) = self.jobs.take() {
-            jobs.stop().await;
+            if tokio::time::timeout(END_TIME_MAX, jobs.stop()).await.is_err() {
+                warn!("work in the background still waits for the metadata: it is ended where it is");
+            }
             let left = self.chunks.drain_own_within(DRAIN_TIME_MAX).await;
             if left > 0 {
                 warn!("{left} small blocks are not in the bucket yet; they are safe beside the metadata, and another mount stores them");
             }
-            if let Err(error) = self.meta.close_session().await {
-                // The session lapses or its lock ends with this process; the next mount cleans up.
-                warn!("cannot close the session: {error}");
+            // The session lapses or its lock ends with this process; the next mount cleans up.
+            match tokio::time::timeout(END_TIME_MAX, self.meta.close_session()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!("cannot close the session: {error}"),
+                Err(_) => warn!("the metadata cannot be reached: the session is not closed, it lapses"),
             }
         }
         if let Err(error) = self.meta.sync().await {

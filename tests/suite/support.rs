@@ -184,6 +184,15 @@ impl Mount {
         KILLED.lock().expect("not poisoned").push(path);
     }
 
+    /// Ends the daemon by a signal, as a supervisor does, and waits for it; it must end well.
+    pub fn terminate(mut self) {
+        let mut daemon = self.daemon.take().expect("running");
+        // SAFETY: a system call on a process that is a child of ours and not waited for.
+        assert_eq!(unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) }, 0);
+        let status = wait(&mut daemon).expect("the daemon ends after SIGTERM");
+        assert!(status.success(), "the daemon ended with {status}");
+    }
+
     /// Unmounts as a user does and waits for the daemon; it must end well.
     pub fn unmount(mut self) {
         let mut output = run(Command::new(PANDO).arg("umount").arg(&self.path));

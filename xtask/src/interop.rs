@@ -220,9 +220,10 @@ fn at_once(bench: &Bench, ours: &Path, theirs: &Path) -> Result<()> {
         ensure!(found == created, "{created} files were created, {} shows {found}", mount.display());
     }
     println!("{name}: {created} files created in one directory without an error");
+    // What the other client still keeps alive without a name goes with its session; what is left then is ours.
+    quiet(Command::new(theirs).arg("umount").arg(&there))?;
     recounted(bench, 3, &here)?;
     quiet(Command::new(ours).arg("umount").arg(&here))?;
-    quiet(Command::new(theirs).arg("umount").arg(&there))?;
     // Statistics of directories that several clients change drift where the other client counts, also between two of its own mounts. Its repair counts them
     // anew; everything else has to be right.
     quiet(Command::new(theirs).args(["fsck", "--path", "/", "--recursive", "--repair", "--sync-dir-stat", &url]))?;
@@ -304,6 +305,9 @@ fn recounted(bench: &Bench, database: u32, mount: &Path) -> Result<()> {
             let number: u64 = key[1..].parse()?;
             if number > 1 && number < TRASH && !seen.contains(&number) {
                 println!("{key} is in no directory: {:?}, names {}", ask(&["get", key])?, ask(&["hgetall", &format!("p{number}")])?);
+                for sustained in ask(&["--scan", "--pattern", "session[0-9]*"])?.lines() {
+                    println!("in {sustained}: {}", ask(&["sismember", sustained, &number.to_string()])?);
+                }
             }
         }
         bail!("{inodes} inodes and {space} bytes are counted, {} and {bytes} are there", seen.len());
