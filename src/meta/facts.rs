@@ -168,14 +168,14 @@ impl Facts {
         let mut memory = self.memory();
         let now = memory.now;
         let Memory { facts, changes, .. } = &mut *memory;
-        let fact = facts.get(query).filter(|fact| fact.is_recent(now))?;
-        if changes.is_outdated(key_of_query(query)?, fact.stamp) {
-            return None;
+        let (fact, key) = (facts.get(query)?, key_of_query(query)?);
+        let Value::Bytes(value) = &fact.value else { return None };
+        // What the store would have told the change of is as good as told just now.
+        if changes.is_heard(now) && changes.stands(key, fact.stamp) {
+            return Some((value.clone(), Duration::ZERO));
         }
-        match &fact.value {
-            Value::Bytes(value) => Some((value.clone(), now.saturating_sub(fact.learned?))),
-            _ => None,
-        }
+        let is_good = fact.is_recent(now) && !changes.is_outdated(key, fact.stamp);
+        is_good.then_some((value.clone(), now.saturating_sub(fact.learned?)))
     }
 
     /// To be called before the store is asked to read.
@@ -438,11 +438,15 @@ impl Memory {
         if !self.overlaps(&key.clone(), source) {
             return self.put_as(query, value, Some(self.now), source.turn, stamp);
         }
-        match self.facts.get_mut(&query).filter(|_| !stands) {
-            // Whichever is the later one, it says this.
-            Some(known) if known.value == value => {}
-            Some(known) => (known.learned, known.answer) = (None, 0),
-            None => self.put_as(query, value, None, 0, stamp),
+        let now = self.now;
+        match self.facts.get_mut(&query) {
+            // Whichever is the later one, it says this. Readers that ask all the time would never know anything otherwise.
+            Some(known) if known.value == value => {
+                known.learned = Some(now);
+                known.stamp = if stands { stamp } else { known.stamp };
+            }
+            Some(known) if !stands => (known.learned, known.answer) = (None, 0),
+            _ => self.put_as(query, value, None, 0, stamp),
         }
     }
 

@@ -89,6 +89,16 @@ fn an_answer_that_overlaps_another_or_a_commit_stands_for_nothing_that_follows()
     learn(facts.ask(2));
     asked.committed(&[], &[Value::Done], &[], &[]);
     assert_eq!(facts.recent(&two[0]), None);
+    // Readers that never stop asking: each answer overlaps another, and all say the same.
+    learn(facts.ask(2));
+    let mut asked = facts.ask(2);
+    for _ in 0..5 {
+        clock.advance(RECENT);
+        let next = facts.ask(2);
+        learn(std::mem::replace(&mut asked, next));
+        assert_eq!(facts.recent(&two[0]), Some((Some("1".into()), Duration::ZERO)));
+    }
+    drop(asked);
     // Too long ago.
     learn(facts.ask(2));
     clock.advance(RECENT);
@@ -128,6 +138,11 @@ fn what_is_watched_stands_until_it_is_changed_or_nothing_is_heard() {
     assert_eq!(facts.recall_standing(&[get("i7")]), None, "silence");
     facts.heard(Duration::from_secs(1));
     assert!(facts.recall_standing(&[get("i7")]).is_some());
+    // However long ago it was said.
+    clock.advance(Duration::from_secs(100));
+    assert_eq!(facts.recent(&get("i7")), None);
+    facts.heard(Duration::ZERO);
+    assert_eq!(facts.recent(&get("i7")), Some((Some("3".into()), Duration::ZERO)));
     // Too many things in one request: nothing is watched.
     facts.ask(1000).learn([(&get("i8"), &bytes("1"))]);
     assert_eq!(facts.recall_standing(&[get("i8")]), None);
