@@ -453,6 +453,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_block_taken_for_a_leak_is_stored_again_or_missed() {
+        for cache_bytes in [0, 64 << 20] {
+            let Bench { blocks, memory, .. } = bench(cache_bytes);
+            let (id, data) = (block(7, BLOCK_BYTES), pattern(BLOCK_BYTES));
+            blocks.upload(id, data.clone()).await.unwrap();
+            blocks.restore_if_gone(id).await.expect("is there");
+            memory.delete(&blocks.key(&id)).await.expect("deleted");
+            let outcome = blocks.restore_if_gone(id).await;
+            assert_eq!((outcome.is_ok(), memory.objects().len()), if cache_bytes == 0 { (false, 0) } else { (true, 1) }, "{outcome:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_uploaded_comes_back() {
         for cache_bytes in [0, 64 << 20] {
             let Bench { blocks, faults, memory, .. } = bench(cache_bytes);

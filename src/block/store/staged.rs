@@ -7,6 +7,7 @@ use crate::object::ObjectError;
 use crate::types::BlockId;
 use bytes::Bytes;
 use std::sync::Arc;
+use tracing::error;
 
 /// Retries of one attempt to upload a staged block, half a second of pauses in all. It is tried again later.
 const RETRIES: u32 = 3;
@@ -27,6 +28,31 @@ impl BlockStore {
     /// Blocks that are not in the bucket yet; `None` without a directory for them.
     pub fn staging(&self) -> Option<&Arc<Staging>> {
         self.config.disk.as_ref().map(|disk| disk.staging())
+    }
+
+    /// Makes sure that a block that was stored and is not named yet still is: if somebody took it for a leak it is stored once more from where it
+    /// is remembered. `Missing`, and a line in the log, if it is not.
+    pub async fn restore_if_gone(&self, block: BlockId) -> Result<(), BlockError> {
+        if self.staging().is_some_and(|staging| staging.contains(&block)) {
+            return Ok(());
+        }
+        let key = self.key(&block);
+        match self.config.objects.head(&key).await {
+            Ok(_) => return Ok(()),
+            Err(ObjectError::Missing) => {}
+            Err(e) => return Err(BlockError::Store(e)),
+        }
+        let remembered = match self.cached(&block) {
+            Some(data) => Some(data),
+            None => self.on_disk(&block, 0..block.len).await,
+        };
+        match remembered {
+            Some(data) => self.upload(block, data).await,
+            None => {
+                error!("{key} was deleted before its data was committed, by `gc` most likely: what was written there is lost");
+                Err(BlockError::Missing { key })
+            }
+        }
     }
 
     /// Uploads a staged block. One that is deleted meanwhile leaves no object. That the bucket failed is for the caller to tell.

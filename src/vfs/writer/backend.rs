@@ -4,7 +4,7 @@ use crate::block::BlockStore;
 use crate::env::join;
 use crate::meta::Meta;
 use crate::meta::ops::write::NewSlice;
-use crate::types::{Attr, BlockId, BoxFuture, Errno, Ino, SliceId, Time};
+use crate::types::{Attr, BlockId, BoxFuture, Errno, Ino, SliceId, Time, block_count};
 use crate::vfs::writer::event::Ready;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -49,7 +49,23 @@ enum Way {
     Objects,
 }
 
+/// A slice that has waited for so long is looked for before it is committed: what nothing names for an hour is a leak to whoever cleans a bucket
+/// up, and a bucket or a metadata server may have been away that long. Half of that hour.
+const SUSPECT_AGE: Duration = Duration::from_secs(1800);
+
 impl Live {
+    /// That blocks stored long ago are still there; those that are not, and are known here, are stored anew.
+    async fn check_old(&self, slices: &[Ready]) -> Result<(), Errno> {
+        let now = self.meta.clock().elapsed();
+        for slice in slices.iter().filter(|slice| slice.frame.is_none() && slice.born + SUSPECT_AGE < now) {
+            for index in 0..block_count(slice.len, self.blocks.block_bytes()) {
+                let Some(block) = BlockId::of(slice.id, slice.len, index, self.blocks.block_bytes()) else { continue };
+                self.blocks.restore_if_gone(block).await.map_err(|e| e.errno())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Commits slices by `commit`, the small ones as frames if the journal takes them. If the store refuses them nothing has happened, and they
     /// become objects first. The blocks of slices are immutable, so it does no harm if one is stored in both ways. What was committed is in
     /// memory for the reads that follow.
@@ -57,6 +73,7 @@ impl Live {
     where
         F: Future<Output = Result<T, Errno>>,
     {
+        self.check_old(slices).await?;
         let journal = self.meta.journal();
         let small = || slices.iter().filter_map(|slice| Some((slice, slice.frame.as_ref()?)));
         let (count, bytes) = small().fold((0, 0), |(count, bytes), (_, data)| (count + 1, bytes + data.len() as u64));

@@ -80,6 +80,8 @@ pub(crate) struct Ready {
     pub len: u32,
     /// The bytes themselves, if they travel with the record.
     pub frame: Option<Bytes>,
+    /// When its first byte was written (monotonic): none of its blocks is stored for longer.
+    pub born: Duration,
 }
 
 /// What the shell has to do.

@@ -427,7 +427,7 @@ impl Machine {
             }
             let (true, IdState::Known(id)) = (slice.is_ready(), slice.id) else { break };
             length = length.max(slice.end());
-            batch.push((index, Ready { pos: slice.pos, id, len: slice.len, frame: slice.frame().cloned() }));
+            batch.push((index, Ready { pos: slice.pos, id, len: slice.len, frame: slice.frame().cloned(), born: slice.born }));
         }
         for (index, _) in &batch {
             self.slices[*index].committing = true;

@@ -227,6 +227,7 @@ impl Writers {
     async fn append_piece(&self, caller: Option<&Caller>, entry: &Arc<Entry>, data: Bytes) -> Result<u64, Errno> {
         let cost = self.shell.budget.at_most(data.len());
         self.take(caller, entry, cost).await?;
+        let born = self.shell.now().mono;
         let _taken = Taken { budget: &self.shell.budget, bytes: cost };
         let backend = &self.shell.backend;
         let id = backend.next_slice().await?;
@@ -238,7 +239,7 @@ impl Writers {
                 let from = (index as usize) * self.shape.block_bytes as usize;
                 backend.upload(block, data.slice(from..from + block.len as usize)).await?;
             }
-            let slice = Ready { pos: 0, id, len, frame: small.then(|| data.clone()) };
+            let slice = Ready { pos: 0, id, len, frame: small.then(|| data.clone()), born };
             backend.append(entry.ino, slice, self.shell.now().wall).await
         };
         let (offset, attr) = match stored.await {
