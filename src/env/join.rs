@@ -1,4 +1,4 @@
-//! Running a few futures of many at once, without tasks: what is ready at once stays on the caller's thread.
+//! Running a few futures of many at once, without tasks: what is ready at once stays on the caller's thread. And one future beside the caller.
 
 use crate::types::BoxFuture;
 use std::collections::VecDeque;
@@ -45,9 +45,51 @@ pub(crate) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_onc
     Ok(results.into_iter().map(|result| result.expect("the loop ends when every future has answered")).collect())
 }
 
+/// A future that was begun: what it asks of others is on its way while its owner does something else.
+pub(crate) enum Begun<'a, T> {
+    /// It waits.
+    Waits(BoxFuture<'a, T>),
+    /// It is done.
+    Done(T),
+}
+
+impl<'a, T> Begun<'a, T> {
+    /// Takes it as far as it goes without waiting.
+    pub async fn begin(mut future: BoxFuture<'a, T>) -> Begun<'a, T> {
+        let first = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+        match first {
+            Poll::Ready(done) => Begun::Done(done),
+            Poll::Pending => Begun::Waits(future),
+        }
+    }
+
+    /// Waits for it.
+    pub async fn end(self) -> T {
+        match self {
+            Begun::Waits(future) => future.await,
+            Begun::Done(done) => done,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_begun_goes_on_and_is_not_lost() {
+        assert_eq!(Begun::begin(Box::pin(async { 1 })).await.end().await, 1);
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (asked, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let begun = Begun::begin(Box::pin(async move {
+            asked.send(2).expect("somebody listens");
+            receiver.await.expect("sent")
+        }))
+        .await;
+        assert_eq!(heard.try_recv(), Ok(2), "it has asked before anybody waits for it");
+        sender.send(3).expect("somebody waits");
+        assert_eq!(begun.end().await, 3);
+    }
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[tokio::test]

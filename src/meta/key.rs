@@ -85,8 +85,6 @@ fixed! {
     FRAME_BYTES = "_pando:bytes",
     /// Pando's own: whose turn it is to store frames that their writer has left, and since when. Empty but for moments.
     DRAINER = "_pando:drain",
-    /// Pando's own: references of slices while a dump is loaded; gone when it is.
-    LOADED_REFS = "_pando:load",
 }
 
 /// Attribute record of an inode.

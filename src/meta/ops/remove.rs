@@ -155,7 +155,7 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: b
 }
 
 /// Puts what a store may carry out together side by side. No two of these writes are about one field or one string.
-pub(super) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
+pub(crate) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
     guards.sort_by_cached_key(|guard| match guard {
         Guard::Value(_, value) => (1 + u8::from(value.is_some()), Default::default()),
         Guard::Field(hash, _, value) => (3 + u8::from(value.is_some()), hash.clone()),

@@ -4,6 +4,7 @@ use super::json::{decode_limits, deleted_files, number, sustained_inodes};
 use super::node::{PAGE, damaged};
 use super::wire::Message;
 use super::{DumpOptions, Slices};
+use crate::env::Begun;
 use crate::meta::codec::{decode_decimal, decode_entry, decode_slice};
 use crate::meta::key;
 use crate::meta::setting::Setting;
@@ -109,6 +110,36 @@ impl Segment {
     }
 }
 
+/// Keys of inodes, and the values of those that are no directories.
+struct Page {
+    keys: Vec<(Key, u64, u32)>,
+    values: Vec<Value>,
+    next: Option<Cursor>,
+}
+
+impl Page {
+    async fn begin(store: &dyn Store, at: Cursor) -> Begun<'_, Result<Page, VolumeError>> {
+        Begun::begin(Box::pin(Page::read(store, at))).await
+    }
+
+    async fn read(store: &dyn Store, at: Cursor) -> Result<Page, VolumeError> {
+        let page = store.scan(&ScanRange::Keys(Bytes::new()), at, PAGE).await?;
+        let keys: Vec<(Key, u64, u32)> = page.items.into_iter().filter_map(|item| inode_key(item.name)).collect();
+        let query = |(key, ..): &(Key, u64, u32)| match key[0] {
+            b'i' | b's' => Some(Query::Get(key.clone())),
+            b'c' => Some(Query::List(key.clone())),
+            b'd' => None,
+            _ => Some(Query::HGetAll(key.clone())),
+        };
+        let queries: Vec<Query> = keys.iter().filter_map(query).collect();
+        let mut values = Vec::with_capacity(queries.len());
+        for part in queries.chunks(KEYS) {
+            values.extend(store.read(part).await?);
+        }
+        Ok(Page { keys, values, next: page.next })
+    }
+}
+
 struct Writer<'a> {
     store: &'a dyn Store,
     out: &'a mut dyn Write,
@@ -191,33 +222,30 @@ impl Writer<'_> {
     /// All that belongs to inodes, found by the names of the keys.
     async fn inodes(&mut self, slices: &mut Slices<'_>) -> Result<(), VolumeError> {
         let mut segments = [NODE, EDGE, CHUNK, SYMLINK, XATTR, PARENT].map(Segment::new);
-        let range = ScanRange::Keys(Bytes::new());
-        let mut cursor = Some(Cursor::new());
-        while let Some(at) = cursor {
-            let page = self.store.scan(&range, at, PAGE).await?;
-            let keys: Vec<(Key, u64, u32)> = page.items.into_iter().filter_map(|item| inode_key(item.name)).collect();
-            progress::add(keys.iter().filter(|(key, ..)| key[0] == b'i').count() as u64, 0);
-            for part in keys.chunks(KEYS) {
-                self.keys(&mut segments, part, slices).await?;
+        let store = self.store;
+        let mut coming = Some(Page::begin(store, Cursor::new()).await);
+        while let Some(page) = coming.take() {
+            let Page { keys, values, next } = page.end().await?;
+            // On its way while this one is written.
+            if let Some(at) = next {
+                coming = Some(Page::begin(store, at).await);
             }
-            cursor = page.next;
+            progress::add(keys.iter().filter(|(key, ..)| key[0] == b'i').count() as u64, 0);
+            self.keys(&mut segments, &keys, values, slices).await?;
         }
         // The reference always writes symlinks, also none.
         segments.into_iter().filter(|segment| segment.items > 0 || segment.kind == SYMLINK).try_for_each(|segment| self.segment(segment))
     }
 
-    async fn keys(&mut self, segments: &mut [Segment; 6], keys: &[(Key, u64, u32)], slices: &mut Slices<'_>) -> Result<(), VolumeError> {
+    async fn keys(
+        &mut self,
+        segments: &mut [Segment; 6],
+        keys: &[(Key, u64, u32)],
+        values: Vec<Value>,
+        slices: &mut Slices<'_>,
+    ) -> Result<(), VolumeError> {
         let [nodes, edges, chunks, symlinks, xattrs, parents] = segments;
-        let plain: Vec<&(Key, u64, u32)> = keys.iter().filter(|(key, ..)| key[0] != b'd').collect();
-        let queries: Vec<Query> = plain
-            .iter()
-            .map(|(key, ..)| match key[0] {
-                b'i' | b's' => Query::Get(key.clone()),
-                b'c' => Query::List(key.clone()),
-                _ => Query::HGetAll(key.clone()),
-            })
-            .collect();
-        for ((key, ino, index), value) in plain.into_iter().zip(self.store.read(&queries).await?) {
+        for ((key, ino, index), value) in keys.iter().filter(|(key, ..)| key[0] != b'd').zip(values) {
             let inode = || Message::default().number(1, *ino);
             match (key[0], value) {
                 // Deleted since the keys were listed.

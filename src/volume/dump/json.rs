@@ -6,6 +6,7 @@
 use super::node::{Entry, Node, Nodes, damaged};
 use super::text::{escape, html_safe};
 use super::{DumpOptions, Slices};
+use crate::env::Begun;
 use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::setting::Setting;
@@ -41,14 +42,14 @@ pub async fn write(
     let open = text.strip_suffix("\n}").ok_or_else(|| VolumeError::Failed("the header is empty".into()))?;
     put(out, &html_safe(open))?;
     put(out, ",")?;
-    let mut nodes = Nodes::new(store);
+    let nodes = Nodes::new(store);
     let top = nodes.read(&[root]).await?.into_iter().next().flatten().ok_or_else(|| damaged(format!("the record of inode {root}")))?;
-    tree(&mut nodes, b"FSTree", top, slices, out).await?;
+    tree(&nodes, b"FSTree", top, slices, out).await?;
     if root == Ino::ROOT && !options.skip_trash {
         put(out, ",")?;
         // Without a trash there is no record; the reference writes this then.
         let trash = nodes.read(&[Ino::TRASH]).await?.into_iter().next().flatten().unwrap_or_else(no_trash);
-        tree(&mut nodes, b"Trash", trash, slices, out).await?;
+        tree(&nodes, b"Trash", trash, slices, out).await?;
     }
     put(out, "\n}\n")
 }
@@ -185,37 +186,54 @@ pub(super) fn number(bytes: &[u8]) -> Option<u64> {
 }
 
 /// A directory that is being written.
-struct Level {
+struct Level<'a> {
     ino: Ino,
     /// Entries not read yet.
     entries: std::vec::IntoIter<Entry>,
+    /// The next of them, which are on their way while those before are written.
+    coming: Option<Batch<'a>>,
     /// Entries read and not written yet.
     ready: VecDeque<(Entry, Node)>,
     written: bool,
 }
 
+/// Entries, and what they name.
+type Batch<'a> = Begun<'a, Result<Vec<(Entry, Option<Node>)>, VolumeError>>;
+
+impl<'a> Level<'a> {
+    /// Begins to read what the next entries name.
+    async fn ask(&mut self, nodes: &'a Nodes<'_>) {
+        let batch: Vec<Entry> = self.entries.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return;
+        }
+        let read = async move {
+            let inodes: Vec<Ino> = batch.iter().map(|entry| entry.ino).collect();
+            Ok(batch.into_iter().zip(nodes.read(&inodes).await?).collect())
+        };
+        self.coming = Some(Begun::begin(Box::pin(read)).await);
+    }
+}
+
 /// Writes a directory and all below it as the member `name` of the document.
-async fn tree(
-    nodes: &mut Nodes<'_>,
-    name: &[u8],
-    top: Node,
-    slices: &mut Slices<'_>,
-    out: &mut (dyn Write + Send),
-) -> Result<(), VolumeError> {
-    let mut levels: Vec<Level> = Vec::new();
+async fn tree(nodes: &Nodes<'_>, name: &[u8], top: Node, slices: &mut Slices<'_>, out: &mut (dyn Write + Send)) -> Result<(), VolumeError> {
+    let mut levels: Vec<Level<'_>> = Vec::new();
     enter(nodes, &mut levels, name, top, out).await?;
     while let Some(level) = levels.last_mut() {
         if level.ready.is_empty() {
-            let batch: Vec<Entry> = level.entries.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
+            if level.coming.is_none() {
+                level.ask(nodes).await;
+            }
+            let Some(batch) = level.coming.take() else {
                 levels.pop();
                 let indent = "  ".repeat(levels.len() * 2 + 1);
                 put(out, &format!("\n{indent}  }}\n{indent}}}"))?;
                 continue;
-            }
+            };
+            let batch = batch.end().await?;
+            level.ask(nodes).await;
             progress::add(batch.len() as u64, 0);
-            let inodes: Vec<Ino> = batch.iter().map(|entry| entry.ino).collect();
-            for (entry, node) in batch.into_iter().zip(nodes.read(&inodes).await?) {
+            for (entry, node) in batch {
                 match node {
                     Some(node) => level.ready.push_back((entry, node)),
                     // Deleted since the directory was listed, or damaged before.
@@ -251,9 +269,9 @@ async fn tree(
 }
 
 /// Writes the head of a directory and makes it the current one.
-async fn enter(
-    nodes: &Nodes<'_>,
-    levels: &mut Vec<Level>,
+async fn enter<'a>(
+    nodes: &'a Nodes<'_>,
+    levels: &mut Vec<Level<'a>>,
     name: &[u8],
     dir: Node,
     out: &mut (dyn Write + Send),
@@ -262,7 +280,7 @@ async fn enter(
     put(out, &members(name, &dir, &indent)?)?;
     put(out, &format!(",\n{indent}  \"entries\": {{"))?;
     let entries = nodes.entries(dir.ino).await?.into_iter();
-    levels.push(Level { ino: dir.ino, entries, ready: VecDeque::new(), written: false });
+    levels.push(Level { ino: dir.ino, entries, coming: None, ready: VecDeque::new(), written: false });
     Ok(())
 }
 

@@ -1,12 +1,13 @@
 //! A dump becomes the metadata of a new volume.
 //!
-//! The store itself remembers what was loaded: an inode that is there already when it comes again is a hard link, and references of slices
-//! are counted in a hash beside. Memory holds one batch and one line per open directory. The setting is written last, so that a load that
-//! was cut leaves no volume.
+//! An inode that comes again is a hard link, or was moved while the dump was taken: it is looked for in the store. Memory holds one batch, one line
+//! per open directory, and a bit for each inode and slice. The setting is written last, so that a load that was cut leaves no volume.
 
-use super::node::{Node, PAGE};
+use super::node::Node;
+use crate::env::Begun;
 use crate::meta::codec::{Record, encode_attr, encode_entry, encode_slice};
 use crate::meta::key;
+use crate::meta::ops::remove::in_runs;
 use crate::meta::setting::Setting;
 use crate::meta::store::{Commit, Cursor, Guard, Key, Query, ScanItem, ScanRange, Store, Value, Write};
 use crate::types::{Attr, Ino, Kind, Time};
@@ -137,6 +138,20 @@ struct Highest {
     trash: i64,
 }
 
+/// Numbers that have come. They are dense, so that one takes hardly more than a bit.
+#[derive(Default)]
+struct Numbers(HashMap<u64, u64>);
+
+impl Numbers {
+    /// False if it has come before.
+    fn insert(&mut self, number: u64) -> bool {
+        let (bits, bit) = (self.0.entry(number / 64).or_default(), 1 << (number % 64));
+        let is_new = *bits & bit == 0;
+        *bits |= bit;
+        is_new
+    }
+}
+
 /// What was loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
@@ -164,6 +179,10 @@ pub struct Loader<'a> {
     rules: HashMap<Bytes, u32>,
     writes: Vec<Write>,
     leaves: Vec<(Ino, Node)>,
+    /// A commit under way, while the next part of the dump is read.
+    committing: Option<Begun<'a, Result<(), VolumeError>>>,
+    inodes: Numbers,
+    slices: Numbers,
     used: Usage,
     users: HashMap<u64, Usage>,
     groups: HashMap<u64, Usage>,
@@ -186,6 +205,9 @@ impl<'a> Loader<'a> {
             rules: HashMap::new(),
             writes: Vec::new(),
             leaves: Vec::new(),
+            committing: None,
+            inodes: Numbers::default(),
+            slices: Numbers::default(),
             used: Usage::default(),
             users: HashMap::new(),
             groups: HashMap::new(),
@@ -315,18 +337,27 @@ impl<'a> Loader<'a> {
 
     /// Commits what is queued.
     async fn flush(&mut self) -> Result<(), VolumeError> {
-        let leaves = std::mem::take(&mut self.leaves);
-        let mut there = self.records(&leaves).await?;
-        for (parent, node) in leaves {
-            let ino = node.ino;
-            let Some(attr) = there.get_mut(&ino) else {
-                let mut attr = Attr { parent, nlink: 1, ..node.attr.clone() };
-                self.count(&node);
-                self.common(&node, &mut attr);
-                self.data(&node);
-                there.insert(ino, attr);
+        let mut again = Vec::new();
+        for (parent, node) in std::mem::take(&mut self.leaves) {
+            if !self.inodes.insert(node.ino.0) {
+                again.push((parent, node));
                 continue;
-            };
+            }
+            let mut attr = Attr { parent, nlink: 1, ..node.attr.clone() };
+            self.count(&node);
+            self.common(&node, &mut attr);
+            self.data(&node);
+            self.writes.push(Write::Set(key::inode(node.ino), encode_attr(&attr)));
+        }
+        self.commit().await?;
+        if again.is_empty() {
+            return Ok(());
+        }
+        self.settle().await?;
+        let mut there = self.records(&again).await?;
+        for (parent, node) in again {
+            let ino = node.ino;
+            let attr = there.get_mut(&ino).ok_or_else(|| VolumeError::Failed(format!("inode {ino} was removed while it was loaded")))?;
             let add = |parent: Ino| Write::HIncrBy(key::parents(ino), key::decimal(parent), 1);
             if attr.parent != Ino(0) {
                 self.writes.push(add(attr.parent));
@@ -364,19 +395,33 @@ impl<'a> Loader<'a> {
             self.writes.push(Write::RPush(key::chunk(node.ino, *index), records.iter().map(encode_slice).collect()));
             for record in records.iter().filter(|record| record.id > 0) {
                 self.highest.chunk = self.highest.chunk.max(i64::try_from(record.id).unwrap_or(i64::MAX - 1));
-                self.writes.push(Write::HIncrBy(key::LOADED_REFS, key::slice_ref(record.id, record.size), 1));
+                // The format counts the references after the first.
+                if !self.slices.insert(record.id) {
+                    self.writes.push(Write::HIncrBy(key::SLICE_REF, key::slice_ref(record.id, record.size), 1));
+                }
             }
         }
     }
 
+    /// Begins to commit what is queued, once what was before is done.
     async fn commit(&mut self) -> Result<(), VolumeError> {
-        write(self.store, std::mem::take(&mut self.writes)).await
+        let writes = std::mem::take(&mut self.writes);
+        self.settle().await?;
+        self.committing = Some(Begun::begin(Box::pin(write(self.store, writes))).await);
+        Ok(())
+    }
+
+    /// Waits for the commit under way.
+    async fn settle(&mut self) -> Result<(), VolumeError> {
+        match self.committing.take() {
+            Some(committing) => committing.end().await,
+            None => Ok(()),
+        }
     }
 
     /// Writes what only the whole dump tells. Answers the setting, which is still to be written.
     pub async fn finish(mut self) -> Result<(Loaded, Setting), VolumeError> {
         self.flush().await?;
-        self.references().await?;
         let setting = self.setting.take().ok_or_else(|| VolumeError::Refused("the dump has no Setting".into()))?;
         for (ino, time, length) in self.deleted.iter().map(|(ino, length, time)| (*ino, *time, *length)) {
             self.writes.push(Write::ZAdd(key::DELFILES, time, key::delfile(ino, length)));
@@ -415,27 +460,8 @@ impl<'a> Loader<'a> {
         ];
         self.writes.extend(counters.into_iter().map(|(key, value)| Write::Set(key, key::decimal(value))));
         self.commit().await?;
+        self.settle().await?;
         Ok((Loaded { inodes: self.used.inodes, space: self.used.space, ..Loaded::default() }, setting))
-    }
-
-    /// References beyond the first, from the counts. Setting a field twice changes nothing, so a listing may show it twice.
-    async fn references(&mut self) -> Result<(), VolumeError> {
-        let range = ScanRange::Hash(key::LOADED_REFS);
-        let mut cursor = Some(Cursor::new());
-        while let Some(at) = cursor {
-            let page = self.store.scan(&range, at, PAGE).await?;
-            for item in page.items {
-                let count = super::json::number(&item.value)
-                    .ok_or_else(|| VolumeError::Failed("a reference was changed while it was counted".into()))?;
-                if count > 1 {
-                    self.writes.push(Write::HSet(key::SLICE_REF, item.name, key::decimal(count - 1)));
-                }
-            }
-            self.commit().await?;
-            cursor = page.next;
-        }
-        self.writes.push(Write::Del(key::LOADED_REFS));
-        self.commit().await
     }
 }
 
@@ -465,8 +491,10 @@ pub(super) async fn claim(store: &dyn Store) -> Result<(), VolumeError> {
     }
 }
 
-/// Commits writes in parts.
-pub(super) async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<(), VolumeError> {
+/// Commits writes in parts, in an order in which a store carries many of one kind out together. No two are about one field or one string, unless
+/// they add to it.
+pub(super) async fn write(store: &dyn Store, mut writes: Vec<Write>) -> Result<(), VolumeError> {
+    in_runs(&mut [], &mut writes);
     for part in writes.chunks(WRITES_MAX) {
         store.commit(&[], part, &[]).await?;
     }

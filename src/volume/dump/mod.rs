@@ -23,7 +23,7 @@ pub use load::Loaded;
 
 use crate::block::FRAME_BYTES_MAX;
 use crate::chunk::Chunks;
-use crate::env::{Clock, SystemClock};
+use crate::env::{Begun, Clock, SystemClock};
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
 use crate::meta::setting::Setting;
@@ -177,6 +177,8 @@ async fn load_json(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Se
 async fn load_binary(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, Setting), VolumeError> {
     let mut reader = BinaryReader::new(input);
     let (mut setting, mut acls) = (None, 0);
+    // While one part is written the next is read.
+    let mut committing: Option<Begun<'_, Result<(), VolumeError>>> = None;
     progress::stage("parts", progress::now().count);
     while let Some(part) = reader.next().map_err(refused)? {
         progress::add(1, 0);
@@ -184,9 +186,15 @@ async fn load_binary(store: &dyn Store, input: impl BufRead) -> Result<(Loaded, 
             Part::Setting(found) => setting = Some(found),
             Part::Writes { writes, acl_max } => {
                 acls = acls.max(acl_max);
-                load::write(store, writes).await?;
+                if let Some(before) = committing.take() {
+                    before.end().await?;
+                }
+                committing = Some(Begun::begin(Box::pin(load::write(store, writes))).await);
             }
         }
+    }
+    if let Some(last) = committing {
+        last.end().await?;
     }
     if acls > 0 {
         load::write(store, vec![Write::Set(key::ACL_MAX_ID, key::decimal(acls))]).await?;

@@ -7,6 +7,7 @@ use crate::types::{Attr, CHUNK_BYTES, Ino, Kind, SliceRecord};
 use crate::volume::VolumeError;
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::sync::Mutex;
 use tracing::warn;
 
 /// Queries of one read: few round trips, and a store is not kept busy for long.
@@ -48,13 +49,13 @@ pub struct Entry {
 pub struct Nodes<'a> {
     store: &'a dyn Store,
     /// Rules by id: few, and shared by all inodes.
-    rules: HashMap<u32, Bytes>,
+    rules: Mutex<HashMap<u32, Bytes>>,
 }
 
 impl<'a> Nodes<'a> {
     /// Of this store.
     pub fn new(store: &'a dyn Store) -> Nodes<'a> {
-        Nodes { store, rules: HashMap::new() }
+        Nodes { store, rules: Mutex::default() }
     }
 
     /// The entries of a directory, sorted by the bytes of their names.
@@ -78,7 +79,7 @@ impl<'a> Nodes<'a> {
     }
 
     /// Reads inodes; `None` for those without a record. Record, attributes, target and the list of the first chunk are of one moment.
-    pub async fn read(&mut self, inodes: &[Ino]) -> Result<Vec<Option<Node>>, VolumeError> {
+    pub async fn read(&self, inodes: &[Ino]) -> Result<Vec<Option<Node>>, VolumeError> {
         let queries: Vec<Query> = inodes
             .iter()
             .flat_map(|ino| {
@@ -167,16 +168,18 @@ impl<'a> Nodes<'a> {
         Ok(indexes)
     }
 
-    async fn rule(&mut self, ino: Ino, id: u32) -> Result<Option<Bytes>, VolumeError> {
+    async fn rule(&self, ino: Ino, id: u32) -> Result<Option<Bytes>, VolumeError> {
         if id == 0 {
             return Ok(None);
         }
-        if let Some(rule) = self.rules.get(&id) {
-            return Ok(Some(rule.clone()));
+        let rules = || self.rules.lock().expect("never poisoned: no code under it panics");
+        let known = rules().get(&id).cloned();
+        if known.is_some() {
+            return Ok(known);
         }
         match self.store.read(&[Query::HGet(key::ACL, key::decimal(id))]).await?.into_iter().next() {
             Some(Value::Bytes(Some(rule))) => {
-                self.rules.insert(id, rule.clone());
+                rules().insert(id, rule.clone());
                 Ok(Some(rule))
             }
             // Left out, the inode would be open to others than its owner said.
