@@ -170,6 +170,14 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
     let buffer_bytes = value("buffer-size", args.buffer_size.as_ref(), 300 << 20, |text| values::size(text, 'M'))?;
     let request_bytes = value("max-fuse-io", args.max_fuse_io.as_ref(), program.request_bytes(), |text| values::size(text, 'B'))?;
     let heartbeat = value("heartbeat", args.heartbeat.as_ref(), Duration::from_secs(12), values::duration)?;
+    let beat = heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end());
+    if beat != heartbeat {
+        warnings.push(format!("--heartbeat {heartbeat:?} is not possible; using {beat:?}"));
+    }
+    if buffer_bytes < BUFFER_BYTES_MIN {
+        let [asked, least] = [buffer_bytes, BUFFER_BYTES_MIN].map(values::human_bytes);
+        warnings.push(format!("--buffer-size {asked} is too small; using {least}"));
+    }
     let umask = args.umask.as_ref().map(|text| values::octal(text).map_err(|why| invalid(text, "umask", &why))).transpose()?;
     let log = if args.background && std::env::var_os("JFS_FOREGROUND").is_none_or(|v| v.is_empty()) {
         Some(std::path::absolute(args.log.clone().map_or_else(|| default_log(program), Ok)?).context("cannot find the log file")?)
@@ -191,7 +199,7 @@ fn plan(args: &Args, program: Program) -> anyhow::Result<(MountPlan, Vec<String>
             atime,
             buffer_bytes: usize::try_from(buffer_bytes.max(BUFFER_BYTES_MIN)).context("--buffer-size is too large")?,
             transfers,
-            heartbeat: heartbeat.clamp(*HEARTBEAT.start(), *HEARTBEAT.end()),
+            heartbeat: beat,
             cache,
             journal: !args.no_journal,
             background: !args.no_bgjob,
@@ -348,7 +356,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("vol")).expect("made");
         std::fs::write(dir.path().join("vol/pando.db"), "").expect("written");
         let (plan, warnings) = plan_of(dir.path(), &options).expect("a plan");
-        assert!(warnings[0].contains("--attr-cache 60"), "{warnings:?}");
+        assert!(warnings[0].contains("--attr-cache 60") && warnings.iter().any(|told| told.contains("--buffer-size")), "{warnings:?}");
         assert!(plan.volume.read_only && plan.view.read_only);
         assert_eq!((plan.options, plan.view.umask), (vec!["nosuid".to_string()], Some(0o22)));
         assert_eq!((plan.volume.buffer_bytes, plan.view.entry_ttl), (32 << 20, Duration::from_millis(200)));

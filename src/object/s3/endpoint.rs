@@ -49,6 +49,13 @@ impl Endpoint {
     }
 }
 
+/// What a bucket URL has behind the bucket, which other clients leave out, too.
+pub(super) fn unused_path(flavor: Flavor, text: &str) -> Option<&str> {
+    let path = Parts::split(flavor, text).ok()?.path;
+    let path = if flavor == Flavor::Minio { path.strip_prefix("minio/").unwrap_or(path) } else { path };
+    path.split_once('/').map(|(_, rest)| rest).filter(|rest| !rest.is_empty())
+}
+
 /// A bucket URL in pieces.
 struct Parts<'a> {
     tls: bool,
@@ -263,6 +270,19 @@ mod tests {
             let found = parse(Flavor::S3, text, &[]).expect(text);
             assert_eq!((found.bucket.as_str(), found.url.as_deref(), found.region.as_deref(), found.path_style), expected, "{text}");
             assert!(found.checksum);
+        }
+    }
+
+    #[test]
+    fn what_a_url_has_behind_the_bucket_is_told() {
+        for (flavor, text, unused) in [
+            (Flavor::S3, "http://127.0.0.1:9000/data/wrong/place/", Some("wrong/place")),
+            (Flavor::S3, "http://127.0.0.1:9000/data/", None),
+            (Flavor::S3, "data", None),
+            (Flavor::Minio, "h:9000/minio/data", None),
+            (Flavor::Minio, "h:9000/minio/data/below?region=x", Some("below")),
+        ] {
+            assert_eq!(unused_path(flavor, text), unused, "{text}");
         }
     }
 

@@ -119,6 +119,9 @@ impl S3Store {
     pub async fn open(config: S3Config) -> Result<S3Store, ObjectError> {
         let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let endpoint = Endpoint::parse(config.flavor, &config.bucket, &env)?;
+        if let Some(unused) = endpoint::unused_path(config.flavor, &config.bucket) {
+            warn!("/{unused} of the bucket's URL is not used: the objects are in bucket {}, below the name of the volume", endpoint.bucket);
+        }
         let mut config = config;
         if config.flavor == Flavor::Minio && config.access_key.is_empty() {
             config.access_key = env("MINIO_ACCESS_KEY").unwrap_or_default();

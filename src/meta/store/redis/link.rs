@@ -82,10 +82,15 @@ impl Link {
         };
         // Nobody is served yet: a wrong address must end in a message.
         let mut patience = Patience { deadline: Some(Instant::now() + opening), pauses: 0, why: String::new() };
+        let mut is_told = false;
         link.layout = loop {
             match link.connector.layout().await {
                 Ok(layout) => break layout,
                 Err(fault) => link.pause(&mut patience, fault).await?,
+            }
+            if patience.pauses > 1 && !is_told {
+                is_told = true;
+                warn!("the Redis server does not answer yet ({}), trying for {} s: is it running there?", patience.why, opening.as_secs());
             }
         };
         if link.layout == Layout::Cluster {
