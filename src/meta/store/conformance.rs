@@ -101,6 +101,19 @@ impl Suite<'_> {
         assert!(matches!(outcome, Err(StoreError::Damaged(_))), "{outcome:?}");
         self.write(&[Write::HSet(b("counts"), field(1), b("-2"))]).await;
         assert_eq!(self.store.read(&queries).await.expect("read"), before);
+        // Many are answered as each alone.
+        self.write(&[Write::Set(b("string"), b("v")), Write::ZAdd(b("scores"), 7, b("m")), Write::SAdd(b("members"), b("m"))]).await;
+        let mut many: Vec<Query> = (0..30).flat_map(|n| [Query::List(name(n)), Query::HGet(b("counts"), field(n))]).collect();
+        many.extend([Query::Get(b("string")), Query::HGetAll(b("counts")), Query::Get(b("absent")), Query::SMembers(b("members"))]);
+        many.extend([Query::HLen { key: b("counts"), limit: 9 }, Query::ZScore(b("scores"), b("m")), Query::Get(b("string"))]);
+        many.push(Query::ZRange { key: b("scores"), max: 9, limit: 2 });
+        let mut alone = Vec::new();
+        for query in &many {
+            alone.extend(self.store.read(std::slice::from_ref(query)).await.expect("read"));
+        }
+        assert!(!crate::meta::store::is_watched(many.len()));
+        assert_eq!(self.store.read(&many).await.expect("read"), alone);
+        self.write(&[Write::Del(b("string")), Write::Del(b("scores")), Write::Del(b("members"))]).await;
         let rest: Vec<Write> = (0..4).map(|n| Write::Del(name(n))).chain([Write::Del(b("counts"))]).collect();
         self.write(&rest).await;
     }

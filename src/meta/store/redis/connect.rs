@@ -10,8 +10,8 @@ use crate::meta::store::StoreError;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    RedisConnectionInfo, TlsCertificates, Value as Reply,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushInfo, RedisConnectionInfo, TlsCertificates, Value as Reply,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -250,6 +250,28 @@ pub(super) async fn ask(conn: &mut MultiplexedConnection, cmd: &Cmd) -> Result<R
         Ok(reply) => Ok(as_before(reply)),
         Err(error) => Err(Fault::of(&error)),
     }
+}
+
+/// Commands that are carried out together, by one transaction around them (`MULTI` first, `EXEC` last): their answers. `None` if the server does
+/// not let us have one.
+pub(super) async fn ask_together(conn: &mut MultiplexedConnection, transaction: &Pipeline) -> Result<Option<Vec<Reply>>, Fault> {
+    let replies = conn.send_packed_commands(transaction, 0, transaction.len()).await.map_err(|error| Fault::of(&error))?;
+    if matches!(replies.first(), Some(Reply::ServerError(_))) {
+        return Ok(None);
+    }
+    let mut last = None;
+    for reply in replies {
+        match reply {
+            Reply::ServerError(error) => return Err(Fault::of_reply(&error)),
+            reply => last = Some(reply),
+        }
+    }
+    let Some(Reply::Array(answers)) = last else { return Err(Fault::Lost("a transaction was not carried out".into())) };
+    let answer = |reply| match reply {
+        Reply::ServerError(error) => Err(Fault::of_reply(&error)),
+        reply => Ok(as_before(reply)),
+    };
+    answers.into_iter().map(answer).collect::<Result<_, _>>().map(Some)
 }
 
 /// An answer in the newer protocol as the older one has it: fields and values in a row, numbers as text.

@@ -1,6 +1,6 @@
 //! `Link`: the one connection everybody shares, made anew when it breaks. Requests wait while the server is away.
 
-use super::connect::{Connector, Layout, ask};
+use super::connect::{Connector, Layout, ask, ask_together};
 use super::error::Fault;
 use super::script::{bytes, list};
 use super::tracking::{Interest, Tracking, ask_told};
@@ -8,7 +8,7 @@ use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::store::{StoreError, Watcher};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Value as Reply};
+use redis::{Cmd, Pipeline, Value as Reply};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -250,6 +250,29 @@ impl Link {
             self.retire(live.generation, why);
         }
         answer
+    }
+
+    /// Reads that are answered together, nobody interested in later changes; `None` if the server does not let us ask so.
+    pub async fn request_together(&self, transaction: &Pipeline) -> Result<Option<Vec<Reply>>, StoreError> {
+        let mut patience = self.patience();
+        loop {
+            let live = self.live(&mut patience).await?;
+            let sent = Instant::now();
+            match ask_together(&mut live.conn.clone(), transaction).await {
+                Ok(replies) => {
+                    if live.is_told {
+                        self.tracking.answered(sent.elapsed());
+                    }
+                    return Ok(replies);
+                }
+                Err(fault) => {
+                    if let Fault::Lost(why) | Fault::Elsewhere(why) = &fault {
+                        self.retire(live.generation, why);
+                    }
+                    self.pause(&mut patience, fault).await?;
+                }
+            }
+        }
     }
 
     /// A request that may happen twice.
