@@ -189,7 +189,8 @@ impl Mount {
         let mut daemon = self.daemon.take().expect("running");
         // SAFETY: a system call on a process that is a child of ours and not waited for.
         assert_eq!(unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) }, 0);
-        let status = wait(&mut daemon).expect("the daemon ends after SIGTERM");
+        // What is away is waited for, half a minute at most.
+        let status = wait(&mut daemon).or_else(|| wait(&mut daemon)).expect("the daemon ends after SIGTERM");
         assert!(status.success(), "the daemon ended with {status}");
     }
 
