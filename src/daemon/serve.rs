@@ -142,6 +142,7 @@ async fn close(volume: Volume, signals: &mut Signals) -> Result<(), VolumeError>
     let name = volume.name().to_owned();
     let mut closing = std::pin::pin!(volume.close());
     let mut is_told = false;
+    let mut telling = tokio::time::interval_at(tokio::time::Instant::now() + CLOSE_TOLD_EVERY, CLOSE_TOLD_EVERY);
     loop {
         tokio::select! {
             closed = &mut closing => return closed,
@@ -150,7 +151,8 @@ async fn close(volume: Volume, signals: &mut Signals) -> Result<(), VolumeError>
                     return Err(VolumeError::Failed(format!("{name_of_signal} before everything was stored: what was not is lost")));
                 }
             }
-            () = tokio::time::sleep(CLOSE_TOLD_EVERY) => {
+            // However many signals come before.
+            _ = telling.tick() => {
                 is_told = true;
                 warn!("volume {name} is not closed yet: its bucket or its metadata do not answer; a signal ends this process, and what is not stored is lost");
             }

@@ -47,12 +47,13 @@ pub(crate) fn dispatch(vfs: Arc<Vfs>, xattr: bool, request: Request, cancel: Can
                 let mut call = std::pin::pin!(async { $call.await });
                 let living = tokio::select! {
                     biased;
-                    result = &mut call => Some(result),
-                    _place = gone(&cancel, pid) => None,
+                    result = &mut call => Ok(result),
+                    place = gone(&cancel, pid) => Err(place),
                 };
                 match living {
-                    Some(result) => reply.$kind($($($argument,)*)? result),
-                    None => {
+                    Ok(result) => reply.$kind($($($argument,)*)? result),
+                    // The place is kept until the rest is done.
+                    Err(_place) => {
                         reply.error(Errno::INTR);
                         let _late = call.await;
                         $(if let Ok($late) = _late { let _ = $undo.await; })?
