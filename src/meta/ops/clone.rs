@@ -154,8 +154,9 @@ fn copy_content(view: &View, how: &Cloning<'_>, pair: &Pair, record: &Record) ->
     let attr = &record.attr;
     let xattrs = view.fields(&key::xattr(pair.from))?.to_vec();
     copied.writes = how.xattrs(&xattrs, pair.to);
-    // Neither this, which never changes, nor extended attributes are guarded: they were read in one step with the lists, and neither these nor
-    // the record have changed from then until the commit, so that all of it is how the file was then.
+    // Also where it is the record or a list that has changed: what is looked at again then is all of it.
+    copied.guards.push(Guard::Fields(key::xattr(pair.from), xattrs));
+    // A target never changes.
     if attr.kind == Kind::Symlink {
         let target = view.string(&key::symlink(pair.from))?.ok_or(Errno::IO)?;
         copied.writes.push(Write::Set(key::symlink(pair.to), target));
