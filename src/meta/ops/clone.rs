@@ -622,6 +622,24 @@ mod tests {
     }
 
     #[test]
+    fn an_attribute_set_just_before_the_commit_is_copied_with_its_record() {
+        let world = Chunked::new();
+        world.store.put(Write::IncrBy(key::NEXT_INODE, 1000));
+        let dir = world.inode(|attr| (attr.kind, attr.length) = (Kind::Dir, 4096));
+        let ino = world.file(0);
+        world.write(ino, 0, 1, 10);
+        let other = world.neighbour();
+        world.store.before_commit(move || {
+            let any = crate::meta::ops::xattr::XattrMode::Any;
+            ready(other.set_xattr(&Caller::root(), ino, b"user.a", Bytes::from_static(b"v"), any)).unwrap();
+        });
+        let root = Asker::default();
+        ready(world.meta.clone_tree(ino, &name("copy"), &how(&root, false, dir, &|| true))).unwrap();
+        let (copy, _) = ready(world.meta.lookup(&Caller::root(), dir, &name("copy"))).unwrap();
+        assert_eq!(ready(world.meta.get_xattr(copy, b"user.a")), Ok(Bytes::from_static(b"v")));
+    }
+
+    #[test]
     fn a_large_file_is_copied_in_parts_and_named_at_the_end() {
         let world = Chunked::new();
         // Past the numbers the test gives out itself.
