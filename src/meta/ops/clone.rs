@@ -629,6 +629,8 @@ mod tests {
         let ino = world.file(0);
         world.write(ino, 0, 1, 10);
         let other = world.neighbour();
+        // So that the next commit is that of the copy.
+        ready(world.meta.next_inode()).unwrap();
         world.store.before_commit(move || {
             let any = crate::meta::ops::xattr::XattrMode::Any;
             ready(other.set_xattr(&Caller::root(), ino, b"user.a", Bytes::from_static(b"v"), any)).unwrap();
