@@ -6,6 +6,7 @@ use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 /// Most pieces a reply is written in besides its header: `UIO_MAXIOV` is 1024.
 pub(crate) const PIECES_MAX: usize = 1023;
@@ -17,6 +18,20 @@ impl Device {
     /// A descriptor of our own for the same connection.
     pub(crate) fn duplicate(of: impl AsFd) -> io::Result<Device> {
         of.as_fd().try_clone_to_owned().map(Device)
+    }
+
+    /// Looks for a request for at most `limit` without sleeping; whether `read` will find something, be it an error.
+    pub(crate) fn look(&self, limit: Duration) -> bool {
+        let mut of = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let began = crate::env::instant();
+        loop {
+            // SAFETY: one structure that lives through the call, as it is told; with no time to wait the call returns at once.
+            let count = unsafe { libc::poll(&raw mut of, 1, 0) };
+            if count != 0 || began.elapsed() >= limit {
+                return count != 0;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// Waits for a request. `ENODEV`: unmounted. `ENOENT`: the request was withdrawn while it was read.

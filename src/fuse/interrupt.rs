@@ -6,6 +6,7 @@
 
 use crate::types::Cancel;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use std::time::Duration;
 #[derive(Default)]
 pub(crate) struct Requests {
     live: Mutex<HashMap<u64, Cancel>>,
+    /// Somebody waits for the last of them. To tell nobody costs a call of the system on each request.
+    drained: AtomicBool,
     emptied: Condvar,
 }
 
@@ -28,7 +31,7 @@ impl Requests {
     pub(crate) fn leave(&self, unique: u64) {
         let mut live = self.live();
         live.remove(&unique);
-        if live.is_empty() {
+        if live.is_empty() && self.drained.load(Ordering::Relaxed) {
             self.emptied.notify_all();
         }
     }
@@ -50,6 +53,8 @@ impl Requests {
     pub(crate) fn drain(&self, limit: Duration) -> usize {
         let deadline = crate::env::instant() + limit;
         let mut live = self.live();
+        // Set and read under the lock.
+        self.drained.store(true, Ordering::Relaxed);
         while !live.is_empty() {
             let Some(left) = deadline.checked_duration_since(crate::env::instant()) else { break };
             (live, _) = self.emptied.wait_timeout(live, left).expect("nobody panics holding this lock");

@@ -7,6 +7,7 @@ mod abi;
 mod decode;
 mod device;
 mod dispatch;
+mod gap;
 mod interrupt;
 mod killed;
 mod mount;

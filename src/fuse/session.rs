@@ -1,9 +1,11 @@
 //! The life of one mount: its loop threads, and its end.
 
+use crate::env::instant;
 use crate::fuse::FuseConfig;
 use crate::fuse::decode::{Damaged, Operation, Request, decode};
 use crate::fuse::device::{Device, RequestBuffer};
 use crate::fuse::dispatch::{dispatch, method};
+use crate::fuse::gap::{Gap, LOOK_MAX};
 use crate::fuse::interrupt::Requests;
 use crate::fuse::mount::{self, Handshake, Shaken, Unmounter};
 use crate::fuse::notify::Notifier;
@@ -144,8 +146,18 @@ impl Server {
     fn serve(&self) -> io::Result<()> {
         let _inside = self.runtime.enter();
         let mut buffer = RequestBuffer::new(self.buffer_bytes);
+        let mut gap = Gap::default();
         loop {
-            match self.device.read(&mut buffer) {
+            let read = if gap.looks() {
+                gap.looked(self.device.look(LOOK_MAX));
+                self.device.read(&mut buffer)
+            } else {
+                let began = instant();
+                let read = self.device.read(&mut buffer);
+                gap.slept(began.elapsed());
+                read
+            };
+            match read {
                 Ok(()) => match decode(&mut buffer, self.acl) {
                     Ok(request) => self.answer(request),
                     Err(damaged) => self.refuse(damaged),
