@@ -2,42 +2,68 @@
 
 use crate::types::BoxFuture;
 use std::collections::VecDeque;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
+/// Whoever runs the futures, to be woken when one of them is.
+#[derive(Default)]
+struct Owner(Mutex<Option<Waker>>);
+
+/// Whether one of them has something to do.
+struct Turn {
+    woken: AtomicBool,
+    owner: Arc<Owner>,
+}
+
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        let owner = self.owner.0.lock().expect("never poisoned: no code under it panics").clone();
+        owner.inspect(Waker::wake_by_ref);
+    }
+}
+
+struct Running<'a, T, E> {
+    index: usize,
+    future: BoxFuture<'a, Result<T, E>>,
+    turn: Arc<Turn>,
+}
 
 /// Results in the order of the futures, of which `at_once` run together. The first failure ends it; what still ran is dropped.
+///
+/// After each that waits the thread is given away once: what it has asked for is on its way before the next one computes what to ask for.
 pub(crate) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize) -> Result<Vec<T>, E> {
     let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
     let mut waiting: VecDeque<_> = futures.into_iter().enumerate().collect();
-    let mut running: Vec<(usize, BoxFuture<'_, Result<T, E>>)> = Vec::new();
+    let mut running: VecDeque<Running<'_, T, E>> = VecDeque::new();
+    let owner = Arc::<Owner>::default();
     std::future::poll_fn(|cx| {
+        // Before it is looked who has a turn: who gets one later wakes this one.
+        *owner.0.lock().expect("never poisoned: no code under it panics") = Some(cx.waker().clone());
         loop {
             while running.len() < at_once
-                && let Some(next) = waiting.pop_front()
+                && let Some((index, future)) = waiting.pop_front()
             {
-                running.push(next);
+                let turn = Arc::new(Turn { woken: AtomicBool::new(true), owner: owner.clone() });
+                running.push_back(Running { index, future, turn });
             }
             if running.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let before = running.len();
-            let mut failed = None;
-            running.retain_mut(|(index, future)| match future.as_mut().poll(cx) {
-                Poll::Pending => true,
-                Poll::Ready(Ok(value)) => {
-                    results[*index] = Some(value);
-                    false
+            let Some(at) = running.iter().position(|one| one.turn.woken.swap(false, Ordering::Acquire)) else { return Poll::Pending };
+            let mut one = running.remove(at).expect("it is there");
+            match one.future.as_mut().poll(&mut Context::from_waker(&Waker::from(one.turn.clone()))) {
+                Poll::Ready(Ok(value)) => results[one.index] = Some(value),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    // Behind the others: each has its turn.
+                    running.push_back(one);
+                    if running.iter().any(|one| one.turn.woken.load(Ordering::Relaxed)) {
+                        cx.waker().wake_by_ref();
+                    }
+                    return Poll::Pending;
                 }
-                Poll::Ready(Err(error)) => {
-                    failed = Some(error);
-                    false
-                }
-            });
-            if let Some(error) = failed {
-                return Poll::Ready(Err(error));
-            }
-            // All that run have been polled; those that take a free place have not.
-            if running.len() == before || (waiting.is_empty() && !running.is_empty()) {
-                return Poll::Pending;
             }
         }
     })
@@ -59,7 +85,11 @@ impl<'a, T> Begun<'a, T> {
         let first = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
         match first {
             Poll::Ready(done) => Begun::Done(done),
-            Poll::Pending => Begun::Waits(future),
+            Poll::Pending => {
+                // What it has asked for is sent by another task of this thread.
+                tokio::task::yield_now().await;
+                Begun::Waits(future)
+            }
         }
     }
 
@@ -113,6 +143,34 @@ mod tests {
             assert!(most.into_inner() <= at_once as u32);
         }
         assert_eq!(join(Vec::<BoxFuture<'_, Result<u32, ()>>>::new(), 3).await, Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_before_the_next_one_computes() {
+        let said = Mutex::new(Vec::new());
+        let say = |what: String| said.lock().unwrap().push(what);
+        let futures = (0..3)
+            .map(|n| -> BoxFuture<'_, Result<(), ()>> {
+                let say = &say;
+                Box::pin(async move {
+                    say(format!("asks {n}"));
+                    tokio::task::yield_now().await;
+                    say(format!("ends {n}"));
+                    Ok(())
+                })
+            })
+            .collect();
+        let beside = async {
+            for n in 0..3 {
+                say(format!("sends {n}"));
+                tokio::task::yield_now().await;
+            }
+        };
+        let (joined, ()) = tokio::join!(join(futures, 3), beside);
+        assert_eq!(joined, Ok(vec![(), (), ()]));
+        let said = said.into_inner().unwrap();
+        let at = |what: &str| said.iter().position(|said| said == what).unwrap();
+        assert!(at("asks 0") < at("sends 0") && at("sends 0") < at("asks 1") && at("sends 1") < at("asks 2"), "{said:?}");
     }
 
     #[tokio::test]

@@ -9,9 +9,10 @@ use crate::meta::view::{Plan, Stop, View};
 use crate::telemetry::metrics;
 use crate::types::{Errno, Ino};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 use tracing::error;
 
@@ -36,6 +37,8 @@ pub struct OpenFiles {
     stripes: Vec<Arc<RwLock<()>>>,
     /// What those hold who take all stripes.
     all: tokio::sync::Mutex<Weak<NoneOpens>>,
+    /// How many wait for a stripe.
+    waiting: AtomicUsize,
 }
 
 /// All stripes: while somebody has this, no file is opened.
@@ -44,7 +47,7 @@ pub struct NoneOpens {
     since: Instant,
 }
 
-/// So long after it was taken others may join who holds all stripes. Then those who want to open files have their turn.
+/// So long after it was taken others may join who holds all stripes although somebody waits to open a file. Then that one has its turn.
 const NONE_OPENS_JOIN: Duration = Duration::from_millis(5);
 
 impl OpenFiles {
@@ -54,6 +57,7 @@ impl OpenFiles {
             handles: Mutex::default(),
             stripes: (0..OPEN_STRIPES).map(|_| Arc::default()).collect(),
             all: tokio::sync::Mutex::default(),
+            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -95,16 +99,47 @@ impl OpenFiles {
         last && unlinked
     }
 
-    /// Held shared while an inode is opened, exclusively while its last link is removed on the ground that it is not open.
-    pub fn stripe(&self, ino: Ino) -> &RwLock<()> {
+    fn stripe(&self, ino: Ino) -> &Arc<RwLock<()>> {
         &self.stripes[(ino.0 % OPEN_STRIPES as u64) as usize]
+    }
+
+    /// Held while an inode is opened: its last link is not removed meanwhile.
+    pub async fn keep_link(&self, ino: Ino) -> RwLockReadGuard<'_, ()> {
+        let stripe = self.stripe(ino);
+        match stripe.try_read() {
+            Ok(held) => held,
+            Err(_) => self.wait(stripe.read()).await,
+        }
+    }
+
+    /// Held while the last link of an inode is removed on the ground that it is not open.
+    pub async fn keep_closed(&self, ino: Ino) -> RwLockWriteGuard<'_, ()> {
+        let stripe = self.stripe(ino);
+        match stripe.try_write() {
+            Ok(held) => held,
+            Err(_) => self.wait(stripe.write()).await,
+        }
+    }
+
+    /// Waits for a stripe, in sight of those who would join the one who has it.
+    async fn wait<T>(&self, stripe: impl Future<Output = T>) -> T {
+        struct Waits<'a>(&'a AtomicUsize);
+        impl Drop for Waits<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waits = Waits(&self.waiting);
+        stripe.await
     }
 
     /// All stripes, for commits that remove many names: it does not matter then which inodes these stand for when it is committed. Several such
     /// commits hold them together, as they do not exclude each other.
     pub async fn none_opens(&self) -> Arc<NoneOpens> {
         let mut all = self.all.lock().await;
-        if let Some(held) = all.upgrade().filter(|held| held.since.elapsed() < NONE_OPENS_JOIN) {
+        let may_join = |held: &Arc<NoneOpens>| self.waiting.load(Ordering::Relaxed) == 0 || held.since.elapsed() < NONE_OPENS_JOIN;
+        if let Some(held) = all.upgrade().filter(may_join) {
             return held;
         }
         // In one order, as everybody who takes several. Whoever has them gives them back without this mutex.
@@ -174,7 +209,7 @@ impl Driver {
         loop {
             // Taken before the step decides whether the inode is open, held until its decision is committed.
             let closed = match fence {
-                Some(ino) => Some((ino, self.open_files.stripe(ino).write().await)),
+                Some(ino) => Some((ino, self.open_files.keep_closed(ino).await)),
                 None => None,
             };
             view.begin();
@@ -298,5 +333,51 @@ pub fn errno_of(what: &'static str, error: &StoreError) -> Errno {
         StoreError::Full(_) => Errno::NOSPC,
         StoreError::ReadOnly(_) => Errno::ROFS,
         StoreError::Damaged(_) | StoreError::Failed(_) => Errno::IO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn removals_share_the_stripes_until_somebody_waits_to_open() {
+        let files = OpenFiles::new();
+        let first = files.none_opens().await;
+        tokio::time::sleep(NONE_OPENS_JOIN * 3).await;
+        let second = files.none_opens().await;
+        assert!(Arc::ptr_eq(&first, &second), "nobody waits");
+        let mut opens = pin!(files.keep_link(Ino(7)));
+        assert!(as_far_as_it_goes(&mut opens).await.is_none());
+        let mut third = pin!(files.none_opens());
+        assert!(as_far_as_it_goes(&mut third).await.is_none(), "who waits to open has his turn");
+        drop((first, second));
+        let opened = as_far_as_it_goes(&mut opens).await.expect("nobody removes now");
+        assert!(as_far_as_it_goes(&mut third).await.is_none(), "the file is being opened");
+        drop(opened);
+        let third = third.await;
+        assert!(Arc::ptr_eq(&third, &files.none_opens().await), "nobody waits any more");
+    }
+
+    #[tokio::test]
+    async fn who_has_given_up_waiting_keeps_nobody_out() {
+        let files = OpenFiles::new();
+        let first = files.none_opens().await;
+        {
+            let mut opens = pin!(files.keep_closed(Ino(7)));
+            assert!(as_far_as_it_goes(&mut opens).await.is_none());
+        }
+        tokio::time::sleep(NONE_OPENS_JOIN * 3).await;
+        assert!(Arc::ptr_eq(&first, &files.none_opens().await));
+    }
+
+    /// Takes a future as far as it goes.
+    async fn as_far_as_it_goes<T>(future: &mut std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(done) => std::task::Poll::Ready(Some(done)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
     }
 }

@@ -5,8 +5,8 @@ use crate::meta::key;
 use crate::meta::store::{Guard, Key, Query, Value, Write};
 use crate::types::{Errno, Ino, Kind, Name, SliceRecord};
 use bytes::Bytes;
+use hashbrown::{HashMap, HashSet};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
 
 /// The batch of facts that were not read in this run: remembered from earlier ones, or presumed. They are true only where a guard says so.
 const REMEMBERED: u32 = 0;
@@ -45,37 +45,36 @@ impl From<Errno> for Stop {
 /// A directory entry and the record it names; the record is `None` if the inode is missing.
 pub type Found = (Kind, Ino, Option<Record>);
 
+/// An entry with its record is two facts.
+fn each_fact(answers: impl IntoIterator<Item = (Query, Value)>, mut take: impl FnMut(Query, Value)) {
+    for (query, value) in answers {
+        match (query, value) {
+            (Query::Entry { dir, name }, Value::Entry(found)) => {
+                let (entry, record) = found.unzip();
+                if let Some(entry) = &entry
+                    && let Some((_, ino)) = codec::decode_entry(entry)
+                {
+                    take(Query::Get(key::inode(ino)), Value::Bytes(record.flatten()));
+                }
+                take(Query::HGet(dir, name), Value::Bytes(entry));
+            }
+            (query, value) => take(query, value),
+        }
+    }
+}
+
 impl View {
     /// Takes in the answers of one read, or the values of a conflict: they describe one state.
     pub fn learn(&mut self, answers: impl IntoIterator<Item = (Query, Value)>) {
         self.batch += 1;
-        for (query, value) in answers {
-            match (query, value) {
-                (Query::Entry { dir, name }, Value::Entry(found)) => {
-                    let (entry, record) = found.unzip();
-                    if let Some(entry) = &entry
-                        && let Some((_, ino)) = codec::decode_entry(entry)
-                    {
-                        self.insert(Query::Get(key::inode(ino)), Value::Bytes(record.flatten()));
-                    }
-                    self.insert(Query::HGet(dir, name), Value::Bytes(entry));
-                }
-                (query, value) => self.insert(query, value),
-            }
-        }
-    }
-
-    fn insert(&mut self, query: Query, value: Value) {
-        self.facts.insert(query, (value, self.batch));
+        each_fact(answers, |query, value| drop(self.facts.insert(query, (value, self.batch))));
     }
 
     /// Takes in what was true once, or is likely. What was read in this run stays.
     pub fn remember(&mut self, answers: impl IntoIterator<Item = (Query, Value)>) {
-        let mut remembered = View::default();
-        remembered.learn(answers);
-        for (query, (value, _)) in remembered.facts {
+        each_fact(answers, |query, value| {
             self.facts.entry(query).or_insert((value, REMEMBERED));
-        }
+        });
     }
 
     /// Forgets what was looked at; called before each step.

@@ -35,7 +35,7 @@ impl Meta {
     /// Answers the inode as it is in the moment in which a lock is granted.
     pub async fn flock(&self, ino: Ino, owner: u64, kind: LockKind) -> Result<Option<Attr>, Errno> {
         // An open of the inode and this may go on together; `release_locks` keeps both out while it forgets the inode.
-        let _stripe = self.driver.open_files.stripe(ino).read().await;
+        let _stripe = self.driver.open_files.keep_link(ino).await;
         self.note_locked(ino, kind);
         let goes_on = kind != LockKind::Unlock;
         let hash = key::flock(ino);
@@ -45,7 +45,7 @@ impl Meta {
 
     /// Sets the POSIX lock of an owner on `start..=end`. Otherwise as `flock`.
     pub async fn set_lock(&self, ino: Ino, owner: u64, pid: u32, start: u64, end: u64, kind: LockKind) -> Result<Option<Attr>, Errno> {
-        let _stripe = self.driver.open_files.stripe(ino).read().await;
+        let _stripe = self.driver.open_files.keep_link(ino).await;
         self.note_locked(ino, kind);
         let step = |view: &View, cx: &Cx| set_step(view, cx, ino, owner, pid, start, end, kind, self.brought_by_grant(ino));
         let goes_on = kind != LockKind::Unlock || start > 0 || end < LOCK_END_MAX;
@@ -194,7 +194,7 @@ impl Meta {
             return Ok(());
         }
         // Nobody of this process takes a lock of the inode between the release and the forgetting.
-        let _stripe = self.driver.open_files.stripe(ino).write().await;
+        let _stripe = self.driver.open_files.keep_closed(ino).await;
         let field = self.lock_field(owner);
         let hashes = [key::plock(ino), key::flock(ino)];
         let _first = self.lock_changes.first(ino).await;

@@ -221,7 +221,7 @@ impl Meta {
     pub async fn close(&self, ino: Ino) -> Result<(), Errno> {
         let last_of_unlinked = {
             // A removal that saw the handle is committed before the handle goes, so that the look at the record below meets it.
-            let _removals = self.open_files().stripe(ino).read().await;
+            let _removals = self.open_files().keep_link(ino).await;
             self.open_files().remove(ino)
         };
         if !self.open_files().is_open(ino) {
@@ -237,7 +237,7 @@ impl Meta {
     }
 
     async fn count_handle(&self, ino: Ino) {
-        let _removals = self.open_files().stripe(ino).read().await;
+        let _removals = self.open_files().keep_link(ino).await;
         self.open_files().add(ino);
     }
 }

@@ -6,9 +6,11 @@ use crate::meta::store::{
 use crate::meta::{codec, key};
 use crate::types::{FRAME_BYTES_MAX, SliceId};
 use bytes::Bytes;
+use hashbrown::HashMap;
 use redis::{Cmd, Value as Reply};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::io::Write as _;
 use std::mem::discriminant;
 
 /// Guards, checks, writes, reads: see there.
@@ -43,7 +45,7 @@ pub(super) struct Program<'a> {
     prefix: &'a [u8],
     keys: Vec<Bytes>,
     index: HashMap<Key, usize>,
-    args: Vec<Bytes>,
+    args: Args,
     guards: &'a [Guard],
     writes: &'a [Write],
     reads: &'a [Query],
@@ -51,8 +53,36 @@ pub(super) struct Program<'a> {
     now_ms: i64,
 }
 
-fn text(n: impl Display) -> Bytes {
-    n.to_string().into()
+/// Arguments behind each other: a commit about hundreds of names has thousands of them.
+#[derive(Default)]
+struct Args {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Args {
+    fn push(&mut self, arg: impl AsRef<[u8]>) -> &mut Args {
+        self.bytes.extend_from_slice(arg.as_ref());
+        self.ends.push(self.bytes.len());
+        self
+    }
+
+    fn number(&mut self, n: impl Display) -> &mut Args {
+        write!(self.bytes, "{n}").expect("a vector takes everything");
+        self.ends.push(self.bytes.len());
+        self
+    }
+
+    fn extend<A: AsRef<[u8]>>(&mut self, args: impl IntoIterator<Item = A>) {
+        for arg in args {
+            self.push(arg);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
 }
 
 impl<'a> Program<'a> {
@@ -64,9 +94,9 @@ impl<'a> Program<'a> {
         reads: &'a [Query],
         now_ms: i64,
     ) -> Result<Program<'a>, StoreError> {
-        let (keys, index, args) = (Vec::new(), HashMap::new(), Vec::new());
+        let (keys, index, args) = (Vec::new(), HashMap::new(), Args::default());
         let mut program = Program { prefix, keys, index, args, guards, writes, reads, now_ms };
-        program.args.push(text(guards.len()));
+        program.args.number(guards.len());
         let mut rest = guards;
         while let [guard, ..] = rest {
             let n = program.guards(rest);
@@ -75,7 +105,7 @@ impl<'a> Program<'a> {
             }
             rest = &rest[n..];
         }
-        program.args.push(text(writes.len()));
+        program.args.number(writes.len());
         let mut rest = writes;
         while let [write, ..] = rest {
             let n = program.writes(rest)?;
@@ -84,7 +114,7 @@ impl<'a> Program<'a> {
             }
             rest = &rest[n..];
         }
-        program.args.push(text(reads.len()));
+        program.args.number(reads.len());
         for query in reads {
             program.query(query);
         }
@@ -110,8 +140,8 @@ impl<'a> Program<'a> {
                 cmd.arg("1").arg(self.keys.len() + 1).arg(fence.token).arg(fence.slot).arg(&record_head(fence.number)[..]);
             }
         }
-        for arg in &self.args {
-            cmd.arg(&arg[..]);
+        for arg in self.args.iter() {
+            cmd.arg(arg);
         }
         cmd
     }
@@ -128,21 +158,22 @@ impl<'a> Program<'a> {
     }
 
     fn word(&mut self, word: &'static str) {
-        self.args.push(Bytes::from_static(word.as_bytes()));
+        self.args.push(word);
     }
 
     /// The place of a key. All are declared, so that a server of a cluster that does not have them says so.
     fn place(&mut self, key: &Key) -> usize {
-        let (keys, prefix) = (&mut self.keys, self.prefix);
-        *self.index.entry(key.clone()).or_insert_with(|| {
-            keys.push(prefixed(prefix, key));
-            keys.len()
-        })
+        if let Some(place) = self.index.get(key) {
+            return *place;
+        }
+        self.keys.push(prefixed(self.prefix, key));
+        self.index.insert(key.clone(), self.keys.len());
+        self.keys.len()
     }
 
     fn key(&mut self, key: &Key) {
         let place = self.place(key);
-        self.args.push(text(place));
+        self.args.number(place);
     }
 
     /// How many of these keys stand in a row, and where the first does.
@@ -171,8 +202,8 @@ impl<'a> Program<'a> {
                 let (n, place) = self.row(alike.clone().map(|(key, _)| key));
                 if n > 1 {
                     self.word(if first.is_some() { "V+" } else { "V-" });
-                    self.args.extend([text(n), text(place)]);
-                    self.args.extend(alike.take(n).filter_map(|(_, value)| value.clone()));
+                    self.args.number(n).number(place);
+                    self.args.extend(alike.take(n).filter_map(|(_, value)| value.as_ref()));
                 }
                 n
             }
@@ -184,10 +215,10 @@ impl<'a> Program<'a> {
                 let n = alike.clone().count();
                 if n > 1 {
                     self.word(if first.is_some() { "F+" } else { "F-" });
-                    self.args.push(text(n));
+                    self.args.number(n);
                     self.key(hash);
-                    self.args.extend(alike.clone().map(|(field, _)| field.clone()));
-                    self.args.extend(alike.filter_map(|(_, value)| value.clone()));
+                    self.args.extend(alike.clone().map(|(field, _)| field));
+                    self.args.extend(alike.filter_map(|(_, value)| value.as_ref()));
                 }
                 n
             }
@@ -218,31 +249,39 @@ impl<'a> Program<'a> {
             return Ok(1);
         }
         self.word(word);
-        self.args.extend([text(n), text(place)]);
+        self.args.number(n).number(place);
         for write in &writes[..n] {
             match write {
-                Write::Set(_, value) => self.args.push(value.clone()),
-                Write::RPush(_, elements) => self.elements(elements.iter().cloned())?,
-                Write::HSet(_, field, value) => self.args.extend([field.clone(), value.clone()]),
-                Write::HDel(_, field) => self.args.push(field.clone()),
-                Write::HIncrBy(_, field, delta) => self.args.extend([field.clone(), text(delta)]),
-                Write::ZAdd(_, score, member) => self.args.extend([text(score), member.clone()]),
+                Write::Set(_, value) => {
+                    self.args.push(value);
+                }
+                Write::RPush(_, elements) => self.elements(elements.iter())?,
+                Write::HSet(_, field, value) => self.args.extend([field, value]),
+                Write::HDel(_, field) => {
+                    self.args.push(field);
+                }
+                Write::HIncrBy(_, field, delta) => {
+                    self.args.push(field).number(delta);
+                }
+                Write::ZAdd(_, score, member) => {
+                    self.args.number(score).push(member);
+                }
                 _ => {}
             }
         }
         Ok(n)
     }
 
-    fn elements(&mut self, elements: impl ExactSizeIterator<Item = Bytes>) -> Result<(), StoreError> {
+    fn elements<'e>(&mut self, elements: impl ExactSizeIterator<Item = &'e Bytes>) -> Result<(), StoreError> {
         if elements.len() > ELEMENTS_MAX {
             return Err(StoreError::Failed(format!("{} elements in one step, at most {ELEMENTS_MAX} are possible", elements.len())));
         }
-        self.args.push(text(elements.len()));
+        self.args.number(elements.len());
         self.args.extend(elements);
         Ok(())
     }
 
-    fn optional(&mut self, value: Option<Bytes>) {
+    fn optional(&mut self, value: Option<&Bytes>) {
         match value {
             None => self.word("0"),
             Some(value) => {
@@ -257,30 +296,33 @@ impl<'a> Program<'a> {
             Guard::Value(key, expected) => {
                 self.word("V");
                 self.key(key);
-                self.optional(expected.clone());
+                self.optional(expected.as_ref());
             }
             Guard::Bytes(key, ranges) => {
                 self.word("B");
                 self.key(key);
-                self.args.push(text(ranges.len()));
+                self.args.number(ranges.len());
                 for (range, expected) in ranges {
                     // Lua counts from 1, and its last position is included.
-                    self.args.push(text(u64::from(range.from) + 1));
-                    self.args.push(range.to.map_or(Bytes::from_static(b"-1"), text));
-                    self.args.push(expected.clone());
+                    self.args.number(u64::from(range.from) + 1);
+                    match range.to {
+                        Some(to) => self.args.number(to),
+                        None => self.args.push("-1"),
+                    };
+                    self.args.push(expected);
                 }
             }
             Guard::Field(key, field, expected) => {
                 self.word("F");
                 self.key(key);
-                self.args.push(field.clone());
-                self.optional(expected.clone());
+                self.args.push(field);
+                self.optional(expected.as_ref());
             }
             Guard::Fields(key, pairs) => {
                 self.word("H");
                 self.key(key);
-                self.args.push(text(pairs.len()));
-                self.args.extend(pairs.iter().flat_map(|(field, value)| [field.clone(), value.clone()]));
+                self.args.number(pairs.len());
+                self.args.extend(pairs.iter().flat_map(|(field, value)| [field, value]));
             }
             Guard::HashEmpty(key) => {
                 self.word("e");
@@ -293,25 +335,30 @@ impl<'a> Program<'a> {
             Guard::HashLen(key, len) => {
                 self.word("c");
                 self.key(key);
-                self.args.push(text(len));
+                self.args.number(len);
             }
             Guard::ListPrefix(key, elements) => {
                 self.word("p");
                 self.key(key);
-                self.args.push(text(elements.len()));
-                self.args.extend(elements.iter().cloned());
+                self.args.number(elements.len());
+                self.args.extend(elements);
             }
             Guard::ListIs(key, elements) => {
                 self.word("l");
                 self.key(key);
-                self.args.push(text(elements.len()));
-                self.args.extend(elements.iter().cloned());
+                self.args.number(elements.len());
+                self.args.extend(elements);
             }
             Guard::Score(key, member, score) => {
                 self.word("s");
                 self.key(key);
-                self.args.push(member.clone());
-                self.optional(score.map(text));
+                self.args.push(member);
+                match score {
+                    None => self.word("0"),
+                    Some(score) => {
+                        self.args.push("1").number(score);
+                    }
+                }
             }
         }
         Ok(())
@@ -333,15 +380,23 @@ impl<'a> Program<'a> {
         });
         self.key(query.key());
         match query {
-            Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => self.args.push(name.clone()),
-            Query::ZRange { max, limit, .. } => self.args.extend([text(max), text(limit)]),
-            Query::Frame(id) => self.args.push(frame_field(*id)),
-            Query::Frames { until, .. } => {
-                self.args.push(text(FRAMES_LOOKED_AT_MAX));
-                self.key(&key::FRAMES);
-                self.args.extend([text(FRAMES_BYTES_MAX), text(FRAME_BYTES_MAX), frame_field(*until)]);
+            Query::HGet(_, name) | Query::ZScore(_, name) | Query::Entry { name, .. } => {
+                self.args.push(name);
             }
-            Query::OldestFrames { limit } => self.args.extend([Bytes::from_static(b"+inf"), text(limit)]),
+            Query::ZRange { max, limit, .. } => {
+                self.args.number(max).number(limit);
+            }
+            Query::Frame(id) => {
+                self.args.push(frame_field(*id));
+            }
+            Query::Frames { until, .. } => {
+                self.args.number(FRAMES_LOOKED_AT_MAX);
+                self.key(&key::FRAMES);
+                self.args.number(FRAMES_BYTES_MAX).number(FRAME_BYTES_MAX).push(frame_field(*until));
+            }
+            Query::OldestFrames { limit } => {
+                self.args.push("+inf").number(limit);
+            }
             Query::FramesKept => {
                 self.key(&key::FRAME_BYTES);
                 self.key(&key::FRAME_AGES);
@@ -380,28 +435,42 @@ impl<'a> Program<'a> {
                 if word == "rpx" {
                     self.word("1");
                 }
-                self.args.push(value.clone());
+                self.args.push(value);
             }
-            Write::Patch { offset, bytes, .. } => self.args.extend([text(offset), bytes.clone()]),
-            Write::AddU32 { offset, delta, .. } => self.args.extend([text(offset), text(delta)]),
+            Write::Patch { offset, bytes, .. } => {
+                self.args.number(offset).push(bytes);
+            }
+            Write::AddU32 { offset, delta, .. } => {
+                self.args.number(offset).number(delta);
+            }
             Write::Del(_) => {}
-            Write::IncrBy(_, delta) => self.args.push(text(delta)),
-            Write::HSet(_, field, value) => self.args.extend([field.clone(), value.clone()]),
-            Write::HDel(_, name) | Write::ZRem(_, name) => self.args.push(name.clone()),
-            Write::HIncrBy(_, field, delta) | Write::HIncrIfPresent(_, field, delta) => self.args.extend([field.clone(), text(delta)]),
-            Write::RPush(_, elements) => self.elements(elements.iter().cloned())?,
+            Write::IncrBy(_, delta) => {
+                self.args.number(delta);
+            }
+            Write::HSet(_, field, value) => self.args.extend([field, value]),
+            Write::HDel(_, name) | Write::ZRem(_, name) => {
+                self.args.push(name);
+            }
+            Write::HIncrBy(_, field, delta) | Write::HIncrIfPresent(_, field, delta) => {
+                self.args.push(field).number(delta);
+            }
+            Write::RPush(_, elements) => self.elements(elements.iter())?,
             // The server puts the first one in first, so that it ends up behind the others.
-            Write::LPush(_, elements) => self.elements(elements.iter().rev().cloned())?,
-            Write::LTrim(_, count) => self.args.push(text(count)),
+            Write::LPush(_, elements) => self.elements(elements.iter().rev())?,
+            Write::LTrim(_, count) => {
+                self.args.number(count);
+            }
             Write::SAdd(_, member) | Write::SRem(_, member) => {
                 let member = if key.starts_with(SETS_OF_KEYS) { prefixed(self.prefix, member) } else { member.clone() };
                 self.args.push(member);
             }
-            Write::ZAdd(_, score, member) => self.args.extend([text(score), member.clone()]),
+            Write::ZAdd(_, score, member) => {
+                self.args.number(score).push(member);
+            }
             Write::PutFrame(id, frame) => {
                 self.key(&key::FRAME_AGES);
                 self.key(&key::FRAME_BYTES);
-                self.args.extend([frame_field(*id), frame.clone(), text(self.now_ms)]);
+                self.args.push(frame_field(*id)).push(frame).number(self.now_ms);
             }
             Write::DelFrame(id) => {
                 self.key(&key::FRAME_AGES);
@@ -599,7 +668,7 @@ pub(super) fn bytes(reply: Reply) -> Result<Option<Bytes>, StoreError> {
     match reply {
         Reply::BulkString(bytes) => Ok(Some(bytes.into())),
         Reply::SimpleString(text) => Ok(Some(text.into())),
-        Reply::Int(number) => Ok(Some(text(number))),
+        Reply::Int(number) => Ok(Some(number.to_string().into())),
         Reply::Nil => Ok(None),
         _ => Err(strange("something else than a string")),
     }
