@@ -2,6 +2,7 @@
 
 use crate::types::BoxFuture;
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -18,7 +19,8 @@ struct Turn {
 
 impl Wake for Turn {
     fn wake(self: Arc<Self>) {
-        self.woken.store(true, Ordering::Release);
+        // A swap: of two that wake it together the one that polls it sees what both have done.
+        self.woken.swap(true, Ordering::AcqRel);
         let owner = self.owner.0.lock().expect("never poisoned: no code under it panics").clone();
         owner.inspect(Waker::wake_by_ref);
     }
@@ -30,10 +32,24 @@ struct Running<'a, T, E> {
     turn: Arc<Turn>,
 }
 
+impl Turn {
+    fn take(&self) -> bool {
+        self.woken.load(Ordering::Relaxed) && self.woken.swap(false, Ordering::Acquire)
+    }
+}
+
 /// Results in the order of the futures, of which `at_once` run together. The first failure ends it; what still ran is dropped.
-///
-/// After each that waits the thread is given away once: what it has asked for is on its way before the next one computes what to ask for.
 pub(crate) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize) -> Result<Vec<T>, E> {
+    run(futures, at_once, false).await
+}
+
+/// The same for those that compute for milliseconds before they ask a server: after each that waits the thread is given away once, so that
+/// what it has asked for is on its way before the next one computes.
+pub(crate) async fn join_in_turns<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize) -> Result<Vec<T>, E> {
+    run(futures, at_once, true).await
+}
+
+async fn run<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize, in_turns: bool) -> Result<Vec<T>, E> {
     let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
     let mut waiting: VecDeque<_> = futures.into_iter().enumerate().collect();
     let mut running: VecDeque<Running<'_, T, E>> = VecDeque::new();
@@ -51,7 +67,7 @@ pub(crate) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_onc
             if running.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let Some(at) = running.iter().position(|one| one.turn.woken.swap(false, Ordering::Acquire)) else { return Poll::Pending };
+            let Some(at) = running.iter().position(|one| one.turn.take()) else { return Poll::Pending };
             let mut one = running.remove(at).expect("it is there");
             match one.future.as_mut().poll(&mut Context::from_waker(&Waker::from(one.turn.clone()))) {
                 Poll::Ready(Ok(value)) => results[one.index] = Some(value),
@@ -59,10 +75,11 @@ pub(crate) async fn join<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_onc
                 Poll::Pending => {
                     // Behind the others: each has its turn.
                     running.push_back(one);
-                    if running.iter().any(|one| one.turn.woken.load(Ordering::Relaxed)) {
-                        cx.waker().wake_by_ref();
+                    if in_turns && running.iter().any(|one| one.turn.woken.load(Ordering::Relaxed)) {
+                        // Wakes this one when the other tasks of the thread have had their turn.
+                        let _ = pin!(tokio::task::yield_now()).poll(cx);
+                        return Poll::Pending;
                     }
-                    return Poll::Pending;
                 }
             }
         }
@@ -124,7 +141,7 @@ mod tests {
 
     #[tokio::test]
     async fn results_are_in_order_and_few_run_at_once() {
-        for at_once in [1, 3, 100] {
+        for (at_once, in_turns) in [(1, false), (3, false), (100, false), (3, true), (100, true)] {
             let (running, most) = (AtomicU32::new(0), AtomicU32::new(0));
             let futures = (0..10u32)
                 .map(|n| -> BoxFuture<'_, Result<u32, ()>> {
@@ -139,7 +156,8 @@ mod tests {
                     })
                 })
                 .collect();
-            assert_eq!(join(futures, at_once).await, Ok((0..10).collect()));
+            let joined = if in_turns { join_in_turns(futures, at_once).await } else { join(futures, at_once).await };
+            assert_eq!(joined, Ok((0..10).collect()));
             assert!(most.into_inner() <= at_once as u32);
         }
         assert_eq!(join(Vec::<BoxFuture<'_, Result<u32, ()>>>::new(), 3).await, Ok(vec![]));
@@ -166,7 +184,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let (joined, ()) = tokio::join!(join(futures, 3), beside);
+        let (joined, ()) = tokio::join!(join_in_turns(futures, 3), beside);
         assert_eq!(joined, Ok(vec![(), (), ()]));
         let said = said.into_inner().unwrap();
         let at = |what: &str| said.iter().position(|said| said == what).unwrap();

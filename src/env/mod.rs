@@ -14,5 +14,5 @@ pub use budget::{Budget, Held, Share};
 pub(crate) use buffers::Buffer;
 pub use clock::{Clock, ManualClock, SystemClock, instant};
 pub use disk::{DiskSpace, Reserve};
-pub(crate) use join::{Begun, join};
+pub(crate) use join::{Begun, join, join_in_turns};
 pub use random::{Random, SystemRandom, uuid_v4};

@@ -36,6 +36,11 @@ impl Requests {
         }
     }
 
+    /// Whether all are answered.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live().is_empty()
+    }
+
     /// Calls a request off; false if it is not (or no longer) here.
     pub(crate) fn interrupt(&self, unique: u64) -> bool {
         let cancel = self.live().get(&unique).cloned();

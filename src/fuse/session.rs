@@ -146,9 +146,9 @@ impl Server {
     fn serve(&self) -> io::Result<()> {
         let _inside = self.runtime.enter();
         let mut buffer = RequestBuffer::new(self.buffer_bytes);
-        let mut gap = Gap::default();
+        let mut gap = Gap::new(std::thread::available_parallelism().map_or(1, usize::from));
         loop {
-            let read = if gap.looks() {
+            let read = if gap.looks() && self.requests.is_empty() {
                 gap.looked(self.device.look(LOOK_MAX));
                 self.device.read(&mut buffer)
             } else {

@@ -87,44 +87,79 @@ fixed! {
     DRAINER = "_pando:drain",
 }
 
+/// A short text of words and numbers. One operation on hundreds of names makes thousands of keys.
+struct Text {
+    bytes: [u8; Text::BYTES_MAX],
+    len: usize,
+}
+
+impl Text {
+    /// Two numbers of 20 digits and two words.
+    const BYTES_MAX: usize = 56;
+
+    fn new(word: &str) -> Text {
+        Text { bytes: [0; Text::BYTES_MAX], len: 0 }.then(word)
+    }
+
+    fn then(mut self, word: &str) -> Text {
+        self.bytes[self.len..][..word.len()].copy_from_slice(word.as_bytes());
+        self.len += word.len();
+        self
+    }
+
+    fn number(mut self, mut n: u64) -> Text {
+        let digits = n.checked_ilog10().unwrap_or(0) as usize + 1;
+        for place in self.bytes[self.len..][..digits].iter_mut().rev() {
+            *place = b'0' + (n % 10) as u8;
+            n /= 10;
+        }
+        self.len += digits;
+        self
+    }
+
+    fn done(self) -> Bytes {
+        Bytes::copy_from_slice(&self.bytes[..self.len])
+    }
+}
+
 /// Attribute record of an inode.
 pub fn inode(ino: Ino) -> Key {
-    format!("i{ino}").into()
+    Text::new("i").number(ino.0).done()
 }
 
 /// Entries of a directory.
 pub fn dir(ino: Ino) -> Key {
-    format!("d{ino}").into()
+    Text::new("d").number(ino.0).done()
 }
 
 /// Link parents of an inode with several.
 pub fn parents(ino: Ino) -> Key {
-    format!("p{ino}").into()
+    Text::new("p").number(ino.0).done()
 }
 
 /// Slice list of a chunk.
 pub fn chunk(ino: Ino, index: u32) -> Key {
-    format!("c{ino}_{index}").into()
+    Text::new("c").number(ino.0).then("_").number(index.into()).done()
 }
 
 /// Target of a symlink.
 pub fn symlink(ino: Ino) -> Key {
-    format!("s{ino}").into()
+    Text::new("s").number(ino.0).done()
 }
 
 /// Extended attributes.
 pub fn xattr(ino: Ino) -> Key {
-    format!("x{ino}").into()
+    Text::new("x").number(ino.0).done()
 }
 
 /// BSD locks.
 pub fn flock(ino: Ino) -> Key {
-    format!("lockf{ino}").into()
+    Text::new("lockf").number(ino.0).done()
 }
 
 /// POSIX locks.
 pub fn plock(ino: Ino) -> Key {
-    format!("lockp{ino}").into()
+    Text::new("lockp").number(ino.0).done()
 }
 
 /// Keys of the lock hashes in which a session holds something.
@@ -180,7 +215,7 @@ pub fn is_counter(query: &Query) -> bool {
 
 /// Field of `sliceRef`.
 pub fn slice_ref(id: SliceId, size: u32) -> Bytes {
-    format!("k{id}_{size}").into()
+    Text::new("k").number(id).then("_").number(size.into()).done()
 }
 
 /// Field of `delSlices`: the slice that replaced them, and when, in unix seconds.
@@ -190,7 +225,7 @@ pub fn delayed_slices(by: SliceId, sec: i64) -> Bytes {
 
 /// Member of `delfiles`.
 pub fn delfile(ino: Ino, length: u64) -> Bytes {
-    format!("{ino}:{length}").into()
+    Text::new("").number(ino.0).then(":").number(length).done()
 }
 
 /// A number as field, member or counter text.
@@ -220,4 +255,20 @@ pub fn op(who: &str, connection: u32) -> Key {
 /// Pando's own: what the start-up checks try commands on.
 pub fn probe(random: u64) -> Key {
     format!("_pando:probe:{random:016x}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_all_lengths_are_written_as_elsewhere() {
+        for n in [0, 1, 9, 10, 99, 100, 1 << 32, u64::MAX / 10, u64::MAX - 1, u64::MAX] {
+            assert_eq!(dir(Ino(n)), format!("d{n}"));
+            assert_eq!(plock(Ino(n)), format!("lockp{n}"));
+            assert_eq!(chunk(Ino(n), u32::MAX), format!("c{n}_{}", u32::MAX));
+            assert_eq!(slice_ref(n, 0), format!("k{n}_0"));
+            assert_eq!(delfile(Ino(n), n), format!("{n}:{n}"));
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //!
 //! The tree may change meanwhile: each file is copied as it is at one moment, not all of them as at the same one.
 
-use crate::env::join;
+use crate::env::join_in_turns;
 use crate::meta::client::Cx;
 use crate::meta::codec::{Record, decode_entry, decode_slice, encode_attr, encode_entry};
 use crate::meta::driver::errno_of;
@@ -515,7 +515,7 @@ impl Meta {
                 let free = wanted.min(u32::try_from(how.places.available_permits()).unwrap_or(u32::MAX));
                 let more = how.places.try_acquire_many(free).ok();
                 let at_once = 1 + more.as_ref().map_or(0, |more| more.num_permits());
-                join(dirs.iter().map(|pair| self.fill(pair.from, pair.to, how, depth - 1)).collect(), at_once).await?;
+                join_in_turns(dirs.iter().map(|pair| self.fill(pair.from, pair.to, how, depth - 1)).collect(), at_once).await?;
                 cursor = page.next;
             }
             Ok(())

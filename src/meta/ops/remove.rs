@@ -3,7 +3,7 @@
 //! The entries of a directory go hundreds at a time, each batch in one commit with what `unlink` and `rmdir` would write for it. A directory is removed when it is empty,
 //! and that is guarded, so what others create meanwhile is found and removed, too. Cut anywhere, what is left is a smaller tree.
 
-use crate::env::join;
+use crate::env::join_in_turns;
 use crate::meta::codec::{Record, decode_entry};
 use crate::meta::driver::errno_of;
 use crate::meta::ops::acl::{self, ENTER, READ, WRITE};
@@ -11,11 +11,11 @@ use crate::meta::ops::parent;
 use crate::meta::ops::rmdir::drop_dir;
 use crate::meta::ops::stats::Tally;
 use crate::meta::ops::unlink::{self, Victim, drop_link};
-use crate::meta::store::{Cursor, Guard, Query, ScanItem, ScanRange, Value, Write};
+use crate::meta::store::{Cursor, Guard, Key, Query, ScanItem, ScanRange, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Cx, Meta, key};
 use crate::types::{Asker, Attr, BoxFuture, Duty, Errno, Flags, Ino, Kind, LEVELS_MAX, Name};
-use std::collections::HashSet;
+use hashbrown::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 
@@ -156,21 +156,31 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: b
 
 /// Puts what a store may carry out together side by side. No two of these writes are about one field or one string.
 pub(crate) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
+    // Numbers are compared faster than keys, and of hashes there are few.
+    let mut hashes: HashMap<Key, u32> = HashMap::new();
+    let mut of_hash = |key: &Key| match hashes.get(key) {
+        Some(number) => *number,
+        None => {
+            let number = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+            hashes.insert(key.clone(), number);
+            number
+        }
+    };
     guards.sort_by_cached_key(|guard| match guard {
-        Guard::Value(_, value) => (1 + u8::from(value.is_some()), Default::default()),
-        Guard::Field(hash, _, value) => (3 + u8::from(value.is_some()), hash.clone()),
-        _ => (0, Default::default()),
+        Guard::Value(_, value) => (1 + u8::from(value.is_some()), 0),
+        Guard::Field(hash, _, value) => (3 + u8::from(value.is_some()), of_hash(hash)),
+        _ => (0, 0),
     });
     writes.sort_by_cached_key(|write| match write {
-        Write::HDel(hash, _) => (0, hash.clone()),
-        Write::Set(..) => (1, Default::default()),
-        Write::HSet(hash, ..) => (2, hash.clone()),
-        Write::ZAdd(set, ..) => (3, set.clone()),
+        Write::HDel(hash, _) => (0, of_hash(hash)),
+        Write::Set(..) => (1, 0),
+        Write::HSet(hash, ..) => (2, of_hash(hash)),
+        Write::ZAdd(set, ..) => (3, of_hash(set)),
         // Those of one kind stand in the order of the inodes, as their guards do.
-        Write::Del(key) => (4, key.slice(..key.len().min(1))),
-        Write::RPush(..) => (5, Default::default()),
-        Write::HIncrBy(hash, ..) => (6, hash.clone()),
-        _ => (7, Default::default()),
+        Write::Del(key) => (4, key.first().copied().map_or(0, u32::from)),
+        Write::RPush(..) => (5, 0),
+        Write::HIncrBy(hash, ..) => (6, of_hash(hash)),
+        _ => (7, 0),
     });
 }
 
@@ -247,7 +257,7 @@ impl Meta {
         // Others may have been faster; this one goes on alone then.
         let more = removal.places.try_acquire_many(free).ok();
         let at_once = 1 + more.as_ref().map_or(0, |more| more.num_permits());
-        join(dirs.iter().map(|(ino, attr)| self.empty_dir(*ino, attr, removal, depth - 1)).collect(), at_once).await?;
+        join_in_turns(dirs.iter().map(|(ino, attr)| self.empty_dir(*ino, attr, removal, depth - 1)).collect(), at_once).await?;
         Ok(())
     }
 
