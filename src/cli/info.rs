@@ -1,9 +1,10 @@
 //! `pando info PATH…`
 
+use crate::cli::program::Program;
 use crate::cli::values::{bytes_shown, printable, table, table_left};
 use crate::cli::{invalid, say};
 use crate::daemon::{Last, locate};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::ArgAction;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -31,8 +32,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the command. A path that cannot be shown is reported and the next one follows; that is no failure.
+/// Runs the command. A path that cannot be shown is reported and the next one follows; in scripts that call it `juicefs` that is no failure, as
+/// they know it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let mut failed = 0;
     for path in &args.path {
         match describe(args, path) {
             Ok(mut described) if args.json => {
@@ -40,8 +43,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 say(&described.to_string());
             }
             Ok(described) => say(shown(path, &described, args.raw).trim_end_matches('\n')),
-            Err(error) => error!("{error:#}"),
+            Err(error) => {
+                failed += 1;
+                error!("{error:#}");
+            }
         }
+    }
+    if failed > 0 && Program::called() == Program::Pando {
+        bail!("{failed} of {} paths cannot be shown", args.path.len());
     }
     Ok(())
 }

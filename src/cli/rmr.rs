@@ -1,6 +1,7 @@
 //! `pando rmr PATH…`
 
 use crate::cli::ask::{self, threads};
+use crate::cli::program::Program;
 use crate::cli::progress::Watch;
 use crate::cli::say;
 use crate::cli::values::count_shown;
@@ -27,9 +28,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the command. A path outside of any mount is reported and passed over, as scripts know it.
+/// Runs the command. A path outside of any mount is reported and passed over; in scripts that call it `juicefs` with exit code 0, as they know it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let threads = threads(args.threads.as_ref(), 50)?;
+    let mut outside_any = 0;
     for path in &args.path {
         let request = json!({ "Command": "rmr", "SkipTrash": args.skip_trash, "Threads": threads });
         let watch = Watch::start("rmr", args.json);
@@ -39,9 +41,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         match answer {
             Ok(answer) if args.json => say(&json!({ "Path": path, "Removed": answer["Removed"] }).to_string()),
             Ok(answer) => info!("{path}: removed {}", count_shown(answer["Removed"].as_u64().unwrap_or(0))),
-            Err(AskError::Outside(outside)) => error!("Open control file for {path:?}: {outside} is not inside a Pando mount"),
+            Err(AskError::Outside(outside)) => {
+                outside_any += 1;
+                error!("Open control file for {path:?}: {outside} is not inside a Pando mount");
+            }
             Err(error) => bail!("RMR {path:?}: {error}"),
         }
+    }
+    if outside_any > 0 && Program::called() == Program::Pando {
+        bail!("{outside_any} of {} paths were not removed: they are not inside a mount", args.path.len());
     }
     Ok(())
 }

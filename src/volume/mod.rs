@@ -104,7 +104,7 @@ impl fmt::Display for VolumeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             VolumeError::NotFormatted(url) => {
-                write!(f, "database is not formatted: {url} holds no volume; `pando format {url} NAME` makes one")
+                write!(f, "database is not formatted: {url} holds no volume; the command `format {url} NAME` makes one")
             }
             VolumeError::Refused(why) | VolumeError::Failed(why) => f.write_str(why),
         }

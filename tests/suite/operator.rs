@@ -3,6 +3,7 @@
 use crate::support::{Mount, PANDO, Volume, run, sh, text};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -340,7 +341,12 @@ fn a_tree_is_removed_with_the_rights_of_the_caller() {
     assert_eq!(sh(dir, "ls"), "open\n");
     let missing = pando(dir, &["rmr", "nosuch"]);
     assert!(!missing.status.success() && text(&missing).contains("RMR \"nosuch\": no such file or directory"), "{}", text(&missing));
-    assert!(pando(dir, &["rmr", "/tmp"]).status.success(), "as scripts know it");
+    let outside = pando(dir, &["rmr", "/tmp"]);
+    assert!(!outside.status.success() && text(&outside).contains("/tmp is not inside a Pando mount"), "{}", text(&outside));
+    ok(&run(Command::new(PANDO).arg0("juicefs").args(["rmr", "/tmp"]).current_dir(dir)));
+    let unseen = pando(dir, &["info", "nosuch"]);
+    assert!(!unseen.status.success() && text(&unseen).contains("1 of 1 paths cannot be shown"), "{}", text(&unseen));
+    ok(&run(Command::new(PANDO).arg0("juicefs").args(["info", "nosuch"]).current_dir(dir)));
     ok(&pando(dir, &["undelete", "a"]));
     assert_eq!(sh(dir, "find a | wc -l"), "304\n");
     drop(mount);

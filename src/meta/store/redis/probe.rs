@@ -7,6 +7,7 @@ use crate::env::{Random, SystemRandom};
 use crate::meta::key;
 use crate::meta::store::{BytesRange, Guard, Key, Query, StoreError, Write};
 use bytes::Bytes;
+use std::sync::Once;
 use tracing::warn;
 
 /// Oldest server with the commands the script uses.
@@ -44,7 +45,8 @@ async fn server(link: &Link) -> Result<(), StoreError> {
         }
     }
     if info_field(&info, "aof_enabled").as_deref() == Some("0") {
-        warn!("AOF is not enabled, you may lose data if Redis is not shutdown properly.");
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| warn!("AOF is not enabled, you may lose data if Redis is not shutdown properly."));
     }
     let policy = info_field(&info, "maxmemory_policy");
     let flash = info_field(&info, "storage_provider").as_deref() == Some("flash");
