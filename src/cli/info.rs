@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     if failed > 0 && Program::called() == Program::Pando {
-        bail!("{failed} of {} paths cannot be shown", args.path.len());
+        bail!("not shown: {failed} of {}", args.path.len());
     }
     Ok(())
 }

@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     if outside_any > 0 && Program::called() == Program::Pando {
-        bail!("{outside_any} of {} paths were not removed: they are not inside a mount", args.path.len());
+        bail!("not inside a mount, and not removed: {outside_any} of {}", args.path.len());
     }
     Ok(())
 }

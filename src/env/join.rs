@@ -57,6 +57,7 @@ async fn run<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize, in
     std::future::poll_fn(|cx| {
         // Before it is looked who has a turn: who gets one later wakes this one.
         *owner.0.lock().expect("never poisoned: no code under it panics") = Some(cx.waker().clone());
+        let mut waited = 0;
         loop {
             while running.len() < at_once
                 && let Some((index, future)) = waiting.pop_front()
@@ -75,9 +76,18 @@ async fn run<T, E>(futures: Vec<BoxFuture<'_, Result<T, E>>>, at_once: usize, in
                 Poll::Pending => {
                     // Behind the others: each has its turn.
                     running.push_back(one);
-                    if in_turns && running.iter().any(|one| one.turn.woken.load(Ordering::Relaxed)) {
+                    waited += 1;
+                    if !running.iter().any(|one| one.turn.woken.load(Ordering::Relaxed)) {
+                        return Poll::Pending;
+                    }
+                    if in_turns {
                         // Wakes this one when the other tasks of the thread have had their turn.
                         let _ = pin!(tokio::task::yield_now()).poll(cx);
+                        return Poll::Pending;
+                    }
+                    if waited >= running.len() {
+                        // They may be woken because this task has used up what the runtime allows it at a time: only a new poll changes that.
+                        cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                 }
@@ -189,6 +199,29 @@ mod tests {
         let said = said.into_inner().unwrap();
         let at = |what: &str| said.iter().position(|said| said == what).unwrap();
         assert!(at("asks 0") < at("sends 0") && at("sends 0") < at("asks 1") && at("sends 1") < at("asks 2"), "{said:?}");
+    }
+
+    #[test]
+    fn more_than_the_runtime_allows_at_a_time_is_done_in_several() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let places = tokio::sync::Semaphore::new(1000);
+        for in_turns in [false, true] {
+            // Each step counts against what a task may do before it has to give its thread away, and whoever may not go on is woken at once.
+            let futures = (0..1000)
+                .map(|n| -> BoxFuture<'_, Result<u32, ()>> {
+                    let places = &places;
+                    Box::pin(async move {
+                        for _ in 0..3 {
+                            let _place = places.acquire().await;
+                            tokio::task::yield_now().await;
+                        }
+                        Ok(n)
+                    })
+                })
+                .collect();
+            let joined = runtime.block_on(async { if in_turns { join_in_turns(futures, 10).await } else { join(futures, 10).await } });
+            assert_eq!(joined, Ok((0..1000).collect()));
+        }
     }
 
     #[tokio::test]

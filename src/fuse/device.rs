@@ -20,7 +20,8 @@ impl Device {
         of.as_fd().try_clone_to_owned().map(Device)
     }
 
-    /// Looks for a request for at most `limit` without sleeping; whether `read` will find something, be it an error.
+    /// Looks for a request for at most `limit` without sleeping. Whether one came in time: one that was found much later came while others had
+    /// the processor.
     pub(crate) fn look(&self, limit: Duration) -> bool {
         let mut of = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let began = crate::env::instant();
@@ -28,7 +29,7 @@ impl Device {
             // SAFETY: one structure that lives through the call, as it is told; with no time to wait the call returns at once.
             let count = unsafe { libc::poll(&raw mut of, 1, 0) };
             if count != 0 || began.elapsed() >= limit {
-                return count != 0;
+                return count != 0 && began.elapsed() <= limit * 2;
             }
             std::hint::spin_loop();
         }

@@ -4,9 +4,10 @@
 //! woken on another processor costs more than that everywhere, and 30 to 100 us on virtual machines, where an idle processor is given back to
 //! the host: more than most answers take. So a loop thread whose last request came soon looks for the next one for a moment.
 //!
-//! What it costs: while requests follow each other within that moment the thread keeps its processor, which the sleeping and waking would use
-//! up as well. A look in vain is followed by a time of sleep that makes it a few per cent. It is not looked while requests are under way (a
-//! mount on a server: others need the processor to answer them), nor if there is one processor: the program could not send anything.
+//! What it costs: while requests follow each other within that moment the thread keeps its processor. A look in vain is followed by a time of
+//! sleep that makes it a few per cent. It is not looked while requests are under way (a mount on a server: others need the processor to answer
+//! them; also a process that waits for a lock), nor if there is one processor: the program could not send anything. One loop thread is assumed:
+//! of several only one should look.
 
 use std::time::Duration;
 

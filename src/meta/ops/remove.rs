@@ -154,7 +154,7 @@ fn step(view: &View, cx: &Cx, asker: &Asker, dir: Ino, names: &[Listed], held: b
     Ok(Plan::new(guards, writes, batch))
 }
 
-/// Puts what a store may carry out together side by side. No two of these writes are about one field or one string.
+/// Puts what a store may carry out together side by side. Writes of one kind to one key stay in their order.
 pub(crate) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
     // Numbers are compared faster than keys, and of hashes there are few.
     let mut hashes: HashMap<Key, u32> = HashMap::new();
