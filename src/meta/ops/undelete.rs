@@ -1,6 +1,6 @@
 //! Taking things back out of the trash (metadata §9.5): what lies there, and moving it to where it was.
 
-use crate::env::join_in_turns;
+use crate::env::join;
 use crate::meta::Meta;
 use crate::meta::ops::acl::{self, ENTER, WRITE};
 use crate::meta::ops::lookup::DEPTH_MAX;
@@ -159,7 +159,7 @@ impl Meta {
                 let moves = put_back || dirs.contains_key(&found.parent);
                 Box::pin(async move { if go_on() { Ok(self.restore_one(found, moves).await) } else { Err(Errno::INTR) } })
             });
-            for one in join_in_turns(moving.collect(), at_once.max(1)).await? {
+            for one in join(moving.collect(), at_once.max(1)).await? {
                 restored.add(one);
             }
             cursor = next;

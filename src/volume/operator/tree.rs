@@ -1,6 +1,6 @@
 //! Requests about whole trees: `rmr`, `clone`, `compact`.
 
-use crate::env::join_in_turns;
+use crate::env::join;
 use crate::meta::ops::acl::{ENTER, READ, WRITE};
 use crate::meta::ops::clone::Cloning;
 use crate::meta::ops::remove::Removal;
@@ -71,7 +71,7 @@ impl Operator {
                     Ok(self.meta.chunks_present(*ino, 0..chunks).await?.into_iter().map(|chunk| (*ino, chunk)).collect())
                 })
             });
-            let chunks = join_in_turns(chunks.collect(), at_once).await.map_err(at)?;
+            let chunks = join(chunks.collect(), at_once).await.map_err(at)?;
             let jobs = chunks.into_iter().flatten().map(|(ino, chunk)| -> BoxFuture<'_, Result<(), Errno>> {
                 Box::pin(async move {
                     if asker.cancel.is_cancelled() {
@@ -80,7 +80,7 @@ impl Operator {
                     self.chunks.compact(ino, chunk).await.map(drop)
                 })
             });
-            join_in_turns(jobs.collect(), at_once).await.map_err(at)?;
+            join(jobs.collect(), at_once).await.map_err(at)?;
         }
         Ok(json!({ "Inode": ino.0, "Files": progress.get().0 }))
     }
