@@ -4,6 +4,7 @@
 mod budget;
 mod buffers;
 mod clock;
+mod direct;
 mod disk;
 #[cfg(test)]
 pub(crate) mod fuzz;
@@ -13,6 +14,7 @@ mod random;
 pub use budget::{Budget, Held, Share};
 pub(crate) use buffers::Buffer;
 pub use clock::{Clock, ManualClock, SystemClock, instant};
+pub(crate) use direct::write_all_direct;
 pub use disk::{DiskSpace, Reserve};
 pub(crate) use join::{Begun, join, join_in_turns};
 pub use random::{Random, SystemRandom, uuid_v4};

@@ -4,7 +4,7 @@
 //! temporary file, renames it, then syncs the directory; whoever dies in between leaves a temporary file, or an object nobody names yet.
 //! Directories are never removed: another process may just have found one there and count on its being durable.
 
-use crate::env::{Buffer, Clock, Reserve, SystemClock};
+use crate::env::{Buffer, Clock, Reserve, SystemClock, write_all_direct};
 use crate::object::dirsync::DirSync;
 use crate::object::memory::clip;
 use crate::object::{ObjectError, ObjectMeta, ObjectStore};
@@ -12,7 +12,7 @@ use crate::types::BoxFuture;
 use bytes::Bytes;
 use lru::LruCache;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -169,7 +169,7 @@ enum Content {
 impl Content {
     fn write_to(&self, target: &mut File) -> io::Result<()> {
         match self {
-            Content::Bytes(bytes) => target.write_all(bytes),
+            Content::Bytes(bytes) => write_all_direct(target, bytes),
             Content::File(file) => {
                 let mut source = file;
                 source.seek(SeekFrom::Start(0))?;
