@@ -8,6 +8,7 @@ mod direct;
 mod disk;
 #[cfg(test)]
 pub(crate) mod fuzz;
+mod here;
 mod join;
 mod random;
 
@@ -16,5 +17,6 @@ pub(crate) use buffers::Buffer;
 pub use clock::{Clock, ManualClock, SystemClock, instant};
 pub(crate) use direct::write_all_direct;
 pub use disk::{DiskSpace, Reserve};
+pub(crate) use here::{is_offered, offer};
 pub(crate) use join::{Begun, join, join_in_turns};
 pub use random::{Random, SystemRandom, uuid_v4};

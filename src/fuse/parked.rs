@@ -2,8 +2,9 @@
 //!
 //! Handing it over at once would wake a worker that can do nothing but look at it and go to sleep again, beside the one that sends what the
 //! request asks for: two changes of threads for each request that waits once. So until it is woken it stays where it is, with a waker that
-//! hands it over; whoever wakes it is a worker most often, which then goes on with it.
+//! hands it over; whoever wakes it is a worker most often, which then goes on with it, or a thread that offers to go on with it itself.
 
+use crate::env::is_offered;
 use crate::fuse::dispatch::Work;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -38,6 +39,12 @@ impl Wake for Parked {
         let mut place = self.place();
         match std::mem::replace(&mut *place, Place::Gone) {
             Place::Polled | Place::Woken => *place = Place::Woken,
+            Place::Waiting(work) if is_offered() => {
+                *place = Place::Polled;
+                drop(place);
+                let _inside = self.runtime.enter();
+                self.poll(work);
+            }
             Place::Waiting(work) => {
                 drop(place);
                 drop(self.runtime.spawn(work));
@@ -47,30 +54,37 @@ impl Wake for Parked {
     }
 }
 
-/// Begins a request: it is answered before this returns, or by the runtime. To be called inside the runtime's context.
-pub(crate) fn start(mut work: Work, runtime: &Handle) {
-    let parked = Arc::new(Parked { place: Mutex::new(Place::Polled), runtime: runtime.clone() });
-    let waker = Waker::from(parked.clone());
-    let first = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut Context::from_waker(&waker))));
-    match first {
-        // Later wake-ups find nothing.
-        Ok(Poll::Ready(())) => *parked.place() = Place::Gone,
-        Ok(Poll::Pending) => {
-            let mut place = parked.place();
-            if matches!(*place, Place::Woken) {
-                *place = Place::Gone;
-                drop(place);
-                drop(runtime.spawn(work));
-            } else {
-                *place = Place::Waiting(work);
+impl Parked {
+    /// Polls a request on this thread; `place` is `Polled`.
+    fn poll(self: &Arc<Self>, mut work: Work) {
+        let waker = Waker::from(self.clone());
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut Context::from_waker(&waker))));
+        match polled {
+            // Later wake-ups find nothing.
+            Ok(Poll::Ready(())) => *self.place() = Place::Gone,
+            Ok(Poll::Pending) => {
+                let mut place = self.place();
+                if matches!(*place, Place::Woken) {
+                    *place = Place::Gone;
+                    drop(place);
+                    drop(self.runtime.spawn(work));
+                } else {
+                    *place = Place::Waiting(work);
+                }
+            }
+            // The panic has been printed and the reply, dropped with the work, answers EIO. This thread goes on.
+            Err(_) => {
+                *self.place() = Place::Gone;
+                tracing::error!("a request panicked");
             }
         }
-        // The panic has been printed and the reply, dropped with the work, answers EIO. This thread goes on.
-        Err(_) => {
-            *parked.place() = Place::Gone;
-            tracing::error!("a request panicked");
-        }
     }
+}
+
+/// Begins a request: it is answered before this returns, or by the runtime, or by a thread that offers to. To be called inside the runtime's
+/// context.
+pub(crate) fn start(work: Work, runtime: &Handle) {
+    Arc::new(Parked { place: Mutex::new(Place::Polled), runtime: runtime.clone() }).poll(work);
 }
 
 #[cfg(test)]
@@ -100,6 +114,37 @@ mod tests {
             runtime.handle(),
         );
         assert_eq!(receiver.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
+
+    #[test]
+    fn a_thread_that_offers_to_goes_on_with_what_it_wakes_once() {
+        let runtime = runtime();
+        let (done, mut all) = mpsc::unbounded_channel();
+        let (first, second) = (oneshot::channel::<()>(), oneshot::channel::<()>());
+        let both = async move {
+            let here = || std::thread::current().name().map(str::to_owned);
+            first.1.await.expect("sent");
+            done.send(here()).expect("somebody waits");
+            second.1.await.expect("sent");
+            done.send(here()).expect("somebody waits");
+            // In the context of the runtime, wherever it goes on.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            panic!("wanted by the test")
+        };
+        {
+            let _inside = runtime.enter();
+            start(Box::pin(both), runtime.handle());
+        }
+        let offers = |sender: oneshot::Sender<()>| {
+            let run = move || crate::env::offer(|| sender.send(()).expect("somebody waits"));
+            std::thread::Builder::new().name("offers".into()).spawn(run).expect("a thread").join().expect("no panic");
+        };
+        for sender in [first.0, second.0] {
+            offers(sender);
+            assert_eq!(all.try_recv(), Ok(Some("offers".into())));
+        }
+        assert_eq!(all.blocking_recv(), None, "it ended");
+        assert!(!crate::env::is_offered());
     }
 
     #[test]

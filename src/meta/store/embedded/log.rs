@@ -10,7 +10,7 @@
 //! POSIX locks of the whole process on it. On the -wal file SQLite has none.
 
 use super::error::{Trouble, from_io};
-use crate::env::Reserve;
+use crate::env::{Reserve, offer};
 use crate::meta::store::StoreError;
 use rusqlite::{Connection, ffi};
 use std::ffi::{c_char, c_int, c_void};
@@ -385,8 +385,8 @@ impl Syncer {
                 };
                 let result = sync();
                 for waiter in waiters {
-                    // A waiter that has gone needs no answer.
-                    let _ = waiter.send(result.clone());
+                    // A waiter that has gone needs no answer. What is left to do for the others is to answer an fsync, as a rule.
+                    offer(|| drop(waiter.send(result.clone())));
                 }
             }
         })?;
@@ -406,7 +406,8 @@ impl Syncer {
         let (queue, changed) = &*self.queue;
         queue.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
         changed.notify_one();
-        if let Some(thread) = self.thread.take() {
+        // An fsync that is answered on that thread may be the last that keeps the store.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
     }
