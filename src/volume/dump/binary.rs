@@ -4,16 +4,17 @@ use super::json::{decode_limits, deleted_files, number, sustained_inodes};
 use super::node::{PAGE, damaged};
 use super::wire::Message;
 use super::{DumpOptions, Slices};
-use crate::env::Begun;
+use crate::env::{Begun, join};
 use crate::meta::codec::{decode_decimal, decode_entry, decode_slice};
 use crate::meta::key;
 use crate::meta::setting::Setting;
-use crate::meta::store::{Cursor, Key, Query, ScanRange, Store, Value};
+use crate::meta::store::{Cursor, Key, Query, ScanPage, ScanRange, Store, Value};
 use crate::telemetry::progress;
+use crate::types::BoxFuture;
 use crate::volume::VolumeError;
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use tracing::warn;
 
@@ -27,6 +28,10 @@ const ITEMS_MAX: u64 = 10_000;
 const SEGMENT_BYTES: usize = 4 << 20;
 /// Keys read at once.
 const KEYS: usize = 1000;
+/// Pages of keys that are read before they are written, so that the server has something to do meanwhile.
+const PAGES_AHEAD: usize = 3;
+/// Directories of a page whose first entries are read with it; there are seldom more, and each may be a page of its own.
+const DIRECTORIES: usize = 32;
 
 /// What a segment holds: its number, its name in the footer, its field in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,21 +115,42 @@ impl Segment {
     }
 }
 
-/// Keys of inodes, and the values of those that are no directories.
-struct Page {
+/// Keys of inodes, and where the next ones are.
+struct Listed {
     keys: Vec<(Key, u64, u32)>,
-    values: Vec<Value>,
     next: Option<Cursor>,
 }
 
+impl Listed {
+    async fn begin(store: &dyn Store, at: Cursor) -> Begun<'_, Result<Listed, VolumeError>> {
+        let read = async move {
+            let page = store.scan(&ScanRange::Keys(Bytes::new()), at, PAGE).await?;
+            Ok(Listed { keys: page.items.into_iter().filter_map(|item| inode_key(item.name)).collect(), next: page.next })
+        };
+        Begun::begin(Box::pin(read)).await
+    }
+}
+
+/// Keys of inodes, the values of those that are no directories, and the first entries of some of the others.
+struct Page {
+    keys: Vec<(Key, u64, u32)>,
+    values: Vec<Value>,
+    entries: Vec<ScanPage>,
+}
+
+/// What is asked for at once.
+enum Answer {
+    Values(Vec<Value>),
+    Entries(ScanPage),
+}
+
 impl Page {
-    async fn begin(store: &dyn Store, at: Cursor) -> Begun<'_, Result<Page, VolumeError>> {
-        Begun::begin(Box::pin(Page::read(store, at))).await
+    async fn begin(store: &dyn Store, keys: Vec<(Key, u64, u32)>) -> Begun<'_, Result<Page, VolumeError>> {
+        Begun::begin(Box::pin(Page::read(store, keys))).await
     }
 
-    async fn read(store: &dyn Store, at: Cursor) -> Result<Page, VolumeError> {
-        let page = store.scan(&ScanRange::Keys(Bytes::new()), at, PAGE).await?;
-        let keys: Vec<(Key, u64, u32)> = page.items.into_iter().filter_map(|item| inode_key(item.name)).collect();
+    /// All of it in one exchange: nobody drives it between its beginning and its end.
+    async fn read(store: &dyn Store, keys: Vec<(Key, u64, u32)>) -> Result<Page, VolumeError> {
         let query = |(key, ..): &(Key, u64, u32)| match key[0] {
             b'i' | b's' => Some(Query::Get(key.clone())),
             b'c' => Some(Query::List(key.clone())),
@@ -132,12 +158,27 @@ impl Page {
             _ => Some(Query::HGetAll(key.clone())),
         };
         let queries: Vec<Query> = keys.iter().filter_map(query).collect();
-        let mut values = Vec::with_capacity(queries.len());
-        for part in queries.chunks(KEYS) {
-            values.extend(store.read(part).await?);
+        let dirs: Vec<ScanRange> = directories(&keys).take(DIRECTORIES).map(|(key, _)| ScanRange::Hash(key.clone())).collect();
+        let reads = queries.chunks(KEYS).map(|part| -> BoxFuture<'_, Result<Answer, VolumeError>> {
+            Box::pin(async move { Ok(Answer::Values(store.read(part).await?)) })
+        });
+        let scans = dirs.iter().map(|dir| -> BoxFuture<'_, Result<Answer, VolumeError>> {
+            Box::pin(async move { Ok(Answer::Entries(store.scan(dir, Cursor::new(), PAGE).await?)) })
+        });
+        let (mut values, mut entries) = (Vec::with_capacity(queries.len()), Vec::with_capacity(dirs.len()));
+        for answer in join(reads.chain(scans).collect(), usize::MAX).await? {
+            match answer {
+                Answer::Values(part) => values.extend(part),
+                Answer::Entries(page) => entries.push(page),
+            }
         }
-        Ok(Page { keys, values, next: page.next })
+        Ok(Page { keys, values, entries })
     }
+}
+
+/// The directories among keys of inodes.
+fn directories(keys: &[(Key, u64, u32)]) -> impl Iterator<Item = (&Key, u64)> {
+    keys.iter().filter(|(key, ..)| key[0] == b'd').map(|(key, ino, _)| (key, *ino))
 }
 
 struct Writer<'a> {
@@ -223,27 +264,31 @@ impl Writer<'_> {
     async fn inodes(&mut self, slices: &mut Slices<'_>) -> Result<(), VolumeError> {
         let mut segments = [NODE, EDGE, CHUNK, SYMLINK, XATTR, PARENT].map(Segment::new);
         let store = self.store;
-        let mut coming = Some(Page::begin(store, Cursor::new()).await);
-        while let Some(page) = coming.take() {
-            let Page { keys, values, next } = page.end().await?;
-            // On its way while this one is written.
-            if let Some(at) = next {
-                coming = Some(Page::begin(store, at).await);
+        let mut listing = Some(Listed::begin(store, Cursor::new()).await);
+        let mut coming = VecDeque::new();
+        loop {
+            // Listed and read while what came before is written.
+            if let Some(listed) = listing.take() {
+                let Listed { keys, next } = listed.end().await?;
+                if let Some(at) = next {
+                    listing = Some(Listed::begin(store, at).await);
+                }
+                coming.push_back(Page::begin(store, keys).await);
             }
-            progress::add(keys.iter().filter(|(key, ..)| key[0] == b'i').count() as u64, 0);
-            self.keys(&mut segments, &keys, values, slices).await?;
+            if listing.is_some() && coming.len() < PAGES_AHEAD {
+                continue;
+            }
+            let Some(page) = coming.pop_front() else { break };
+            let page = page.end().await?;
+            progress::add(page.keys.iter().filter(|(key, ..)| key[0] == b'i').count() as u64, 0);
+            self.page(&mut segments, page, slices).await?;
         }
         // The reference always writes symlinks, also none.
         segments.into_iter().filter(|segment| segment.items > 0 || segment.kind == SYMLINK).try_for_each(|segment| self.segment(segment))
     }
 
-    async fn keys(
-        &mut self,
-        segments: &mut [Segment; 6],
-        keys: &[(Key, u64, u32)],
-        values: Vec<Value>,
-        slices: &mut Slices<'_>,
-    ) -> Result<(), VolumeError> {
+    async fn page(&mut self, segments: &mut [Segment; 6], page: Page, slices: &mut Slices<'_>) -> Result<(), VolumeError> {
+        let Page { keys, values, entries } = page;
         let [nodes, edges, chunks, symlinks, xattrs, parents] = segments;
         for ((key, ino, index), value) in keys.iter().filter(|(key, ..)| key[0] != b'd').zip(values) {
             let inode = || Message::default().number(1, *ino);
@@ -280,17 +325,21 @@ impl Writer<'_> {
                 _ => return Err(damaged(format!("key {:?}", String::from_utf8_lossy(key)))),
             }
         }
-        for (key, dir, _) in keys.iter().filter(|(key, ..)| key[0] == b'd') {
+        let mut read = entries.into_iter();
+        for (key, dir) in directories(&keys) {
             let range = ScanRange::Hash(key.clone());
-            let mut cursor = Some(Cursor::new());
-            while let Some(at) = cursor {
-                let page = self.store.scan(&range, at, PAGE).await?;
+            let mut page = match read.next() {
+                Some(page) => page,
+                None => self.store.scan(&range, Cursor::new(), PAGE).await?,
+            };
+            loop {
                 for item in page.items {
                     let wrong = || damaged(format!("entry {:?} of directory {dir}", String::from_utf8_lossy(&item.name)));
                     let (kind, ino) = decode_entry(&item.value).ok_or_else(wrong)?;
-                    self.add(edges, Message::default().number(1, *dir).number(2, ino.0).bytes(3, &item.name).number(4, kind as u64))?;
+                    self.add(edges, Message::default().number(1, dir).number(2, ino.0).bytes(3, &item.name).number(4, kind as u64))?;
                 }
-                cursor = page.next;
+                let Some(at) = page.next else { break };
+                page = self.store.scan(&range, at, PAGE).await?;
             }
         }
         Ok(())

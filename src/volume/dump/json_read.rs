@@ -7,7 +7,9 @@ use super::parse::Parser;
 use super::text::unescape;
 use crate::types::{Attr, CHUNK_BYTES, Flags, Ino, Kind, Name, SliceRecord, Time};
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::Deserialize;
 use serde_json::{Map, Value as Json};
+use std::borrow::Cow;
 use std::io::BufRead;
 
 /// Members of the document that are small and come before the trees.
@@ -95,7 +97,7 @@ impl<R: BufRead> JsonReader<R> {
                     _ => Err(self.parser.wrong(format_args!("{name} is no directory"))),
                 };
             }
-            let value = self.parser.value()?;
+            let value: Json = self.parser.value()?;
             if HEADERS.contains(&name.as_str()) {
                 return self.header(&name, value).map(|header| Some(Event::Header(header)));
             }
@@ -146,11 +148,11 @@ impl<R: BufRead> JsonReader<R> {
         let mut node: Option<Node> = None;
         while let Some(member) = self.parser.member(&mut first)? {
             if member == "attr" {
-                let value = self.parser.value()?;
+                let found = self.parser.value::<AttrText<'_>>()?.node();
                 if node.is_some() {
                     return Err(self.parser.wrong("a second attr"));
                 }
-                node = Some(attr(&value).ok_or_else(|| self.parser.wrong(format_args!("no attributes: {value}")))?);
+                node = Some(found.ok_or_else(|| self.parser.wrong("attributes that no inode has"))?);
                 continue;
             }
             let Some(node) = &mut node else { return Err(self.parser.wrong(format_args!("{member} comes before attr"))) };
@@ -162,8 +164,12 @@ impl<R: BufRead> JsonReader<R> {
                 self.open.push(true);
                 return Ok(Event::Enter { name, node: node.clone() });
             }
-            let value = self.parser.value()?;
-            add(node, &member, &value).ok_or_else(|| self.parser.wrong(format_args!("{member} has not the right form")))?;
+            let added = if member == "chunks" && node.attr.kind == Kind::File {
+                chunks(&self.parser.value::<Vec<ChunkText>>()?).map(|chunks| node.chunks = chunks)
+            } else {
+                add(node, &member, &self.parser.value()?)
+            };
+            added.ok_or_else(|| self.parser.wrong(format_args!("{member} has not the right form")))?;
         }
         let node = node.ok_or_else(|| self.parser.wrong("a node without attr"))?;
         match node.attr.kind {
@@ -177,35 +183,103 @@ fn narrow<T: TryFrom<u64>>(value: &Json) -> Option<T> {
     T::try_from(value.as_u64()?).ok()
 }
 
-fn attr(value: &Json) -> Option<Node> {
-    let fields = value.as_object()?;
-    let or_zero = |name: &str| fields.get(name).map_or(Some(0), narrow::<u32>);
-    let time = |sec: &str, nsec: &str| Some(Time { sec: value[sec].as_i64()?, nsec: or_zero(nsec).filter(|nsec| *nsec < 1_000_000_000)? });
-    let kind = KINDS.iter().find(|(_, name)| value["type"].as_str() == Some(name))?.0;
-    let attr = Attr {
-        flags: Flags(u8::try_from(or_zero("flags")?).ok()?),
-        kind,
-        mode: narrow::<u16>(&value["mode"]).filter(|mode| *mode <= 0o7777)?,
-        uid: narrow(&value["uid"])?,
-        gid: narrow(&value["gid"])?,
-        atime: time("atime", "atimensec")?,
-        mtime: time("mtime", "mtimensec")?,
-        ctime: time("ctime", "ctimensec")?,
-        nlink: 1,
-        length: match kind {
-            // 2^57 is what a file can have; more is damage, and sums of it must not overflow.
-            Kind::File => value["length"].as_u64().filter(|length| *length <= 1 << 57)?,
-            Kind::Dir => 4096,
-            _ => 0,
-        },
-        rdev: or_zero("rdev")?,
-        parent: Ino(0),
-        access_acl: 0,
-        default_acl: 0,
-        tier: u8::try_from(or_zero("tier")?).ok()?,
-    };
-    let ino = Ino(value["inode"].as_u64().filter(|ino| *ino > 0)?);
-    Some(Node { ino, attr, target: Bytes::new(), xattrs: Vec::new(), access_acl: None, default_acl: None, chunks: Vec::new() })
+/// The attributes of a node as they are written.
+#[derive(Deserialize)]
+struct AttrText<'a> {
+    inode: u64,
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(default)]
+    flags: u8,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    atime: i64,
+    mtime: i64,
+    ctime: i64,
+    #[serde(default)]
+    atimensec: u32,
+    #[serde(default)]
+    mtimensec: u32,
+    #[serde(default)]
+    ctimensec: u32,
+    length: Option<u64>,
+    #[serde(default)]
+    rdev: u32,
+    #[serde(default)]
+    tier: u8,
+}
+
+impl AttrText<'_> {
+    /// A node of one link and no content; `None` if there can be no such inode.
+    fn node(&self) -> Option<Node> {
+        let kind = KINDS.iter().find(|(_, name)| self.kind == *name)?.0;
+        let time = |sec, nsec| (nsec < 1_000_000_000).then_some(Time { sec, nsec });
+        let attr = Attr {
+            flags: Flags(self.flags),
+            kind,
+            mode: Some(self.mode).filter(|mode| *mode <= 0o7777)?,
+            uid: self.uid,
+            gid: self.gid,
+            atime: time(self.atime, self.atimensec)?,
+            mtime: time(self.mtime, self.mtimensec)?,
+            ctime: time(self.ctime, self.ctimensec)?,
+            nlink: 1,
+            length: match kind {
+                // 2^57 is what a file can have; more is damage, and sums of it must not overflow.
+                Kind::File => self.length.filter(|length| *length <= 1 << 57)?,
+                Kind::Dir => 4096,
+                _ => 0,
+            },
+            rdev: self.rdev,
+            parent: Ino(0),
+            access_acl: 0,
+            default_acl: 0,
+            tier: self.tier,
+        };
+        let ino = Some(Ino(self.inode)).filter(|ino| ino.0 > 0)?;
+        Some(Node { ino, attr, target: Bytes::new(), xattrs: Vec::new(), access_acl: None, default_acl: None, chunks: Vec::new() })
+    }
+}
+
+/// A chunk as it is written.
+#[derive(Deserialize)]
+struct ChunkText {
+    index: u32,
+    slices: Vec<SliceText>,
+}
+
+/// A slice as it is written.
+#[derive(Deserialize)]
+struct SliceText {
+    #[serde(default)]
+    pos: u32,
+    #[serde(default)]
+    id: u64,
+    /// What `id` was called before 1.0.
+    #[serde(default)]
+    chunkid: u64,
+    #[serde(default)]
+    size: u32,
+    #[serde(default)]
+    off: u32,
+    len: u32,
+}
+
+impl SliceText {
+    fn record(&self) -> Option<SliceRecord> {
+        let id = if self.id == 0 { self.chunkid } else { self.id };
+        let record = SliceRecord { pos: self.pos, id, size: self.size, off: self.off, len: self.len };
+        let fits = u64::from(record.pos) + u64::from(record.len) <= CHUNK_BYTES;
+        let within = id == 0 || u64::from(record.off) + u64::from(record.len) <= u64::from(record.size);
+        (fits && within).then_some(record)
+    }
+}
+
+/// The chunks of a file that have slices.
+fn chunks(written: &[ChunkText]) -> Option<Vec<(u32, Vec<SliceRecord>)>> {
+    let written = written.iter().filter(|chunk| !chunk.slices.is_empty());
+    written.map(|chunk| Some((chunk.index, chunk.slices.iter().map(SliceText::record).collect::<Option<_>>()?))).collect()
 }
 
 /// A member of a node other than its attributes and entries.
@@ -221,33 +295,10 @@ fn add(node: &mut Node, member: &str, value: &Json) -> Option<()> {
         }
         "posix_acl_access" => node.access_acl = Some(acl(value.as_object()?)?),
         "posix_acl_default" => node.default_acl = Some(acl(value.as_object()?)?),
-        "chunks" if node.attr.kind == Kind::File => {
-            let chunk = |chunk: &Json| {
-                let index = narrow::<u32>(&chunk["index"])?;
-                let slices = chunk["slices"].as_array()?.iter().map(slice).collect::<Option<Vec<_>>>()?;
-                Some((index, slices))
-            };
-            node.chunks = value.as_array()?.iter().map(chunk).collect::<Option<_>>()?;
-            node.chunks.retain(|(_, slices)| !slices.is_empty());
-        }
         // Of a later version; the node is complete without it for whoever knows only this one.
         _ => {}
     }
     Some(())
-}
-
-fn slice(value: &Json) -> Option<SliceRecord> {
-    let fields = value.as_object()?;
-    let or_zero = |name: &str| fields.get(name).map_or(Some(0), narrow::<u32>);
-    // Before 1.0 the id had another name.
-    let id = match fields.get("id").map_or(Some(0), Json::as_u64)? {
-        0 => fields.get("chunkid").map_or(Some(0), Json::as_u64)?,
-        id => id,
-    };
-    let record = SliceRecord { pos: or_zero("pos")?, id, size: or_zero("size")?, off: or_zero("off")?, len: narrow(fields.get("len")?)? };
-    let fits = u64::from(record.pos) + u64::from(record.len) <= CHUNK_BYTES;
-    let within = id == 0 || u64::from(record.off) + u64::from(record.len) <= u64::from(record.size);
-    (fits && within).then_some(record)
 }
 
 /// The bytes of a rule (metadata §2.7).

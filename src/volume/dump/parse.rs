@@ -1,21 +1,76 @@
 //! JSON read piece by piece, without recursion and without keeping what was read.
 
-use serde_json::Value;
+use serde::Deserialize;
 use std::io::BufRead;
 
 /// Longest value read as a whole: the slice list of one file, at 60 bytes a slice good for four million of them.
 const VALUE_BYTES_MAX: usize = 256 << 20;
+/// Room that is kept for the next value.
+const VALUE_BYTES_KEPT: usize = 1 << 20;
 
 /// A reader of one document.
 pub struct Parser<R> {
     input: R,
     line: u64,
+    /// The value that was read last.
+    text: Vec<u8>,
+}
+
+/// How far a value has been read.
+#[derive(Default)]
+struct Scan {
+    depth: usize,
+    quoted: bool,
+    escaped: bool,
+    begun: bool,
+}
+
+impl Scan {
+    /// How many of these bytes belong to the value, and whether it ends with them.
+    fn run(&mut self, bytes: &[u8]) -> (usize, bool) {
+        for (at, &byte) in bytes.iter().enumerate() {
+            if self.quoted {
+                match byte {
+                    _ if self.escaped => self.escaped = false,
+                    b'\\' => self.escaped = true,
+                    b'"' => self.quoted = false,
+                    _ => continue,
+                }
+                if self.depth == 0 && !self.quoted {
+                    return (at + 1, true);
+                }
+                continue;
+            }
+            // A number or word ends before what cannot belong to it.
+            if self.may_end() && (byte.is_ascii_whitespace() || matches!(byte, b',' | b'}' | b']' | b':')) {
+                return (at, true);
+            }
+            self.begun = true;
+            match byte {
+                b'"' => self.quoted = true,
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => {
+                    self.depth = self.depth.saturating_sub(1);
+                    if self.depth == 0 {
+                        return (at + 1, true);
+                    }
+                }
+                _ => {}
+            }
+        }
+        (bytes.len(), false)
+    }
+
+    /// Whether it is whole if nothing follows.
+    fn may_end(&self) -> bool {
+        self.begun && self.depth == 0 && !self.quoted
+    }
 }
 
 impl<R: BufRead> Parser<R> {
     /// At the start of the document.
     pub fn new(input: R) -> Parser<R> {
-        Parser { input, line: 1 }
+        Parser { input, line: 1, text: Vec::new() }
     }
 
     /// An error that says where.
@@ -23,39 +78,40 @@ impl<R: BufRead> Parser<R> {
         format!("line {}: {what}", self.line)
     }
 
-    fn peek(&mut self) -> Result<Option<u8>, String> {
+    /// Looks at what is in memory, until it tells how many bytes of it are taken, and that no more are wanted. False at the end of the input.
+    fn walk(&mut self, mut look: impl FnMut(&mut Vec<u8>, &[u8]) -> (usize, bool)) -> Result<bool, String> {
         loop {
-            match self.input.fill_buf() {
-                Ok(bytes) => return Ok(bytes.first().copied()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            let bytes = match self.input.fill_buf() {
+                Ok([]) => return Ok(false),
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.wrong(format_args!("cannot read on: {error}"))),
+            };
+            let (count, done) = look(&mut self.text, bytes);
+            self.line += bytes[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.input.consume(count);
+            if done {
+                return Ok(true);
             }
         }
-    }
-
-    fn take(&mut self, byte: u8) {
-        if byte == b'\n' {
-            self.line += 1;
-        }
-        self.input.consume(1);
     }
 
     /// The next byte that is not white space; it stays.
     fn token(&mut self) -> Result<Option<u8>, String> {
-        while let Some(byte) = self.peek()? {
-            if !byte.is_ascii_whitespace() {
-                return Ok(Some(byte));
-            }
-            self.take(byte);
-        }
-        Ok(None)
+        let mut found = None;
+        self.walk(|_, bytes| {
+            let count = bytes.iter().position(|byte| !byte.is_ascii_whitespace());
+            found = count.map(|at| bytes[at]);
+            (count.unwrap_or(bytes.len()), count.is_some())
+        })?;
+        Ok(found)
     }
 
     /// Takes this character.
     pub fn expect(&mut self, wanted: u8) -> Result<(), String> {
         match self.token()? {
             Some(byte) if byte == wanted => {
-                self.take(byte);
+                self.input.consume(1);
                 Ok(())
             }
             Some(byte) => Err(self.wrong(format_args!("{:?} where {:?} should be", byte as char, wanted as char))),
@@ -67,7 +123,7 @@ impl<R: BufRead> Parser<R> {
     /// read yet.
     pub fn member(&mut self, first: &mut bool) -> Result<Option<String>, String> {
         if self.token()? == Some(b'}') {
-            self.take(b'}');
+            self.input.consume(1);
             return Ok(None);
         }
         if !std::mem::replace(first, false) {
@@ -76,48 +132,33 @@ impl<R: BufRead> Parser<R> {
         if self.token()? != Some(b'"') {
             return Err(self.wrong("a name in quotes should be here"));
         }
-        let name = match self.value()? {
-            Value::String(name) => name,
-            _ => return Err(self.wrong("a name in quotes should be here")),
-        };
+        let name = self.value()?;
         self.expect(b':')?;
         Ok(Some(name))
     }
 
-    /// A whole value.
-    pub fn value(&mut self) -> Result<Value, String> {
-        let mut text = Vec::new();
-        let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    /// A whole value, as whatever it is wanted.
+    pub fn value<'a, T: Deserialize<'a>>(&'a mut self) -> Result<T, String> {
+        self.take()?;
+        let line = self.line;
+        serde_json::from_slice(&self.text).map_err(|error| format!("line {line}: {error}"))
+    }
+
+    /// Takes a whole value.
+    fn take(&mut self) -> Result<(), String> {
+        self.text.clear();
+        self.text.shrink_to(VALUE_BYTES_KEPT);
         self.token()?;
-        loop {
-            let Some(byte) = self.peek()? else {
-                if depth == 0 && !quoted && !text.is_empty() {
-                    break;
-                }
-                return Err(self.wrong("it ends in the middle"));
-            };
-            // A number or word ends before what cannot belong to it.
-            if depth == 0 && !quoted && !text.is_empty() && (byte.is_ascii_whitespace() || matches!(byte, b',' | b'}' | b']' | b':')) {
-                break;
-            }
-            self.take(byte);
-            text.push(byte);
-            if text.len() > VALUE_BYTES_MAX {
-                return Err(self.wrong("a single value is larger than 256 MiB"));
-            }
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' if quoted => escaped = true,
-                b'"' => quoted = !quoted,
-                b'{' | b'[' if !quoted => depth += 1,
-                b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth == 0 && !quoted && matches!(byte, b'"' | b'}' | b']') {
-                break;
-            }
+        let mut scan = Scan::default();
+        let ended = self.walk(|text, bytes| {
+            let (count, ended) = scan.run(bytes);
+            text.extend_from_slice(&bytes[..count]);
+            (count, ended || text.len() > VALUE_BYTES_MAX)
+        })?;
+        if self.text.len() > VALUE_BYTES_MAX {
+            return Err(self.wrong("a single value is larger than 256 MiB"));
         }
-        serde_json::from_slice(&text).map_err(|error| self.wrong(format_args!("no JSON value: {error}")))
+        if ended || scan.may_end() { Ok(()) } else { Err(self.wrong("it ends in the middle")) }
     }
 
     /// Nothing may follow.
@@ -132,7 +173,7 @@ impl<R: BufRead> Parser<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn values_one_after_another() {
@@ -142,7 +183,7 @@ mod tests {
         let mut first = true;
         let mut members = Vec::new();
         while let Some(name) = parser.member(&mut first).expect("a member") {
-            members.push((name, parser.value().expect("a value")));
+            members.push((name, parser.value::<Value>().expect("a value")));
         }
         let expected = [("a", json!(1)), ("b", json!([1, {"x": "}\"]"}])), ("c", json!("\\")), ("n", json!(u64::MAX)), ("t", json!(true))];
         assert_eq!(members, expected.map(|(name, value)| (name.to_string(), value)));
@@ -150,10 +191,26 @@ mod tests {
     }
 
     #[test]
+    fn wherever_the_input_is_cut_into_pieces() {
+        let text = "{\"a\\\\\":[1,\"\\\"]}\"],\n \"b\" : -12.5e3 ,\"c\":\"\u{e9}\", \"d\" :{ }}";
+        for size in 1..text.len() {
+            let mut parser = Parser::new(std::io::BufReader::with_capacity(size, text.as_bytes()));
+            parser.expect(b'{').expect("an object");
+            let (mut first, mut members) = (true, Vec::new());
+            while let Some(name) = parser.member(&mut first).expect("a member") {
+                members.push((name, parser.value::<Value>().expect("a value")));
+            }
+            let expected = [("a\\", json!([1, "\"]}"])), ("b", json!(-12500.0)), ("c", json!("\u{e9}")), ("d", json!({}))];
+            assert_eq!(members, expected.map(|(name, value)| (name.to_string(), value)), "{size}");
+            assert_eq!((parser.end(), parser.line), (Ok(()), 2));
+        }
+    }
+
+    #[test]
     fn what_is_cut_or_wrong_is_an_error() {
         for text in ["", "{\"a\":1", "[1", "\"x", "tru", "{]", "1 2", "1.5.5"] {
             let mut parser = Parser::new(text.as_bytes());
-            assert!(parser.value().and_then(|_| parser.end()).is_err(), "{text}");
+            assert!(parser.value::<Value>().and_then(|_| parser.end()).is_err(), "{text}");
         }
     }
 }
