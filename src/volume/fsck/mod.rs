@@ -16,9 +16,10 @@ mod tree;
 pub use mend::repair;
 pub use path::{PathCheck, check_path};
 
+use crate::env::Begun;
 use crate::meta::codec::decode_entry;
 use crate::meta::key;
-use crate::meta::store::{Cursor, Key, Query, ScanItem, ScanRange, Store, Value};
+use crate::meta::store::{Cursor, Key, Query, ScanItem, ScanPage, ScanRange, Store, StoreError, Value};
 use crate::types::{Ino, Kind};
 use crate::volume::VolumeError;
 use crate::volume::stores::{Stores, usage};
@@ -259,18 +260,41 @@ const LOST: &str = "restore the file from a backup; if the directory of the obje
 /// A scan, page after page.
 struct Pages {
     range: ScanRange,
-    cursor: Option<Cursor>,
+    coming: Option<Coming>,
+}
+
+/// Where a page comes from.
+enum Coming {
+    /// It was read.
+    Read(ScanPage),
+    /// From here on.
+    At(Cursor),
+    /// It is on its way while the one before is looked at.
+    Begun(Begun<'static, Result<ScanPage, StoreError>>),
 }
 
 impl Pages {
     fn new(range: ScanRange) -> Pages {
-        Pages { range, cursor: Some(Cursor::new()) }
+        Pages { range, coming: Some(Coming::At(Cursor::new())) }
+    }
+
+    /// The same with the first page at hand.
+    fn after(range: ScanRange, first: ScanPage) -> Pages {
+        Pages { range, coming: Some(Coming::Read(first)) }
     }
 
     async fn next(&mut self, store: &Arc<dyn Store>) -> Result<Option<Vec<ScanItem>>, VolumeError> {
-        let Some(cursor) = self.cursor.take() else { return Ok(None) };
-        let page = store.scan(&self.range, cursor, PAGE).await?;
-        self.cursor = page.next;
+        let page = match self.coming.take() {
+            None => return Ok(None),
+            Some(Coming::Read(page)) => page,
+            Some(Coming::At(cursor)) => store.scan(&self.range, cursor, PAGE).await?,
+            Some(Coming::Begun(page)) => page.end().await?,
+        };
+        if let Some(cursor) = page.next {
+            let (store, range) = (store.clone(), self.range.clone());
+            let read = async move { store.scan(&range, cursor, PAGE).await };
+            self.coming = Some(Coming::Begun(Begun::begin(Box::pin(read)).await));
+        }
         Ok(Some(page.items))
     }
 }

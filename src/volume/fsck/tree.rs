@@ -1,13 +1,14 @@
 //! Records, entries, links and the statistics of directories.
 
 use super::mend::Mend;
-use super::{COPY_OUT, Check, MENDABLE, Node, Pages, decimal_of, dir_field, inode_of};
+use super::{COPY_OUT, Check, MENDABLE, Node, PAGE, Pages, decimal_of, dir_field, inode_of};
+use crate::env::join;
 use crate::meta::acl::Rule;
 use crate::meta::codec::{Record, decode_entry};
 use crate::meta::key;
-use crate::meta::store::{Query, ScanRange, Value};
+use crate::meta::store::{Cursor, Key, Query, ScanPage, ScanRange, Sharing, Value};
 use crate::telemetry::progress;
-use crate::types::{Attr, FILE_BYTES_MAX, Ino, Kind};
+use crate::types::{Attr, BoxFuture, FILE_BYTES_MAX, Ino, Kind};
 use crate::volume::VolumeError;
 use crate::volume::stores::usage;
 use bytes::Bytes;
@@ -30,12 +31,23 @@ impl DirSums {
 
 /// A directory as it was at one moment.
 struct Standing {
-    stored: [Option<Option<i64>>; 3],
+    stored: Stored,
     sums: DirSums,
     nlink: u32,
     subdirs: u32,
 }
 
+/// Length, space and number as stored; `None` for what is not there, `Some(None)` for what is no number.
+type Stored = [Option<Option<i64>>; 3];
+
+/// Where they are stored.
+const SUMS: [Key; 3] = [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES];
+/// How the keys of inodes begin, beside their records and chunks.
+const OTHERS: [Prefix; 4] = ["d", "s", "x", "p"];
+/// What is before the number in a key of an inode.
+type Prefix = &'static str;
+/// Directories whose first entries are read together; each may have a page of them.
+const DIRS_AT_ONCE: usize = 32;
 /// Looks at a directory in use until nothing in it changed meanwhile.
 const LOOKS_MAX: u32 = 5;
 
@@ -43,31 +55,20 @@ impl Check<'_> {
     pub(super) async fn tree(&mut self) -> Result<(), VolumeError> {
         self.expected_orphans().await?;
         self.acl_rules().await?;
-        self.records().await?;
+        let others = self.keys().await?;
         let dirs: Vec<Ino> = self.nodes.iter().filter(|(_, node)| node.kind == Kind::Dir).map(|(ino, _)| *ino).collect();
         progress::stage("directories", dirs.len() as u64);
-        for dir in dirs {
-            progress::add(1, 0);
-            self.entries(dir).await?;
+        for dirs in dirs.chunks(DIRS_AT_ONCE) {
+            self.directories(dirs).await?;
         }
-        for prefix in ["d", "s", "x", "p"] {
-            self.strays(prefix).await?;
-        }
+        self.strays(&others);
         self.links().await?;
         Ok(())
     }
 
-    /// Inodes that rightly have no entry: unlinked but open, clones that are not complete, or deleted with their data still waiting.
+    /// Inodes that rightly have no entry, beside those that are unlinked but open: clones that are not complete, or deleted with their data
+    /// still waiting.
     async fn expected_orphans(&mut self) -> Result<(), VolumeError> {
-        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"session")));
-        while let Some(items) = pages.next(self.store).await? {
-            for item in items.iter().filter(|item| inode_of(&item.name, "session").is_some()) {
-                let values = self.store.read(&[Query::SMembers(item.name.clone())]).await?;
-                if let Some(Value::List(members)) = values.first() {
-                    self.sustained.extend(members.iter().filter_map(|member| inode_of(member, "")));
-                }
-            }
-        }
         let mut pages = Pages::new(ScanRange::Sorted(key::DETACHED));
         while let Some(items) = pages.next(self.store).await? {
             self.sustained.extend(items.iter().filter_map(|item| inode_of(&item.name, "")));
@@ -101,44 +102,62 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn records(&mut self) -> Result<(), VolumeError> {
+    /// All keys of inodes: reads the records and what sessions keep open, and answers with the others.
+    async fn keys(&mut self) -> Result<Vec<(Prefix, Ino)>, VolumeError> {
         self.usage_before = usage(self.store.as_ref()).await.ok().map(|usage| (usage.space, usage.inodes));
         progress::stage("inodes", self.usage_before.map_or(0, |(_, inodes)| inodes.max(0).unsigned_abs()));
-        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(b"i")));
-        while let Some(items) = pages.next(self.store).await? {
-            let inodes: Vec<Ino> = items.iter().filter_map(|item| inode_of(&item.name, "i")).collect();
-            progress::add(inodes.len() as u64, 0);
-            let queries: Vec<Query> = inodes.iter().map(|ino| Query::Get(key::inode(*ino))).collect();
-            let values = self.store.read(&queries).await?;
-            for (ino, value) in inodes.into_iter().zip(values) {
-                // Deleted since the page was read.
-                let Value::Bytes(Some(bytes)) = value else { continue };
-                self.summary.inodes += 1;
-                match Record::decode(bytes) {
-                    Some(Record { attr, .. }) => self.record(ino, &attr).await?,
-                    None => self.report("record", format!("inode {ino}"), "its record is damaged".into(), COPY_OUT),
+        // A server goes through all its keys, whichever are asked for; a store of this host only through those.
+        let ranges: &[&str] = if self.store.sharing() == Sharing::Server { &[""] } else { &["i", "d", "s", "x", "p"] };
+        let mut others = Vec::new();
+        for range in ranges {
+            let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(range.as_bytes())));
+            while let Some(items) = pages.next(self.store).await? {
+                let (mut inodes, mut sessions) = (Vec::new(), Vec::new());
+                for item in &items {
+                    if let Some(ino) = inode_of(&item.name, "i") {
+                        inodes.push(ino);
+                    } else if inode_of(&item.name, "session").is_some() {
+                        sessions.push(Query::SMembers(item.name.clone()));
+                    } else {
+                        others.extend(OTHERS.into_iter().find_map(|prefix| Some((prefix, inode_of(&item.name, prefix)?))));
+                    }
                 }
+                for kept in self.store.read(&sessions).await? {
+                    if let Value::List(members) = kept {
+                        self.sustained.extend(members.iter().filter_map(|member| inode_of(member, "")));
+                    }
+                }
+                self.records(&inodes).await?;
             }
         }
         if self.nodes.get(&Ino::ROOT).is_none_or(|root| root.kind != Kind::Dir) {
             self.report("root", "/".into(), "the root directory has no record, or is none".into(), COPY_OUT);
         }
-        Ok(())
+        Ok(others)
     }
 
-    async fn record(&mut self, ino: Ino, attr: &Attr) -> Result<(), VolumeError> {
-        let node = Node { kind: attr.kind, nlink: attr.nlink, parent: attr.parent, length: attr.length, entries: 0, subdirs: 0 };
-        self.nodes.insert(ino, node);
-        for id in [attr.access_acl, attr.default_acl] {
-            if id != 0 && !self.acls.contains(&id) {
-                self.report("acl", format!("inode {ino}"), format!("has ACL {id}, which is not there"), SET_ACL);
+    async fn records(&mut self, inodes: &[Ino]) -> Result<(), VolumeError> {
+        progress::add(inodes.len() as u64, 0);
+        let queries: Vec<Query> = inodes.iter().map(|ino| Query::Get(key::inode(*ino))).collect();
+        let values = self.store.read(&queries).await?;
+        let mut symlinks = Vec::new();
+        for (ino, value) in inodes.iter().zip(values) {
+            // Deleted since the page was read.
+            let Value::Bytes(Some(bytes)) = value else { continue };
+            self.summary.inodes += 1;
+            match Record::decode(bytes) {
+                Some(Record { attr, .. }) => {
+                    self.record(*ino, &attr);
+                    symlinks.extend((attr.kind == Kind::Symlink).then_some((*ino, attr.length)));
+                }
+                None => self.report("record", format!("inode {ino}"), "its record is damaged".into(), COPY_OUT),
             }
         }
-        if attr.kind == Kind::Symlink {
-            let values = self.store.read(&[Query::Get(key::symlink(ino))]).await?;
-            match values.first() {
-                Some(Value::Bytes(Some(target))) if target.len() as u64 == attr.length => {}
-                Some(Value::Bytes(Some(_))) => {
+        let queries: Vec<Query> = symlinks.iter().map(|(ino, _)| Query::Get(key::symlink(*ino))).collect();
+        for ((ino, length), target) in symlinks.into_iter().zip(self.store.read(&queries).await?) {
+            match target {
+                Value::Bytes(Some(target)) if target.len() as u64 == length => {}
+                Value::Bytes(Some(_)) => {
                     self.report("target", format!("inode {ino}"), "its target has another length than its record says".into(), COPY_OUT);
                 }
                 _ => self.report("target", format!("inode {ino}"), "a symbolic link without target".into(), COPY_OUT),
@@ -147,9 +166,45 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn entries(&mut self, dir: Ino) -> Result<(), VolumeError> {
+    fn record(&mut self, ino: Ino, attr: &Attr) {
+        let node = Node { kind: attr.kind, nlink: attr.nlink, parent: attr.parent, length: attr.length, entries: 0, subdirs: 0 };
+        self.nodes.insert(ino, node);
+        for id in [attr.access_acl, attr.default_acl] {
+            if id != 0 && !self.acls.contains(&id) {
+                self.report("acl", format!("inode {ino}"), format!("has ACL {id}, which is not there"), SET_ACL);
+            }
+        }
+    }
+
+    /// The entries and the statistics of some directories; the first entries of all are asked for together.
+    async fn directories(&mut self, dirs: &[Ino]) -> Result<(), VolumeError> {
+        let store = self.store.as_ref();
+        let scans = dirs.iter().map(|dir| -> BoxFuture<'_, Result<ScanPage, VolumeError>> {
+            Box::pin(async move { Ok(store.scan(&ScanRange::Hash(key::dir(*dir)), Cursor::new(), PAGE).await?) })
+        });
+        let first = join(scans.collect(), DIRS_AT_ONCE).await?;
+        let stored = match self.stores.setting.dir_stats() {
+            true => {
+                let fields = dirs.iter().flat_map(|dir| SUMS.map(|hash| dir_field(hash, *dir)));
+                let values = self.store.read(&fields.collect::<Vec<_>>()).await?;
+                values.as_chunks::<3>().0.iter().map(|values| values.each_ref().map(|value| decimal_of(Some(value)))).collect()
+            }
+            false => Vec::new(),
+        };
+        for (at, (dir, first)) in dirs.iter().zip(first).enumerate() {
+            progress::add(1, 0);
+            let sums = self.entries(*dir, first).await?;
+            if let Some(stored) = stored.get(at) {
+                self.dir_stats(*dir, *stored, &sums).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all entries of a directory, of which the first were read.
+    async fn entries(&mut self, dir: Ino, first: ScanPage) -> Result<DirSums, VolumeError> {
         let mut sums = DirSums::default();
-        let mut pages = Pages::new(ScanRange::Hash(key::dir(dir)));
+        let mut pages = Pages::after(ScanRange::Hash(key::dir(dir)), first);
         while let Some(items) = pages.next(self.store).await? {
             for item in items {
                 self.summary.entries += 1;
@@ -188,14 +243,11 @@ impl Check<'_> {
                 }
             }
         }
-        if self.stores.setting.dir_stats() {
-            self.dir_stats(dir, &sums).await?;
-        }
-        Ok(())
+        Ok(sums)
     }
 
-    async fn dir_stats(&mut self, dir: Ino, sums: &DirSums) -> Result<(), VolumeError> {
-        let stored = self.stored_sums(dir).await?;
+    /// Statistics as they are stored against those counted.
+    async fn dir_stats(&mut self, dir: Ino, stored: Stored, sums: &DirSums) -> Result<(), VolumeError> {
         if stored.iter().zip(sums.numbers()).all(|(stored, counted)| stored.is_none_or(|stored| stored == Some(counted))) {
             return Ok(());
         }
@@ -221,9 +273,8 @@ impl Check<'_> {
     }
 
     /// Length, space and number as stored.
-    async fn stored_sums(&self, dir: Ino) -> Result<[Option<Option<i64>>; 3], VolumeError> {
-        let hashes = [key::DIR_DATA_LENGTH, key::DIR_USED_SPACE, key::DIR_USED_INODES];
-        let values = self.store.read(&hashes.map(|hash| dir_field(hash, dir))).await?;
+    async fn stored_sums(&self, dir: Ino) -> Result<Stored, VolumeError> {
+        let values = self.store.read(&SUMS.map(|hash| dir_field(hash, dir))).await?;
         Ok([0, 1, 2].map(|at| decimal_of(values.get(at))))
     }
 
@@ -311,20 +362,13 @@ impl Check<'_> {
     }
 
     /// Keys of inodes that have no record.
-    async fn strays(&mut self, prefix: &'static str) -> Result<(), VolumeError> {
-        let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(prefix.as_bytes())));
-        while let Some(items) = pages.next(self.store).await? {
-            for item in items {
-                if let Some(ino) = inode_of(&item.name, prefix)
-                    && !self.nodes.contains_key(&ino)
-                    && !self.deleted.contains(&ino)
-                {
-                    self.has_hidden |= prefix == "d";
-                    let what = format!("key {prefix}{ino} belongs to an inode without record");
-                    self.report("stray", format!("inode {ino}"), what, COPY_OUT);
-                }
+    fn strays(&mut self, keys: &[(Prefix, Ino)]) {
+        for &(prefix, ino) in keys {
+            if !self.nodes.contains_key(&ino) && !self.deleted.contains(&ino) {
+                self.has_hidden |= prefix == "d";
+                let what = format!("key {prefix}{ino} belongs to an inode without record");
+                self.report("stray", format!("inode {ino}"), what, COPY_OUT);
             }
         }
-        Ok(())
     }
 }
