@@ -9,7 +9,7 @@ use crate::daemon::{MountEntry, entries, mountpoint, record};
 use crate::types::{Asker, Cancel, Errno};
 use crate::volume::{Failure, Operator, Progress};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;
@@ -290,6 +290,13 @@ pub fn locate(path: &Path, last: Last) -> Result<Inside, AskError> {
     Ok(Inside { mountpoint: entry.mountpoint.clone(), path: text.trim_matches('/').into(), entry })
 }
 
+/// The mounts of this host, each as its root, without touching any of them: one may not answer.
+pub fn mounts() -> io::Result<Vec<Inside>> {
+    let mut devices = HashSet::new();
+    let ours = entries()?.into_iter().filter(|entry| entry.is_ours() && devices.insert(entry.device.clone()));
+    Ok(ours.map(|entry| Inside { mountpoint: entry.mountpoint.clone(), path: String::new(), entry }).collect())
+}
+
 /// Why a mount did not do what it was asked.
 #[derive(Debug)]
 pub enum AskError {
@@ -340,6 +347,11 @@ impl Inside {
 }
 
 impl Connection {
+    /// Asking fails once it has waited for so long.
+    pub fn wait_at_most(&self, limit: Duration) -> io::Result<()> {
+        self.0.get_ref().set_read_timeout(Some(limit)).and_then(|()| self.0.get_ref().set_write_timeout(Some(limit)))
+    }
+
     /// Asks, and waits for the answer; `progress` is told how many things and bytes are done meanwhile.
     pub fn ask(&mut self, request: &Value, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, AskError> {
         let failed = |error| AskError::Failed("the process that serves the mount gave no answer".into(), error);

@@ -10,7 +10,7 @@ mod record;
 mod serve;
 mod umount;
 
-pub use control::{AskError, Connection, Inside, Last, locate};
+pub use control::{AskError, Connection, Inside, Last, locate, mounts};
 pub use metrics::ADDRESS_DEFAULT;
 pub use mountpoint::{MountEntry, MountpointError, entries, prepare};
 pub use record::Record;

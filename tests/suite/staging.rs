@@ -3,6 +3,7 @@
 use crate::s3;
 use crate::s3_server::{Answer, Fault, Server};
 use crate::support::{Dice, Mount, PANDO, Volume, eventually, run};
+use serde_json::{Value as Json, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +31,12 @@ impl Bench {
         self.volume.mount_at("mnt", &[&always[..], options].concat())
     }
 
+    /// What `status` says is staged on this host.
+    fn staging(&self) -> Json {
+        let output = run(Command::new(PANDO).arg("status").arg(self.volume.dir()));
+        serde_json::from_slice::<Json>(&output.stdout).expect("a document")["Staging"].take()
+    }
+
     fn objects(&self) -> usize {
         files(&self.volume.temp.path().join("s3/data/vol/chunks")).len()
     }
@@ -55,6 +62,14 @@ fn staged_files_survive_the_daemon_and_reach_the_bucket_with_the_next_mount() {
         file.sync_all().expect("durable");
     }
     assert_eq!((bench.staged().len(), bench.objects()), (4, 0), "{:?}", bench.staged());
+    // A mount of another volume says nothing of this one.
+    let other_volume = Volume::new();
+    let beside = other_volume.mount();
+    let staging = bench.staging();
+    assert_eq!((staging.as_array().map(Vec::len), &staging[0]["Blocks"]), (Some(1), &json!(4)), "{staging}");
+    assert_eq!(staging[0]["Bytes"], json!((9 << 20) + 200_000), "{staging}");
+    assert_eq!((staging[0]["MountPoint"].as_str(), staging[0]["Dirs"].as_array().map(Vec::len)), (mount.path.to_str(), Some(1)), "{staging}");
+    beside.unmount();
     mount.kill();
     // Nobody has asked for staging this time.
     let mount = bench.mount(&[]);

@@ -136,9 +136,11 @@ impl Operator {
     /// directories of this host.
     async fn staging(&self, asker: &Asker, request: &Value) -> Result<Value, Failure> {
         only_for_the_owner(asker, "what is staged")?;
+        let setting = self.meta.setting();
+        let uuid = setting.uuid();
         // A read-only client uploads nothing.
         let Some(staging) = self.blocks.staging().filter(|_| !self.read_only) else {
-            return Ok(json!({ "Writeback": false, "Blocks": 0, "Bytes": 0 }));
+            return Ok(json!({ "UUID": uuid, "Writeback": false, "Blocks": 0, "Bytes": 0 }));
         };
         if switch(request, "Flush") {
             let failed =
@@ -153,7 +155,7 @@ impl Operator {
         }
         let stats = staging.stats();
         let on = staging.is_on();
-        Ok(json!({ "Writeback": on, "Blocks": stats.blocks, "Bytes": stats.bytes, "Dirs": staging.places() }))
+        Ok(json!({ "UUID": uuid, "Writeback": on, "Blocks": stats.blocks, "Bytes": stats.bytes, "Dirs": staging.places() }))
     }
 
     /// The setting of the volume without its secrets, as this mount knows it now. It names the bucket, which is no business of others.
