@@ -1,4 +1,4 @@
-//! What is kept of the bucket on this host: the memory tier and the disk tier.
+//! What is kept of the bucket on this host: in memory and on its disks.
 
 mod disk;
 mod memory;

@@ -195,7 +195,7 @@ impl Meta {
         self.driver.facts.as_ref().map(|facts| facts.listen(listener))
     }
 
-    /// Makes everything committed so far as durable as the tier says.
+    /// Makes everything committed so far as durable as the store makes it.
     pub async fn sync(&self) -> Result<(), Errno> {
         self.driver.store.sync().await.map_err(|e| errno_of("sync", &e))
     }

@@ -252,7 +252,7 @@ impl Vfs {
         }
     }
 
-    /// Everything written to the file is as durable as the store's tier says.
+    /// Everything written to the file is as durable as the store makes it.
     pub async fn fsync(&self, caller: &Caller, ino: Ino, fh: u64, _datasync: bool) -> Result<(), Errno> {
         let ino = self.mount.inward(ino);
         let handle = self.handles.file(ino, fh)?;

@@ -407,7 +407,7 @@ pub trait Store: Send + Sync {
     /// All guards hold → all writes happen, then `reads` are answered, in one atomic step. Otherwise nothing happened.
     fn commit<'a>(&'a self, guards: &'a [Guard], writes: &'a [Write], reads: &'a [Query]) -> BoxFuture<'a, Result<Commit, StoreError>>;
 
-    /// Everything committed before the call is as durable as the tier says once this returns.
+    /// Everything committed before the call is as durable as this store makes it once this returns.
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Resumable iteration; `limit` ≥ 1 items a page.
