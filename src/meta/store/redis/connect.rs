@@ -29,6 +29,10 @@ pub(super) struct Connector {
     certificates: Option<TlsCertificates>,
 }
 
+/// Requests that wait to be sent over a connection. Beyond them who is first in the queue for a place gets it, also a request that was begun and is not
+/// driven just then: so there are more places than such requests.
+const REQUESTS_QUEUED_MAX: usize = 1024;
+
 impl Connector {
     /// Reads the files of TLS.
     pub fn new(url: RedisUrl) -> Result<Connector, StoreError> {
@@ -137,6 +141,7 @@ impl Connector {
         };
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.url.dial_timeout))
+            .set_pipeline_buffer_size(REQUESTS_QUEUED_MAX)
             .set_response_timeout(Some(self.url.read_timeout));
         let mut user = user;
         if let Some(tracking) = tracking {

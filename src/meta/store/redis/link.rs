@@ -9,9 +9,10 @@ use crate::meta::store::{StoreError, Watcher};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value as Reply};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
@@ -29,20 +30,37 @@ pub(super) struct Live {
 
 /// The link.
 pub(super) struct Link {
-    connector: Connector,
-    tracking: Arc<Tracking>,
-    layout: Layout,
+    dialling: Arc<Dialling>,
     /// Before every key.
     pub prefix: Bytes,
     /// How long a request waits for the server; `None`: for ever.
     patience: Option<Duration>,
-    retry_min: Duration,
-    retry_max: Duration,
+}
+
+/// Making connections, and the one that is in use.
+struct Dialling {
+    connector: Connector,
+    tracking: Arc<Tracking>,
+    layout: Layout,
+    prefix: Bytes,
+    /// A volume is in use over it, which waits for the server whatever that says.
+    waits: bool,
+    retry: (Duration, Duration),
     live: Mutex<Option<Live>>,
     /// As measured when the connection was made.
     clock_ahead_us: AtomicI64,
-    /// Held while connecting; the number of the last connection.
-    connecting: tokio::sync::Mutex<u64>,
+    /// The number of the last connection.
+    generation: AtomicU64,
+    /// What is told to those who wait for a connection, while one is being made.
+    under_way: Mutex<Option<Arc<watch::Sender<Dialled>>>>,
+}
+
+/// How far it has come.
+#[derive(Clone, Default)]
+struct Dialled {
+    /// What went wrong last.
+    why: String,
+    outcome: Option<Result<Live, StoreError>>,
 }
 
 /// The pauses of one request.
@@ -64,38 +82,37 @@ impl Link {
     pub async fn open(
         connector: Connector,
         db: u32,
-        patience: Option<Duration>,
+        limit: Option<Duration>,
         opening: Duration,
         retry: (Duration, Duration),
     ) -> Result<Link, StoreError> {
-        let mut link = Link {
-            connector,
-            tracking: Arc::default(),
-            layout: Layout::Database,
-            prefix: Bytes::new(),
-            patience,
-            retry_min: retry.0,
-            retry_max: retry.1,
-            live: Mutex::new(None),
-            clock_ahead_us: AtomicI64::new(0),
-            connecting: tokio::sync::Mutex::new(0),
-        };
         // Nobody is served yet: a wrong address must end in a message.
         let mut patience = Patience { deadline: Some(Instant::now() + opening), pauses: 0, why: String::new() };
         let mut is_told = false;
-        link.layout = loop {
-            match link.connector.layout().await {
+        let layout = loop {
+            match connector.layout().await {
                 Ok(layout) => break layout,
-                Err(fault) => link.pause(&mut patience, fault).await?,
+                Err(fault) => pause(&mut patience, fault, retry).await?,
             }
             if patience.pauses > 1 && !is_told {
                 is_told = true;
                 warn!("the Redis server does not answer yet ({}), trying for {} s: is it running there?", patience.why, opening.as_secs());
             }
         };
-        if link.layout == Layout::Cluster {
-            link.prefix = format!("{{{db}}}").into();
-        }
+        let prefix = if layout == Layout::Cluster { format!("{{{db}}}").into() } else { Bytes::new() };
+        let dialling = Dialling {
+            connector,
+            tracking: Arc::default(),
+            layout,
+            prefix: prefix.clone(),
+            waits: limit.is_none(),
+            retry,
+            live: Mutex::new(None),
+            clock_ahead_us: AtomicI64::new(0),
+            generation: AtomicU64::new(0),
+            under_way: Mutex::default(),
+        };
+        let link = Link { dialling: Arc::new(dialling), prefix, patience: limit };
         link.live(&mut patience).await?;
         Ok(link)
     }
@@ -106,80 +123,46 @@ impl Link {
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Live>> {
-        // Only plain assignments happen under it.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dialling.current()
     }
 
-    /// The connection; makes one if there is none.
+    fn tracking(&self) -> &Arc<Tracking> {
+        &self.dialling.tracking
+    }
+
+    /// The connection; waits for one if there is none.
     pub async fn live(&self, patience: &mut Patience) -> Result<Live, StoreError> {
         if let Some(live) = self.current().clone() {
             return Ok(live);
         }
-        let mut last = match patience.deadline {
-            None => self.connecting.lock().await,
-            Some(deadline) => timeout_at(deadline, self.connecting.lock()).await.map_err(|_| patience.gave_up())?,
-        };
-        // Whoever had the turn before may have connected for all.
-        if let Some(live) = self.current().clone() {
-            return Ok(live);
-        }
-        let begin = Instant::now();
+        let mut dialled = self.dialling.wait();
         loop {
-            match self.connect(*last + 1).await {
-                Ok((live, place)) => {
-                    *last = live.generation;
-                    *self.current() = Some(live.clone());
-                    if live.generation > 1 {
-                        info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
-                    }
-                    return Ok(live);
+            {
+                let now = dialled.borrow_and_update();
+                if let Some(outcome) = &now.outcome {
+                    return outcome.clone();
                 }
-                // A volume in use waits even for what looks like a wrong password: an operator may be at work.
-                Err(Fault::Store(error)) if *last > 0 && self.patience.is_none() => {
-                    self.pause(patience, Fault::Elsewhere(error.to_string())).await?;
-                }
-                Err(fault) => self.pause(patience, fault).await?,
-            }
-        }
-    }
-
-    async fn connect(&self, generation: u64) -> Result<(Live, String), Fault> {
-        let tracking = (self.layout == Layout::Database).then_some(&self.tracking);
-        let (mut conn, place) = self.connector.connect(self.layout, &self.prefix, tracking).await?;
-        let run_id = match ask(&mut conn, redis::cmd("INFO").arg("server")).await {
-            Ok(reply) => info_field(&reply, "run_id").unwrap_or_default(),
-            // Not everybody may ask.
-            Err(Fault::Store(_)) => String::new(),
-            Err(fault) => return Err(fault),
-        };
-        let sent = SystemClock::new().now();
-        match ask(&mut conn, &redis::cmd("TIME")).await.map(list) {
-            Ok(Ok(parts)) => {
-                let mut parts = parts.iter().filter_map(|part| std::str::from_utf8(part).ok()?.parse::<i64>().ok());
-                if let (Some(sec), Some(us)) = (parts.next(), parts.next()) {
-                    let ahead = (sec - sent.sec).saturating_mul(1_000_000) + us - i64::from(sent.nsec / 1000);
-                    self.clock_ahead_us.store(ahead, Ordering::Relaxed);
+                if !now.why.is_empty() {
+                    patience.why.clone_from(&now.why);
                 }
             }
-            Ok(Err(_)) | Err(Fault::Store(_)) => {}
-            Err(fault) => return Err(fault),
+            let changed = match patience.deadline {
+                None => dialled.changed().await,
+                Some(deadline) => timeout_at(deadline, dialled.changed()).await.map_err(|_| patience.gave_up())?,
+            };
+            changed.map_err(|_| StoreError::Failed("connecting to Redis broke off".into()))?;
         }
-        let is_told = match tracking {
-            Some(tracking) => tracking.begin(&mut conn).await?,
-            None => false,
-        };
-        Ok((Live { conn, generation, run_id, is_told }, place))
     }
 
     /// From now on a watcher is told what others change; false if the server does not tell. To be called before the connection is shared.
     pub async fn watch(&self, watcher: Arc<dyn Watcher>) -> bool {
-        if self.layout != Layout::Database {
+        if self.dialling.layout != Layout::Database {
             return false;
         }
-        self.tracking.set(watcher);
-        let Some(mut live) = self.current().clone() else { return self.tracking.is_wanted() };
+        self.tracking().set(watcher);
+        let Some(mut live) = self.current().clone() else { return self.tracking().is_wanted() };
         // Should it break just now, the next connection begins by itself.
-        live.is_told = self.tracking.begin(&mut live.conn).await.unwrap_or(false);
+        live.is_told = self.tracking().begin(&mut live.conn).await.unwrap_or(false);
         let is_told = live.is_told;
         let mut current = self.current();
         if current.as_ref().is_some_and(|current| current.generation == live.generation) {
@@ -190,37 +173,17 @@ impl Link {
 
     /// What was read so far may have changed without our being told.
     pub fn forget_told(&self) {
-        self.tracking.lost();
+        self.tracking().lost();
     }
 
     /// What the server's clock shows when something sent now arrives, less what ours shows now.
     pub fn clock_ahead_us(&self) -> i64 {
-        self.clock_ahead_us.load(Ordering::Relaxed)
+        self.dialling.clock_ahead_us.load(Ordering::Relaxed)
     }
 
-    /// Waits before the next attempt, longer each time, never in step with other clients. Fails when the request has waited enough.
+    /// Waits before the next attempt. Fails when the request has waited enough.
     pub async fn pause(&self, patience: &mut Patience, fault: Fault) -> Result<(), StoreError> {
-        let why = match fault {
-            Fault::Store(error) => return Err(error),
-            // The first break is no reason to wait: whoever connects waits if the server is away.
-            Fault::Lost(why) if patience.pauses == 0 => {
-                patience.pauses = 1;
-                patience.why = why;
-                return Ok(());
-            }
-            Fault::NoScript => return Ok(()),
-            Fault::Lost(why) | Fault::Later(why) | Fault::Elsewhere(why) => why,
-        };
-        let longest = self.retry_min.saturating_mul(1 << patience.pauses.min(20)).min(self.retry_max);
-        // Half of it at least, so that pauses do grow.
-        let pause = longest / 2 + Duration::from_nanos(SystemRandom.u64() % u64::try_from(longest.as_nanos() / 2 + 1).unwrap_or(u64::MAX));
-        patience.pauses += 1;
-        patience.why = why;
-        if patience.deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
-            return Err(patience.gave_up());
-        }
-        sleep(pause).await;
-        Ok(())
+        pause(patience, fault, self.dialling.retry).await
     }
 
     /// Stops using a connection, unless that has happened already.
@@ -228,7 +191,7 @@ impl Link {
         let mut current = self.current();
         if current.as_ref().is_some_and(|live| live.generation == generation) {
             *current = None;
-            self.tracking.lost();
+            self.tracking().lost();
             warn!("the connection to Redis is lost, requests wait: {why}");
         }
     }
@@ -244,7 +207,7 @@ impl Link {
         let interest = if live.is_told { interest } else { Interest::None };
         let answer = ask_told(&mut live.conn.clone(), cmd, interest).await;
         if live.is_told && answer.is_ok() {
-            self.tracking.answered(sent.elapsed());
+            self.tracking().answered(sent.elapsed());
         }
         if let Err(Fault::Lost(why) | Fault::Elsewhere(why)) = &answer {
             self.retire(live.generation, why);
@@ -261,7 +224,7 @@ impl Link {
             match ask_together(&mut live.conn.clone(), transaction).await {
                 Ok(replies) => {
                     if live.is_told {
-                        self.tracking.answered(sent.elapsed());
+                        self.tracking().answered(sent.elapsed());
                     }
                     return Ok(replies);
                 }
@@ -294,13 +257,150 @@ impl Link {
 
     /// A connection beside the shared one, for a command that keeps it busy.
     pub async fn beside(&self) -> Result<MultiplexedConnection, Fault> {
-        Ok(self.connector.connect(self.layout, &self.prefix, None).await?.0)
+        Ok(self.dialling.connector.connect(self.dialling.layout, &self.prefix, None).await?.0)
     }
 
     /// The life of the server that is connected now; scans of one life mean nothing in another.
     pub async fn run_id(&self) -> Result<String, StoreError> {
         Ok(self.live(&mut self.patience()).await?.run_id)
     }
+}
+
+impl Dialling {
+    fn current(&self) -> MutexGuard<'_, Option<Live>> {
+        // Only plain assignments happen under it.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, Option<Arc<watch::Sender<Dialled>>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to make a connection, unless somebody has; the result is how it goes on. A task of its own makes it: a request that was begun,
+    /// and that nobody drives just then, must not keep the others from it.
+    fn wait(self: &Arc<Dialling>) -> watch::Receiver<Dialled> {
+        let mut under_way = self.under_way();
+        if let Some(sender) = &*under_way {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(Dialled::default());
+        let (sender, dialling) = (Arc::new(sender), self.clone());
+        *under_way = Some(sender.clone());
+        drop(under_way);
+        tokio::spawn(async move {
+            // However it ends: those who wait are told, who comes later begins anew.
+            let _ends = Ends(&dialling, &sender);
+            dialling.dial(&sender).await;
+        });
+        receiver
+    }
+
+    /// Makes a connection, as long as somebody waits for it.
+    async fn dial(&self, told: &watch::Sender<Dialled>) {
+        let begin = Instant::now();
+        let mut patience = Patience { deadline: None, pauses: 0, why: String::new() };
+        loop {
+            if self.ends_unwanted(told) {
+                return;
+            }
+            let last = self.generation.load(Ordering::Relaxed);
+            let fault = match self.connect(last + 1).await {
+                Ok((live, place)) => {
+                    self.generation.store(live.generation, Ordering::Relaxed);
+                    *self.current() = Some(live.clone());
+                    if live.generation > 1 {
+                        info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
+                    }
+                    return self.end(told, Ok(live));
+                }
+                // A volume in use waits even for what looks like a wrong password: an operator may be at work.
+                Err(Fault::Store(error)) if last > 0 && self.waits => Fault::Elsewhere(error.to_string()),
+                Err(fault) => fault,
+            };
+            if let Err(error) = pause(&mut patience, fault, self.retry).await {
+                return self.end(told, Err(error));
+            }
+            told.send_modify(|dialled| dialled.why.clone_from(&patience.why));
+        }
+    }
+
+    /// Ends it if nobody waits any more.
+    fn ends_unwanted(&self, told: &watch::Sender<Dialled>) -> bool {
+        // Who comes to wait does so under this lock.
+        let mut under_way = self.under_way();
+        let unwanted = told.receiver_count() == 0;
+        if unwanted {
+            *under_way = None;
+        }
+        unwanted
+    }
+
+    fn end(&self, told: &watch::Sender<Dialled>, outcome: Result<Live, StoreError>) {
+        *self.under_way() = None;
+        told.send_modify(|dialled| dialled.outcome = Some(outcome));
+    }
+
+    async fn connect(&self, generation: u64) -> Result<(Live, String), Fault> {
+        let tracking = (self.layout == Layout::Database).then_some(&self.tracking);
+        let (mut conn, place) = self.connector.connect(self.layout, &self.prefix, tracking).await?;
+        let run_id = match ask(&mut conn, redis::cmd("INFO").arg("server")).await {
+            Ok(reply) => info_field(&reply, "run_id").unwrap_or_default(),
+            // Not everybody may ask.
+            Err(Fault::Store(_)) => String::new(),
+            Err(fault) => return Err(fault),
+        };
+        let sent = SystemClock::new().now();
+        match ask(&mut conn, &redis::cmd("TIME")).await.map(list) {
+            Ok(Ok(parts)) => {
+                let mut parts = parts.iter().filter_map(|part| std::str::from_utf8(part).ok()?.parse::<i64>().ok());
+                if let (Some(sec), Some(us)) = (parts.next(), parts.next()) {
+                    let ahead = (sec - sent.sec).saturating_mul(1_000_000) + us - i64::from(sent.nsec / 1000);
+                    self.clock_ahead_us.store(ahead, Ordering::Relaxed);
+                }
+            }
+            Ok(Err(_)) | Err(Fault::Store(_)) => {}
+            Err(fault) => return Err(fault),
+        }
+        let is_told = match tracking {
+            Some(tracking) => tracking.begin(&mut conn).await?,
+            None => false,
+        };
+        Ok((Live { conn, generation, run_id, is_told }, place))
+    }
+}
+
+/// It is not under way any more when this is dropped.
+struct Ends<'a>(&'a Dialling, &'a Arc<watch::Sender<Dialled>>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.under_way().take_if(|sender| Arc::ptr_eq(sender, self.1));
+    }
+}
+
+/// Waits before the next attempt, longer each time, never in step with other clients. Fails when there was enough waiting.
+async fn pause(patience: &mut Patience, fault: Fault, (least, most): (Duration, Duration)) -> Result<(), StoreError> {
+    let why = match fault {
+        Fault::Store(error) => return Err(error),
+        // The first break is no reason to wait: whoever connects waits if the server is away.
+        Fault::Lost(why) if patience.pauses == 0 => {
+            patience.pauses = 1;
+            patience.why = why;
+            return Ok(());
+        }
+        Fault::NoScript => return Ok(()),
+        Fault::Lost(why) | Fault::Later(why) | Fault::Elsewhere(why) => why,
+    };
+    let longest = least.saturating_mul(1 << patience.pauses.min(20)).min(most);
+    // Half of it at least, so that pauses do grow.
+    let pause = longest / 2 + Duration::from_nanos(SystemRandom.u64() % u64::try_from(longest.as_nanos() / 2 + 1).unwrap_or(u64::MAX));
+    patience.pauses += 1;
+    patience.why = why;
+    if patience.deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
+        return Err(patience.gave_up());
+    }
+    sleep(pause).await;
+    Ok(())
 }
 
 /// A field of what INFO answers.

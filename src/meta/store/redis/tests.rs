@@ -284,6 +284,26 @@ async fn a_server_that_is_killed_and_comes_back_is_a_pause() {
     assert_eq!(store.losses(), 0, "the append-only file held everything");
 }
 
+#[tokio::test]
+async fn a_request_that_nobody_drives_keeps_nobody_from_a_connection() {
+    let server = RedisServer::start();
+    let store = open(&url_of(server.port), MOUNTED).await.unwrap();
+    works(&store).await;
+    for generation in 1..=3 {
+        store.link.retire(generation, "wanted by the test");
+        let queries = [Query::Get(b("n"))];
+        let ahead = crate::env::Begun::begin(Box::pin(store.read(&queries))).await;
+        let other = tokio::time::timeout(Duration::from_secs(5), store.read(&[Query::Get(b("n"))])).await;
+        assert_eq!(other, Ok(Ok(vec![Value::Bytes(Some(b("5")))])), "it waited for the other");
+        assert_eq!(ahead.end().await, Ok(vec![Value::Bytes(Some(b("5")))]));
+    }
+    // Nor does one that is given up keep anything going.
+    store.link.retire(4, "wanted by the test");
+    let queries = [Query::Get(b("n"))];
+    drop(crate::env::Begun::begin(Box::pin(store.read(&queries))).await);
+    assert_eq!(store.read(&queries).await, Ok(vec![Value::Bytes(Some(b("5")))]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_lost_is_noticed_and_numbers_are_not_given_out_again() {
     let mut server = RedisServer::with(&["--appendonly", "no"]);
