@@ -329,6 +329,11 @@ impl Inside {
         self.entry.device == other.entry.device
     }
 
+    /// Whether it seems to be a mount of the volume with this name; another volume may have the same.
+    pub fn is_of(&self, volume: &str) -> bool {
+        self.entry.source.split_once(':').is_some_and(|(_, name)| name == volume)
+    }
+
     /// Connects to the process that serves the mount.
     pub fn connect(&self) -> Result<Connection, AskError> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -347,11 +352,6 @@ impl Inside {
 }
 
 impl Connection {
-    /// Asking fails once it has waited for so long.
-    pub fn wait_at_most(&self, limit: Duration) -> io::Result<()> {
-        self.0.get_ref().set_read_timeout(Some(limit)).and_then(|()| self.0.get_ref().set_write_timeout(Some(limit)))
-    }
-
     /// Asks, and waits for the answer; `progress` is told how many things and bytes are done meanwhile.
     pub fn ask(&mut self, request: &Value, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, AskError> {
         let failed = |error| AskError::Failed("the process that serves the mount gave no answer".into(), error);

@@ -40,7 +40,8 @@ fn write_pieces(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => written += count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            // Alignment, or a file that can only be written through its cache: compressed, for one.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => break,
             Err(e) => return Err(e),
         }
     }

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 use tokio::runtime::Handle;
 
-/// A request between its first poll and its first wake-up.
+/// A request on threads that are none of the runtime's: between its first poll and the wake-up that hands it over.
 struct Parked {
     place: Mutex<Place>,
     runtime: Handle,
 }
 
 enum Place {
-    /// On the thread that polls it first.
+    /// On a thread that polls it.
     Polled,
     /// Woken meanwhile: it is handed over as soon as it is back.
     Woken,
@@ -58,11 +58,18 @@ impl Parked {
     /// Polls a request on this thread; `place` is `Polled`.
     fn poll(self: &Arc<Self>, mut work: Work) {
         let waker = Waker::from(self.clone());
-        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut Context::from_waker(&waker))));
+        let polled = catch_unwind(AssertUnwindSafe(|| match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Pending => Some(work),
+            Poll::Ready(()) => {
+                // Here: what is dropped with it may panic, too.
+                drop(work);
+                None
+            }
+        }));
         match polled {
             // Later wake-ups find nothing.
-            Ok(Poll::Ready(())) => *self.place() = Place::Gone,
-            Ok(Poll::Pending) => {
+            Ok(None) => *self.place() = Place::Gone,
+            Ok(Some(work)) => {
                 let mut place = self.place();
                 if matches!(*place, Place::Woken) {
                     *place = Place::Gone;

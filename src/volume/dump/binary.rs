@@ -30,8 +30,8 @@ const SEGMENT_BYTES: usize = 4 << 20;
 const KEYS: usize = 1000;
 /// Pages of keys that are read before they are written, so that the server has something to do meanwhile.
 const PAGES_AHEAD: usize = 3;
-/// Directories of a page whose first entries are read with it; there are seldom more, and each may be a page of its own.
-const DIRECTORIES: usize = 32;
+/// Directories of a page of keys whose first entries are read with it; each may be a page of its own. Where every tenth inode is a directory there are fifty.
+const DIRECTORIES: usize = 64;
 
 /// What a segment holds: its number, its name in the footer, its field in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,10 +7,14 @@ use super::parse::Parser;
 use super::text::unescape;
 use crate::types::{Attr, CHUNK_BYTES, Flags, Ino, Kind, Name, SliceRecord, Time};
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value as Json};
 use std::borrow::Cow;
+use std::fmt;
 use std::io::BufRead;
+use std::marker::PhantomData;
 
 /// Members of the document that are small and come before the trees.
 const HEADERS: [&str; 8] = ["Setting", "Counters", "Sustained", "DelFiles", "Quotas", "UserQuotas", "GroupQuotas", "ChangeLog"];
@@ -148,7 +152,7 @@ impl<R: BufRead> JsonReader<R> {
         let mut node: Option<Node> = None;
         while let Some(member) = self.parser.member(&mut first)? {
             if member == "attr" {
-                let found = self.parser.value::<AttrText<'_>>()?.node();
+                let found = self.parser.value::<Object<AttrText<'_>>>()?.0.node();
                 if node.is_some() {
                     return Err(self.parser.wrong("a second attr"));
                 }
@@ -165,7 +169,7 @@ impl<R: BufRead> JsonReader<R> {
                 return Ok(Event::Enter { name, node: node.clone() });
             }
             let added = if member == "chunks" && node.attr.kind == Kind::File {
-                chunks(&self.parser.value::<Vec<ChunkText>>()?).map(|chunks| node.chunks = chunks)
+                chunks(&self.parser.value::<Vec<Object<ChunkText>>>()?).map(|chunks| node.chunks = chunks)
             } else {
                 add(node, &member, &self.parser.value()?)
             };
@@ -246,7 +250,7 @@ impl AttrText<'_> {
 #[derive(Deserialize)]
 struct ChunkText {
     index: u32,
-    slices: Vec<SliceText>,
+    slices: Vec<Object<SliceText>>,
 }
 
 /// A slice as it is written.
@@ -277,9 +281,28 @@ impl SliceText {
 }
 
 /// The chunks of a file that have slices.
-fn chunks(written: &[ChunkText]) -> Option<Vec<(u32, Vec<SliceRecord>)>> {
-    let written = written.iter().filter(|chunk| !chunk.slices.is_empty());
-    written.map(|chunk| Some((chunk.index, chunk.slices.iter().map(SliceText::record).collect::<Option<_>>()?))).collect()
+fn chunks(written: &[Object<ChunkText>]) -> Option<Vec<(u32, Vec<SliceRecord>)>> {
+    let written = written.iter().map(|Object(chunk)| chunk).filter(|chunk| !chunk.slices.is_empty());
+    written.map(|chunk| Some((chunk.index, chunk.slices.iter().map(|Object(slice)| slice.record()).collect::<Option<_>>()?))).collect()
+}
+
+/// What is written with the names of its members; without this an array of their values would do, too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData)).map(Object)
+    }
 }
 
 /// A member of a node other than its attributes and entries.

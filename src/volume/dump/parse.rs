@@ -141,7 +141,11 @@ impl<R: BufRead> Parser<R> {
     pub fn value<'a, T: Deserialize<'a>>(&'a mut self) -> Result<T, String> {
         self.take()?;
         let line = self.line;
-        serde_json::from_slice(&self.text).map_err(|error| format!("line {line}: {error}"))
+        serde_json::from_slice(&self.text).map_err(|error| {
+            // The place it tells is within the value.
+            let told = error.to_string();
+            format!("line {line}: {}", told.split(" at line ").next().unwrap_or_default())
+        })
     }
 
     /// Takes a whole value.

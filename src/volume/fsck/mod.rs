@@ -2,7 +2,7 @@
 //!
 //! Three passes over the store, page by page: `tree` (records, entries, links, usage), `slices` (chunk lists, references, blocks), and
 //! the counters at the end. What stays in memory is one `Node` per inode and one `SliceUse` per slice, about 100 bytes each with their
-//! tables: 100 MB for a million inodes.
+//! tables: 100 MB for a million inodes. Each directory, symbolic link and list of attributes or parents costs 24 bytes more until the strays are told.
 //!
 //! While another process uses the volume the passes see different moments. Further runs then tell damage from change: only what all of
 //! them found at the same place, and the same, is reported; statistics and links of a directory only if it stood still while they were
@@ -261,6 +261,8 @@ const LOST: &str = "restore the file from a backup; if the directory of the obje
 struct Pages {
     range: ScanRange,
     coming: Option<Coming>,
+    /// The next page is read while one is looked at.
+    ahead: bool,
 }
 
 /// Where a page comes from.
@@ -275,12 +277,17 @@ enum Coming {
 
 impl Pages {
     fn new(range: ScanRange) -> Pages {
-        Pages { range, coming: Some(Coming::At(Cursor::new())) }
+        Pages { range, coming: Some(Coming::At(Cursor::new())), ahead: false }
+    }
+
+    /// Read ahead, for who is told of damage only if it is found again.
+    fn ahead(range: ScanRange) -> Pages {
+        Pages { ahead: true, ..Pages::new(range) }
     }
 
     /// The same with the first page at hand.
     fn after(range: ScanRange, first: ScanPage) -> Pages {
-        Pages { range, coming: Some(Coming::Read(first)) }
+        Pages { coming: Some(Coming::Read(first)), ..Pages::ahead(range) }
     }
 
     async fn next(&mut self, store: &Arc<dyn Store>) -> Result<Option<Vec<ScanItem>>, VolumeError> {
@@ -291,6 +298,10 @@ impl Pages {
             Some(Coming::Begun(page)) => page.end().await?,
         };
         if let Some(cursor) = page.next {
+            if !self.ahead {
+                self.coming = Some(Coming::At(cursor));
+                return Ok(Some(page.items));
+            }
             let (store, range) = (store.clone(), self.range.clone());
             let read = async move { store.scan(&range, cursor, PAGE).await };
             self.coming = Some(Coming::Begun(Begun::begin(Box::pin(read)).await));

@@ -49,7 +49,7 @@ impl Check<'_> {
     pub(super) async fn slices(&mut self) -> Result<(), VolumeError> {
         let mut uses = Uses::new();
         progress::stage("slice lists", self.nodes.values().filter(|node| node.kind == Kind::File).count() as u64);
-        let mut lists = Pages::new(ScanRange::Keys(Bytes::from_static(b"c")));
+        let mut lists = Pages::ahead(ScanRange::Keys(Bytes::from_static(b"c")));
         while let Some(page) = self.lists(&mut lists).await? {
             progress::add(page.len() as u64, 0);
             for (ino, index, elements) in page {

@@ -110,7 +110,7 @@ impl Check<'_> {
         let ranges: &[&str] = if self.store.sharing() == Sharing::Server { &[""] } else { &["i", "d", "s", "x", "p"] };
         let mut others = Vec::new();
         for range in ranges {
-            let mut pages = Pages::new(ScanRange::Keys(Bytes::from_static(range.as_bytes())));
+            let mut pages = Pages::ahead(ScanRange::Keys(Bytes::from_static(range.as_bytes())));
             while let Some(items) = pages.next(self.store).await? {
                 let (mut inodes, mut sessions) = (Vec::new(), Vec::new());
                 for item in &items {

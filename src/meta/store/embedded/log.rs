@@ -384,9 +384,12 @@ impl Syncer {
                     std::mem::take(&mut queue.waiters)
                 };
                 let result = sync();
+                let only = waiters.len() == 1;
                 for waiter in waiters {
-                    // A waiter that has gone needs no answer. What is left to do for the others is to answer an fsync, as a rule.
-                    offer(|| drop(waiter.send(result.clone())));
+                    // A waiter that has gone needs no answer. What is left to do for an only one is to answer its fsync, as a rule; where
+                    // there are several others may ask by now, and the next sync is not to wait for the answers.
+                    let tell = || drop(waiter.send(result.clone()));
+                    if only { offer(tell) } else { tell() }
                 }
             }
         })?;
