@@ -39,7 +39,8 @@ fn staging(name: &str, uuid: &str) -> Value {
     let ask = |mount: Inside| {
         let (sender, answer) = mpsc::channel();
         let mountpoint = mount.mountpoint.clone();
-        std::thread::spawn(move || {
+        // Without a thread there is no answer either.
+        let _ = std::thread::Builder::new().spawn(move || {
             let request = json!({ "Command": "staging", "Path": "" });
             sender.send(mount.connect().and_then(|mut connection| connection.ask(&request, &mut |_, _| {})))
         });

@@ -144,7 +144,7 @@ impl<R: BufRead> Parser<R> {
         serde_json::from_slice(&self.text).map_err(|error| {
             // The place it tells is within the value.
             let told = error.to_string();
-            format!("line {line}: {}", told.split(" at line ").next().unwrap_or_default())
+            format!("line {line}: {}", told.rsplit_once(" at line ").map_or(&*told, |(what, _)| what))
         })
     }
 

@@ -60,7 +60,8 @@ struct Dialling {
 struct Dialled {
     /// What went wrong last.
     why: String,
-    outcome: Option<Result<Live, StoreError>>,
+    /// With success there is a connection, or was a moment ago.
+    outcome: Option<Result<(), StoreError>>,
 }
 
 /// The pauses of one request.
@@ -71,6 +72,30 @@ pub(super) struct Patience {
 }
 
 impl Patience {
+    /// The pause before the next attempt, longer each time, never in step with other clients. Fails when there was enough waiting.
+    fn next(&mut self, fault: Fault, (least, most): (Duration, Duration)) -> Result<Duration, StoreError> {
+        let why = match fault {
+            Fault::Store(error) => return Err(error),
+            // The first break is no reason to wait: whoever connects waits if the server is away.
+            Fault::Lost(why) if self.pauses == 0 => {
+                self.pauses = 1;
+                self.why = why;
+                return Ok(Duration::ZERO);
+            }
+            Fault::NoScript => return Ok(Duration::ZERO),
+            Fault::Lost(why) | Fault::Later(why) | Fault::Elsewhere(why) => why,
+        };
+        let longest = least.saturating_mul(1 << self.pauses.min(20)).min(most);
+        // Half of it at least, so that pauses do grow.
+        let pause = longest / 2 + Duration::from_nanos(SystemRandom.u64() % u64::try_from(longest.as_nanos() / 2 + 1).unwrap_or(u64::MAX));
+        self.pauses += 1;
+        self.why = why;
+        if self.deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
+            return Err(self.gave_up());
+        }
+        Ok(pause)
+    }
+
     fn gave_up(&self) -> StoreError {
         let why = if self.why.is_empty() { "no answer" } else { &self.why };
         StoreError::Failed(format!("the Redis server cannot be reached: {why}"))
@@ -112,9 +137,16 @@ impl Link {
             generation: AtomicU64::new(0),
             under_way: Mutex::default(),
         };
-        let link = Link { dialling: Arc::new(dialling), prefix, patience: limit };
-        link.live(&mut patience).await?;
-        Ok(link)
+        // Not cut off in the middle: it may ask several servers one after the other, the first of which are away.
+        let live = loop {
+            match dialling.connect(1).await {
+                Ok((live, _)) => break live,
+                Err(fault) => pause(&mut patience, fault, retry).await?,
+            }
+        };
+        *dialling.current() = Some(live);
+        dialling.generation.store(1, Ordering::Relaxed);
+        Ok(Link { dialling: Arc::new(dialling), prefix, patience: limit })
     }
 
     /// Begins a request.
@@ -132,10 +164,18 @@ impl Link {
 
     /// The connection; waits for one if there is none.
     pub async fn live(&self, patience: &mut Patience) -> Result<Live, StoreError> {
-        if let Some(live) = self.current().clone() {
-            return Ok(live);
+        loop {
+            if let Some(live) = self.current().clone() {
+                return Ok(live);
+            }
+            if let Some(mut dialled) = self.dialling.wait() {
+                self.dialled(&mut dialled, patience).await?;
+            }
         }
-        let mut dialled = self.dialling.wait();
+    }
+
+    /// Waits until a connection was made. It is not told which: that one may be given up already, also by who waits.
+    async fn dialled(&self, dialled: &mut watch::Receiver<Dialled>, patience: &mut Patience) -> Result<(), StoreError> {
         loop {
             {
                 let now = dialled.borrow_and_update();
@@ -276,51 +316,49 @@ impl Dialling {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to make a connection, unless somebody has; the result is how it goes on. A task of its own makes it: a request that was begun,
-    /// and that nobody drives just then, must not keep the others from it.
-    fn wait(self: &Arc<Dialling>) -> watch::Receiver<Dialled> {
+    /// Begins to make a connection, unless somebody has; the result is how it goes on, `None` if there is one. A task of its own makes it: a
+    /// request that was begun, and that nobody drives just then, must not keep the others from it.
+    fn wait(self: &Arc<Dialling>) -> Option<watch::Receiver<Dialled>> {
         let mut under_way = self.under_way();
         if let Some(sender) = &*under_way {
-            return sender.subscribe();
+            return Some(sender.subscribe());
+        }
+        // One that was made since the caller looked is there before it is no longer under way.
+        if self.current().is_some() {
+            return None;
         }
         let (sender, receiver) = watch::channel(Dialled::default());
-        let (sender, dialling) = (Arc::new(sender), self.clone());
-        *under_way = Some(sender.clone());
+        let task = Task { dialling: self.clone(), told: Arc::new(sender) };
+        *under_way = Some(task.told.clone());
         drop(under_way);
-        tokio::spawn(async move {
-            // However it ends: those who wait are told, who comes later begins anew.
-            let _ends = Ends(&dialling, &sender);
-            dialling.dial(&sender).await;
-        });
-        receiver
+        tokio::spawn(async move { task.dialling.dial(&task.told).await });
+        Some(receiver)
     }
 
     /// Makes a connection, as long as somebody waits for it.
     async fn dial(&self, told: &watch::Sender<Dialled>) {
         let begin = Instant::now();
         let mut patience = Patience { deadline: None, pauses: 0, why: String::new() };
-        loop {
-            if self.ends_unwanted(told) {
-                return;
-            }
+        while !self.ends_unwanted(told) {
             let last = self.generation.load(Ordering::Relaxed);
             let fault = match self.connect(last + 1).await {
                 Ok((live, place)) => {
                     self.generation.store(live.generation, Ordering::Relaxed);
-                    *self.current() = Some(live.clone());
-                    if live.generation > 1 {
-                        info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
-                    }
-                    return self.end(told, Ok(live));
+                    self.end(told, Ok(live));
+                    info!("connected to Redis at {place} again after {:.1} s", begin.elapsed().as_secs_f64());
+                    return;
                 }
                 // A volume in use waits even for what looks like a wrong password: an operator may be at work.
-                Err(Fault::Store(error)) if last > 0 && self.waits => Fault::Elsewhere(error.to_string()),
+                Err(Fault::Store(error)) if self.waits => Fault::Elsewhere(error.to_string()),
                 Err(fault) => fault,
             };
-            if let Err(error) = pause(&mut patience, fault, self.retry).await {
-                return self.end(told, Err(error));
+            match patience.next(fault, self.retry) {
+                Ok(pause) => {
+                    told.send_modify(|dialled| dialled.why.clone_from(&patience.why));
+                    sleep(pause).await;
+                }
+                Err(error) => return self.end(told, Err(error)),
             }
-            told.send_modify(|dialled| dialled.why.clone_from(&patience.why));
         }
     }
 
@@ -335,8 +373,15 @@ impl Dialling {
         unwanted
     }
 
+    /// Ends it. The connection is there before it is no longer under way, and both in one moment: who has just given up a connection must not be
+    /// told of that one, nor another be made beside it.
     fn end(&self, told: &watch::Sender<Dialled>, outcome: Result<Live, StoreError>) {
-        *self.under_way() = None;
+        let outcome = {
+            let mut under_way = self.under_way();
+            let outcome = outcome.map(|live| *self.current() = Some(live));
+            *under_way = None;
+            outcome
+        };
         told.send_modify(|dialled| dialled.outcome = Some(outcome));
     }
 
@@ -369,37 +414,24 @@ impl Dialling {
     }
 }
 
-/// It is not under way any more when this is dropped.
-struct Ends<'a>(&'a Dialling, &'a Arc<watch::Sender<Dialled>>);
+/// What makes a connection. When it is dropped, whenever that is, nothing is under way any more, and who waits is told.
+struct Task {
+    dialling: Arc<Dialling>,
+    told: Arc<watch::Sender<Dialled>>,
+}
 
-impl Drop for Ends<'_> {
+impl Drop for Task {
     fn drop(&mut self) {
-        self.0.under_way().take_if(|sender| Arc::ptr_eq(sender, self.1));
+        self.dialling.under_way().take_if(|sender| Arc::ptr_eq(sender, &self.told));
     }
 }
 
-/// Waits before the next attempt, longer each time, never in step with other clients. Fails when there was enough waiting.
-async fn pause(patience: &mut Patience, fault: Fault, (least, most): (Duration, Duration)) -> Result<(), StoreError> {
-    let why = match fault {
-        Fault::Store(error) => return Err(error),
-        // The first break is no reason to wait: whoever connects waits if the server is away.
-        Fault::Lost(why) if patience.pauses == 0 => {
-            patience.pauses = 1;
-            patience.why = why;
-            return Ok(());
-        }
-        Fault::NoScript => return Ok(()),
-        Fault::Lost(why) | Fault::Later(why) | Fault::Elsewhere(why) => why,
-    };
-    let longest = least.saturating_mul(1 << patience.pauses.min(20)).min(most);
-    // Half of it at least, so that pauses do grow.
-    let pause = longest / 2 + Duration::from_nanos(SystemRandom.u64() % u64::try_from(longest.as_nanos() / 2 + 1).unwrap_or(u64::MAX));
-    patience.pauses += 1;
-    patience.why = why;
-    if patience.deadline.is_some_and(|deadline| Instant::now() + pause > deadline) {
-        return Err(patience.gave_up());
+/// Waits before the next attempt. Fails when there was enough waiting.
+async fn pause(patience: &mut Patience, fault: Fault, retry: (Duration, Duration)) -> Result<(), StoreError> {
+    let pause = patience.next(fault, retry)?;
+    if !pause.is_zero() {
+        sleep(pause).await;
     }
-    sleep(pause).await;
     Ok(())
 }
 
