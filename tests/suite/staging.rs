@@ -61,12 +61,14 @@ fn staged_files_survive_the_daemon_and_reach_the_bucket_with_the_next_mount() {
         std::io::Write::write_all(&mut &file, content).expect("written");
         file.sync_all().expect("durable");
     }
-    assert_eq!((bench.staged().len(), bench.objects()), (4, 0), "{:?}", bench.staged());
+    // Memory may have been short, and a block cut in two.
+    let blocks = bench.staged().len();
+    assert!(blocks >= 4 && bench.objects() == 0, "{:?}", bench.staged());
     // A mount of another volume says nothing of this one.
     let other_volume = Volume::new();
     let beside = other_volume.mount();
     let staging = bench.staging();
-    assert_eq!((staging.as_array().map(Vec::len), &staging[0]["Blocks"]), (Some(1), &json!(4)), "{staging}");
+    assert_eq!((staging.as_array().map(Vec::len), &staging[0]["Blocks"]), (Some(1), &json!(blocks)), "{staging}");
     assert_eq!(staging[0]["Bytes"], json!((9 << 20) + 200_000), "{staging}");
     assert_eq!((staging[0]["MountPoint"].as_str(), staging[0]["Dirs"].as_array().map(Vec::len)), (mount.path.to_str(), Some(1)), "{staging}");
     beside.unmount();
@@ -74,7 +76,7 @@ fn staged_files_survive_the_daemon_and_reach_the_bucket_with_the_next_mount() {
     // Nobody has asked for staging this time.
     let mount = bench.mount(&[]);
     assert!(fs::read(mount.join("large")).expect("read") == large, "other bytes came back");
-    eventually("everything is uploaded", || bench.staged().is_empty() && bench.objects() == 4);
+    eventually("everything is uploaded", || bench.staged().is_empty() && bench.objects() == blocks);
     mount.unmount();
     fs::remove_dir_all(&bench.cache).expect("removed");
     let mount = bench.mount(&[]);
@@ -138,11 +140,12 @@ fn umount_flush_uploads_what_is_kept_back() {
     let file = fs::File::open(mount.join("f")).expect("opened");
     file.sync_all().expect("durable");
     drop(file);
-    assert_eq!((bench.staged().len(), bench.objects()), (2, 0));
+    let blocks = bench.staged().len();
+    assert!(blocks >= 2 && bench.objects() == 0, "{:?}", bench.staged());
     let output = run(Command::new(PANDO).args(["umount", "--flush"]).arg(mount.join("")));
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "All staging chunks are flushed\n");
-    assert_eq!((bench.staged().len(), bench.objects()), (0, 2));
+    assert_eq!((bench.staged().len(), bench.objects()), (0, blocks));
     eventually("the daemon has ended", || !crate::support::is_mounted(&mount.join("")));
     drop(mount);
 }
