@@ -70,7 +70,11 @@ fn staged_files_survive_the_daemon_and_reach_the_bucket_with_the_next_mount() {
     let staging = bench.staging();
     assert_eq!((staging.as_array().map(Vec::len), &staging[0]["Blocks"]), (Some(1), &json!(blocks)), "{staging}");
     assert_eq!(staging[0]["Bytes"], json!((9 << 20) + 200_000), "{staging}");
-    assert_eq!((staging[0]["MountPoint"].as_str(), staging[0]["Dirs"].as_array().map(Vec::len)), (mount.path.to_str(), Some(1)), "{staging}");
+    assert_eq!(
+        (staging[0]["MountPoint"].as_str(), staging[0]["Dirs"].as_array().map(Vec::len)),
+        (mount.path.to_str(), Some(1)),
+        "{staging}"
+    );
     beside.unmount();
     mount.kill();
     // Nobody has asked for staging this time.

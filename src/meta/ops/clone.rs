@@ -23,11 +23,14 @@ use crate::meta::{Meta, key};
 use crate::types::{Asker, Attr, BoxFuture, CHUNK_BYTES, Caller, Errno, Flags, Ino, Kind, LEVELS_MAX, Name, SliceId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 /// Things copied in one commit, and chunk lists: some milliseconds of a server, in which others wait.
 const BATCH: usize = 128;
 const LISTS_MAX: u64 = 512;
+/// Batches of one directory under way: while a server carries one out, the next is laid out.
+const BATCHES_AT_ONCE: usize = 2;
 /// Records of one list that are written in one step; stores take a few thousand.
 const PUSHED_MAX: usize = 2000;
 /// A file with more chunks (4 GiB) is copied in several commits, before it gets its name.
@@ -52,6 +55,8 @@ pub struct Cloning<'a> {
     /// The directory that gets the copy: its quotas count what is made.
     pub into: Ino,
     places: Semaphore,
+    /// Something had extended attributes: they are read, no longer presumed to be missing.
+    has_xattrs: AtomicBool,
     progress: &'a (dyn Fn(u64, u64) + Sync),
     go_on: &'a (dyn Fn() -> bool + Sync),
 }
@@ -87,7 +92,16 @@ impl<'a> Cloning<'a> {
         progress: &'a (dyn Fn(u64, u64) + Sync),
         go_on: &'a (dyn Fn() -> bool + Sync),
     ) -> Cloning<'a> {
-        Cloning { asker, preserve, umask, into, places: Semaphore::new(at_once.saturating_sub(1)), progress, go_on }
+        Cloning {
+            asker,
+            preserve,
+            umask,
+            into,
+            places: Semaphore::new(at_once.saturating_sub(1)),
+            has_xattrs: AtomicBool::new(false),
+            progress,
+            go_on,
+        }
     }
 
     fn check(&self) -> Result<(), Errno> {
@@ -153,6 +167,9 @@ fn copy_content(view: &View, how: &Cloning<'_>, pair: &Pair, record: &Record) ->
     let mut copied = Copied::default();
     let attr = &record.attr;
     let xattrs = view.fields(&key::xattr(pair.from))?.to_vec();
+    if !xattrs.is_empty() {
+        how.has_xattrs.store(true, Ordering::Relaxed);
+    }
     copied.writes = how.xattrs(&xattrs, pair.to);
     // Also where it is the record or a list that has changed: what is looked at again then is all of it.
     copied.guards.push(Guard::Fields(key::xattr(pair.from), xattrs));
@@ -189,7 +206,8 @@ fn wanted(pair: &Pair, attr: &Attr) -> Vec<Query> {
 }
 
 /// Copies things into `dir`: all but large files, which come back, and what is in directories.
-fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, dir: Ino, pairs: &[Pair]) -> Result<Plan<Batch>, Stop> {
+/// A directory that is `fresh` most probably has no entry: then that is enough to know of all names.
+fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, (dir, fresh): (Ino, bool), pairs: &[Pair]) -> Result<Plan<Batch>, Stop> {
     view.want(pairs.iter().map(|pair| Query::Get(key::inode(pair.from))).chain([Query::Get(key::inode(dir))]))?;
     let dir_record = parent::growing(view, dir)?;
     let mut records = Vec::new();
@@ -201,6 +219,10 @@ fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, dir: Ino, pairs: &[Pair])
     }
     view.want(records.iter().flat_map(|(pair, record)| wanted(pair, &record.attr)))?;
     let mut guards = vec![parent::identity(dir, &dir_record)];
+    let empty = fresh && view.hash_is_empty(&key::dir(dir))?;
+    if empty {
+        guards.push(Guard::HashEmpty(key::dir(dir)));
+    }
     let (mut writes, mut batch, mut subdirs) = (Vec::new(), Batch::default(), 0);
     let mut references: BTreeMap<(SliceId, u32), i64> = BTreeMap::new();
     let mut growth: BTreeMap<(u32, u32), Usage> = BTreeMap::new();
@@ -219,7 +241,9 @@ fn batch_step(view: &View, cx: &Cx, how: &Cloning<'_>, dir: Ino, pairs: &[Pair])
         });
         guards.extend(copied.guards);
         guards.push(Guard::Value(key::inode(pair.to), None));
-        guards.push(Guard::Field(key::dir(dir), key::name(&pair.name), None));
+        if !empty {
+            guards.push(Guard::Field(key::dir(dir), key::name(&pair.name), None));
+        }
         writes.push(Write::Set(key::inode(pair.to), encode_attr(&attr)));
         writes.extend(copied.writes);
         writes.push(Write::HSet(key::dir(dir), key::name(&pair.name), encode_entry(attr.kind, pair.to)));
@@ -420,7 +444,7 @@ impl Meta {
 
     async fn clone_file(&self, dir: Ino, pair: &Pair, how: &Cloning<'_>) -> Result<(), Errno> {
         let pairs = std::slice::from_ref(pair);
-        let batch = self.run("clone", &Caller::root(), |view, cx| batch_step(view, cx, how, dir, pairs)).await?;
+        let batch = self.run("clone", &Caller::root(), |view, cx| batch_step(view, cx, how, (dir, false), pairs)).await?;
         (how.progress)(batch.count, batch.bytes);
         match batch.large.first() {
             Some(pair) => self.clone_large(dir, pair, how).await,
@@ -484,7 +508,7 @@ impl Meta {
             if depth == 0 {
                 return Err(Errno::LOOP);
             }
-            let mut cursor = Some(Cursor::new());
+            let (mut cursor, mut fresh) = (Some(Cursor::new()), true);
             // A listing may show an entry twice.
             let mut seen = std::collections::HashSet::new();
             while let Some(at) = cursor {
@@ -492,7 +516,7 @@ impl Meta {
                 // Past what is remembered of names: a large tree would push all of it out.
                 let page =
                     self.store().scan(&ScanRange::Dir(key::dir(from)), at, PAGE).await.map_err(|e| errno_of("list a directory", &e))?;
-                let (mut batch, mut lists, mut dirs) = (Vec::new(), 0, Vec::new());
+                let (mut batches, mut lists) = (vec![Vec::new()], 0);
                 for item in page.items {
                     // An entry that cannot be read, or whose record is missing, names nothing.
                     let (Some((_, ino)), Some(record)) = (decode_entry(&item.value), Record::decode(item.record.clone())) else { continue };
@@ -500,17 +524,29 @@ impl Meta {
                         continue;
                     }
                     let chunks = chunks_of(&record.attr).min(WHOLE_CHUNKS_MAX);
-                    if batch.len() >= BATCH || (lists + chunks > LISTS_MAX && !batch.is_empty()) {
-                        dirs.extend(self.clone_batch(to, &batch, how).await?);
-                        (batch, lists) = (Vec::new(), 0);
+                    let batch = batches.last().map_or(0, Vec::len);
+                    if batch >= BATCH || (lists + chunks > LISTS_MAX && batch > 0) {
+                        batches.push(Vec::new());
+                        lists = 0;
                     }
                     lists += chunks;
                     let (name, to) = (Name::new(&item.name)?, self.next_inode().await?);
                     // Of a directory more changes than is guarded of it.
                     let known = (!record.attr.is_dir()).then_some(item.record);
-                    batch.push(Pair { name, from: ino, to, known });
+                    if let Some(batch) = batches.last_mut() {
+                        batch.push(Pair { name, from: ino, to, known });
+                    }
                 }
-                dirs.extend(self.clone_batch(to, &batch, how).await?);
+                let mut rest = &batches[..];
+                let mut dirs = Vec::new();
+                if let [first, more @ ..] = rest
+                    && fresh
+                {
+                    dirs.extend(self.clone_batch((to, true), first, how).await?);
+                    (rest, fresh) = (more, false);
+                }
+                let rest = rest.iter().map(|batch| Box::pin(self.clone_batch((to, false), batch, how)) as BoxFuture<'_, _>).collect();
+                dirs.extend(join_in_turns(rest, BATCHES_AT_ONCE).await?.into_iter().flatten());
                 let wanted = u32::try_from(dirs.len().saturating_sub(1)).unwrap_or(u32::MAX);
                 let free = wanted.min(u32::try_from(how.places.available_permits()).unwrap_or(u32::MAX));
                 let more = how.places.try_acquire_many(free).ok();
@@ -523,14 +559,20 @@ impl Meta {
     }
 
     /// Copies these; answers the directories among them, which are empty yet.
-    async fn clone_batch(&self, dir: Ino, pairs: &[Pair], how: &Cloning<'_>) -> Result<Vec<Pair>, Errno> {
+    async fn clone_batch(&self, (dir, fresh): (Ino, bool), pairs: &[Pair], how: &Cloning<'_>) -> Result<Vec<Pair>, Errno> {
         if pairs.is_empty() {
             return Ok(Vec::new());
         }
         how.check()?;
-        let known = |pair: &Pair| Some((Query::Get(key::inode(pair.from)), Value::Bytes(Some(pair.known.clone()?))));
-        let known = pairs.iter().filter_map(known).collect();
-        let batch = self.run_presuming("clone", &Caller::root(), known, |view, cx| batch_step(view, cx, how, dir, pairs)).await?;
+        let mut known = Vec::new();
+        for pair in pairs {
+            known.extend(pair.known.clone().map(|record| (Query::Get(key::inode(pair.from)), Value::Bytes(Some(record)))));
+            // Few have any.
+            if !how.has_xattrs.load(Ordering::Relaxed) {
+                known.push((Query::HGetAll(key::xattr(pair.from)), Value::Pairs(Vec::new())));
+            }
+        }
+        let batch = self.run_presuming("clone", &Caller::root(), known, |view, cx| batch_step(view, cx, how, (dir, fresh), pairs)).await?;
         (how.progress)(batch.count, batch.bytes);
         for pair in &batch.large {
             match self.clone_large(dir, pair, how).await {
@@ -578,7 +620,7 @@ mod tests {
     use super::*;
     use crate::meta::ops::chunk::testing::{World as Chunked, ready};
     use crate::meta::ops::names_test::{World, name};
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     fn how<'a>(asker: &'a Asker, preserve: bool, into: Ino, go_on: &'a (dyn Fn() -> bool + Sync)) -> Cloning<'a> {
         Cloning::new(asker, preserve, 0o22, into, 3, &|_, _| {}, go_on)

@@ -169,6 +169,8 @@ pub(crate) fn in_runs(guards: &mut [Guard], writes: &mut [Write]) {
     guards.sort_by_cached_key(|guard| match guard {
         Guard::Value(_, value) => (1 + u8::from(value.is_some()), 0),
         Guard::Field(hash, _, value) => (3 + u8::from(value.is_some()), of_hash(hash)),
+        Guard::Fields(_, pairs) if pairs.is_empty() => (5, 0),
+        Guard::HashEmpty(_) => (6, 0),
         _ => (0, 0),
     });
     writes.sort_by_cached_key(|write| match write {

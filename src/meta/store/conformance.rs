@@ -76,8 +76,57 @@ impl Suite<'_> {
         assert_eq!(told, [5]);
         assert_eq!(values, [Value::Bytes(None), Value::Bytes(Some(b("last"))), Value::Int(0)]);
         self.lists_and_counters_in_a_row().await;
+        self.counters_of_all_sizes_in_a_row().await;
+        self.empty_hashes_in_a_row().await;
         let rest = [Write::Del(name(1)), Write::Del(b("other")), Write::Del(b("sorted")), Write::Del(b("count"))];
         self.store.commit(&[], &rest, &[]).await.expect("commit");
+    }
+
+    /// Also where a double is too small for them, where one is named twice, and where a write before has changed them.
+    async fn counters_of_all_sizes_in_a_row(&self) {
+        let count = |name: &'static str, by: i64| Write::HIncrBy(k(), b(name), by);
+        let outcome = self.done(&[], &[count("a", 1), count("b", 1 << 53), count("c", -3), count("d", (1 << 60) + 1)], &[]).await;
+        assert_eq!(outcome.0, [1, 1 << 53, -3, (1 << 60) + 1].map(Value::Int));
+        let outcome = self.done(&[], &[count("a", 1), count("b", 1), count("d", 1)], &[]).await;
+        assert_eq!(outcome.0, [2, (1 << 53) + 1, (1 << 60) + 2].map(Value::Int));
+        let outcome = self.done(&[], &[count("a", 5), count("c", 3), count("a", -8), count("e", 0)], &[]).await;
+        assert_eq!(outcome.0, [7, 0, -1, 0].map(Value::Int));
+        let other = Write::IncrBy(b("between"), 1);
+        for (first, want) in
+            [(Write::HIncrIfPresent(k(), b("a"), 5), [14, 1]), (hset("a", "30"), [40, 2]), (Write::HDel(k(), b("a")), [10, 3])]
+        {
+            let outcome = self.done(&[], &[first, other.clone(), count("a", 10), count("f", 1)], &[]).await;
+            assert_eq!(outcome.0.iter().rev().take(2).rev().cloned().collect::<Vec<_>>(), want.map(Value::Int));
+        }
+        let outcome = self.done(&[], &[count("a", 1), count("f", 1), other, count("f", 1), count("a", -1)], &[]).await;
+        assert_eq!(outcome.0, [11, 4, 4, 5, 10].map(Value::Int));
+        let want = [("a", 10), ("b", (1 << 53) + 1), ("c", 0), ("d", (1 << 60) + 2), ("e", 0), ("f", 5)];
+        let Value::Pairs(mut pairs) = self.ask(Query::HGetAll(k())).await else { panic!("pairs") };
+        pairs.sort();
+        assert_eq!(pairs, want.map(|(name, value): (_, i64)| (b(name), Bytes::from(value.to_string()))));
+        self.write(&[Write::Del(k()), Write::Del(b("between"))]).await;
+    }
+
+    /// One that is not is told with all it has.
+    async fn empty_hashes_in_a_row(&self) {
+        let name = |n: usize| Bytes::from(format!("hash{n}"));
+        let none = |range: std::ops::Range<usize>| range.map(move |n| Guard::Fields(name(n), vec![]));
+        let empty = |range: std::ops::Range<usize>| range.map(move |n| Guard::HashEmpty(name(n)));
+        let guards: Vec<Guard> = none(0..4).chain(empty(4..8)).collect();
+        let made: Vec<Write> = [2, 6].map(|n| Write::HSet(name(n), b("f"), b("v"))).to_vec();
+        self.done(&guards, &made, &[]).await;
+        let outcome = self.store.commit(&guards, &[set("no")], &[]).await;
+        let Ok(Commit::Conflict(found)) = outcome else { panic!("{outcome:?}") };
+        let value = |n: usize| match n {
+            2 => Value::Pairs(pairs(&[("f", "v")])),
+            0..4 => Value::Pairs(vec![]),
+            _ => Value::Int(i64::from(n == 6)),
+        };
+        let want: Vec<_> = guards.iter().enumerate().map(|(n, guard)| (guard.query(), value(n))).collect();
+        assert_eq!(found, want);
+        self.write(&[Write::Del(name(2)), Write::Del(name(6))]).await;
+        self.done(&guards, &[set("yes")], &[]).await;
+        self.write(&[Write::Del(k())]).await;
     }
 
     /// Each is told of, and one that cannot be done leaves all undone.

@@ -1,10 +1,11 @@
 -- One commit: all guards, then all checks, then all writes, then the reads. Nothing can fail after the first write.
 -- KEYS: all keys the program names. ARGV: the prefix of all keys, then the program as `script.rs` lays it out.
--- Values are opaque bytes. Numbers in Lua are doubles: the only ones computed here are u32, and estimates that decide whether an addition
--- stays far from the limits of an i64.
+-- Values are opaque bytes. Numbers in Lua are doubles: the only ones computed here are u32, sums far below 2^53, and estimates that decide
+-- whether an addition stays far from the limits of an i64.
 local K, A, p = KEYS, ARGV, 1
 local call, try = redis.call, redis.pcall
 local S, T = {}, {} -- strings as they will be once the writes before are done (false: absent); types likewise
+local changed = {} -- hashes that a write before changes, whatever they are
 local bad
 
 local function nxt()
@@ -178,12 +179,13 @@ local function guard(kind)
     return holds, v
   elseif kind == 'p' or kind == 'l' then
     local k = key()
-    local v, want = call('LRANGE', k, 0, -1), list()
+    local v, want = call('LRANGE', k, 0, -1), num()
     T[k] = 'list'
-    local holds = kind == 'p' and #v >= #want or #v == #want
-    for i = 1, #want do
-      holds = holds and v[i] == want[i]
+    local holds = kind == 'p' and #v >= want or #v == want
+    for i = 1, want do
+      holds = holds and v[i] == A[p + i]
     end
+    p = p + want
     return holds, v
   elseif kind == 's' then
     local v = call('ZSCORE', key(), nxt())
@@ -309,6 +311,7 @@ local function write(kind)
     typed(age, 'zset')
     return {'-', k, age, bytes, nxt()}
   elseif kind == 'hip' then
+    changed[k] = true
     return {'?', k, nxt(), nxt()}
   elseif kind == 'sad' or kind == 'sre' then
     typed(k, 'set')
@@ -364,11 +367,23 @@ if nxt() == '1' then
   end
 end
 
--- Commands about many names cost a fraction of as many commands. What stands here is about many names: absent strings, strings with these
--- values, absent fields of one hash, fields with these values. Keys of a run follow each other in KEYS. Answers whether all hold, and what is there.
+-- Commands about many names cost a fraction of as many commands. What stands here is about many names: absent strings and hashes, strings with
+-- these values, absent fields of one hash, fields with these values. Keys of a run follow each other in KEYS. Answers whether all hold, and what is there.
 local function guards(kind)
   local n, holds, found = num(), true
-  if kind == 'V-' or kind == 'V+' then
+  if kind == 'H-' or kind == 'e-' then
+    local first = num()
+    local none = call('EXISTS', unpack(K, first, first + n - 1)) == 0
+    found = {}
+    for i = 1, n do
+      local k = K[first + i - 1]
+      local values = none and {} or call('HGETALL', k)
+      S[k], T[k] = none and false or nil, none and 'none' or 'hash'
+      holds = holds and #values == 0
+      found[i] = kind == 'H-' and values or #values / 2
+    end
+    return holds, found
+  elseif kind == 'V-' or kind == 'V+' then
     local first = num()
     if kind == 'V-' and call('EXISTS', unpack(K, first, first + n - 1)) == 0 then
       found = {}
@@ -462,15 +477,27 @@ local function writes(kind)
   end
   local k = key()
   if kind == 'hin+' then
-    local fields = {}
+    local fields, sums, seen, exact = {}, {}, {}, T[k] == nil and not changed[k]
     for i = 1, n do
       fields[i] = A[p + 2 * i - 1]
-      todo[#todo + 1] = {'HINCRBY', k, fields[i], A[p + 2 * i]}
     end
     local values = try('HMGET', k, unpack(fields))
     for i = 1, n do
-      if values.err or not addable(values[i], A[p + 2 * i]) then
+      local v, delta = values[i], A[p + 2 * i]
+      if values.err or not addable(v, delta) then
         bad = bad or ('no counter, or one at its limit: ' .. k)
+        break
+      end
+      local from, by = tonumber(v or '0'), tonumber(delta)
+      exact = exact and not seen[fields[i]] and math.max(math.abs(from), math.abs(by), math.abs(from + by)) < 9007199254740992
+      seen[fields[i]] = true
+      sums[2 * i - 1], sums[2 * i] = fields[i], exact and string.format('%.0f', from + by)
+    end
+    if exact then
+      todo[#todo + 1] = {'=', k, sums}
+    else
+      for i = 1, n do
+        todo[#todo + 1] = {'HINCRBY', k, fields[i], A[p + 2 * i]}
       end
     end
     T[k], p = 'hash', p + 2 * n
@@ -523,6 +550,12 @@ for _, w in ipairs(todo) do
     end
     if name == 'RPUSH' then
       replies[#replies + 1] = string.format('%.0f', n)
+    end
+  elseif name == '=' then
+    -- What is counted in many fields, computed above.
+    call('HSET', w[2], unpack(w[3]))
+    for i = 2, #w[3], 2 do
+      replies[#replies + 1] = w[3][i]
     end
   elseif name == '?' then
     local v = try('HGET', w[2], w[3])

@@ -53,6 +53,15 @@ pub(super) struct Program<'a> {
     now_ms: i64,
 }
 
+/// The hash of a guard that wants it without a field.
+fn of_empty_hash(guard: &Guard) -> Option<&Key> {
+    match guard {
+        Guard::HashEmpty(key) => Some(key),
+        Guard::Fields(key, pairs) if pairs.is_empty() => Some(key),
+        _ => None,
+    }
+}
+
 /// Arguments behind each other: a commit about hundreds of names has thousands of them.
 #[derive(Default)]
 struct Args {
@@ -219,6 +228,16 @@ impl<'a> Program<'a> {
                     self.key(hash);
                     self.args.extend(alike.clone().map(|(field, _)| field));
                     self.args.extend(alike.filter_map(|(_, value)| value.as_ref()));
+                }
+                n
+            }
+            first if of_empty_hash(first).is_some() => {
+                let word = discriminant(first);
+                let alike = guards.iter().take(RUN_MAX).take_while(|guard| discriminant(*guard) == word).map_while(of_empty_hash);
+                let (n, place) = self.row(alike);
+                if n > 1 {
+                    self.word(if matches!(first, Guard::Fields(..)) { "H-" } else { "e-" });
+                    self.args.number(n).number(place);
                 }
                 n
             }

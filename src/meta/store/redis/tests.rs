@@ -612,7 +612,11 @@ async fn a_strange_key_in_a_row_is_damage() {
     let (lists, members): (Vec<Write>, Vec<Write>) =
         ((7..11).map(push).collect(), (0..3).map(|n| Write::ZAdd(name(2), n, name(n as usize))).collect());
     let fields: Vec<Write> = (0..3).map(|n| Write::HIncrBy(name(2), name(n), 1)).collect();
-    for (guards, writes) in [(no_strings, vec![push(5)]), (strings, vec![push(5)]), (vec![], lists), (vec![], members), (vec![], fields)] {
+    let no_hashes: Vec<Guard> = (0..4).map(|n| Guard::Fields(name(n), vec![])).collect();
+    let empty: Vec<Guard> = (8..11).map(|n| Guard::HashEmpty(name(n))).collect();
+    let empty = [(no_hashes, vec![push(5)]), (empty, vec![push(5)])];
+    let others = [(no_strings, vec![push(5)]), (strings, vec![push(5)]), (vec![], lists), (vec![], members), (vec![], fields)];
+    for (guards, writes) in empty.into_iter().chain(others) {
         let writes = [vec![push(5)], writes].concat();
         let outcome = store.commit(&guards, &writes, &[]).await;
         assert!(matches!(outcome, Err(StoreError::Damaged(_))), "{guards:?} {writes:?}: {outcome:?}");
