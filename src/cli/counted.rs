@@ -2,7 +2,8 @@
 //! in its root is read. Names are those of that file: labels but the method are left out.
 
 use crate::cli::ask;
-use crate::daemon::{Last, Record, entries};
+use crate::daemon::{Last, Record};
+use crate::env::mounted_at;
 use serde_json::json;
 use std::collections::HashMap;
 use std::fs;
@@ -35,7 +36,7 @@ impl Counted {
         let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
         let here = device(dir);
         let root = dir.ancestors().take_while(|above| device(above) == here).last().unwrap_or(dir).to_path_buf();
-        let entry = entries().unwrap_or_default().into_iter().rfind(|entry| entry.mountpoint == root);
+        let entry = mounted_at(&root).ok().flatten();
         Counted { root, pid: entry.and_then(|entry| Record::find(&entry)).map(|record| record.pid) }
     }
 

@@ -5,7 +5,8 @@
 //! A request is one line, a JSON object with a `Command`. The answers are lines: any number of `{"Progress": …}`, then `{"Done": …}` or
 //! `{"Errno": …, "Message": …}`. Who closes the connection before that calls the request off.
 
-use crate::daemon::{MountEntry, entries, mountpoint, record};
+use crate::daemon::{mountpoint, record};
+use crate::env::{MountEntry, mount_entries};
 use crate::types::{Asker, Cancel, Errno};
 use crate::volume::{Failure, Operator, Progress};
 use serde_json::{Value, json};
@@ -278,7 +279,7 @@ pub fn locate(path: &Path, last: Last) -> Result<Inside, AskError> {
     };
     let device = real.ancestors().find_map(|at| std::fs::symlink_metadata(at).ok()).map(|found| found.dev()).unwrap_or(0);
     let device = format!("{}:{}", libc::major(device), libc::minor(device));
-    let entry = entries()
+    let entry = mount_entries()
         .map_err(failed)?
         .into_iter()
         .filter(|entry| entry.device == device && entry.is_ours() && real.starts_with(&entry.mountpoint))
@@ -293,7 +294,7 @@ pub fn locate(path: &Path, last: Last) -> Result<Inside, AskError> {
 /// The mounts of this host, each as its root, without touching any of them: one may not answer.
 pub fn mounts() -> io::Result<Vec<Inside>> {
     let mut devices = HashSet::new();
-    let ours = entries()?.into_iter().filter(|entry| entry.is_ours() && devices.insert(entry.device.clone()));
+    let ours = mount_entries()?.into_iter().filter(|entry| entry.is_ours() && devices.insert(entry.device.clone()));
     Ok(ours.map(|entry| Inside { mountpoint: entry.mountpoint.clone(), path: String::new(), entry }).collect())
 }
 

@@ -12,7 +12,7 @@ mod umount;
 
 pub use control::{AskError, Connection, Inside, Last, locate, mounts};
 pub use metrics::ADDRESS_DEFAULT;
-pub use mountpoint::{MountEntry, MountpointError, entries, prepare};
+pub use mountpoint::{MountpointError, prepare};
 pub use record::Record;
 pub use umount::{Unmount, UnmountError, umount};
 

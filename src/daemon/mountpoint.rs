@@ -1,12 +1,13 @@
-//! Mount points: what is mounted where, and whether a volume can go there.
+//! Mount points: whether a volume can be mounted there.
 
 use crate::daemon::SUBTYPES;
+use crate::env::{MountEntry, mounted_at};
 use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,61 +15,11 @@ use std::time::Duration;
 /// How long a mount may take to answer before it is said that it does not. As long as a check of a mount point takes in the client it stands for.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// One line of `/proc/self/mountinfo`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountEntry {
-    /// `major:minor`, as `st_dev` says.
-    pub device: String,
-    /// What of the filesystem is there; not `/` where a directory of a mount is mounted once more.
-    pub root: PathBuf,
-    /// Where it is.
-    pub mountpoint: PathBuf,
-    /// Type, e.g. `fuse.pando`.
-    pub kind: String,
-    /// Source, e.g. `Pando:vol`.
-    pub source: String,
-}
-
 impl MountEntry {
     /// Whether this is a mount of ours.
     pub fn is_ours(&self) -> bool {
         self.kind.strip_prefix("fuse.").is_some_and(|subtype| SUBTYPES.contains(&subtype))
     }
-}
-
-/// What is mounted, in order; where several are stacked the last is on top.
-pub fn entries() -> io::Result<Vec<MountEntry>> {
-    let text = fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|c| *c == b'\n').filter_map(parse_line).collect())
-}
-
-/// `36 35 98:0 /root /mnt rw - ext3 /dev/root rw`; a variable number of fields stands before the dash.
-fn parse_line(line: &[u8]) -> Option<MountEntry> {
-    let fields: Vec<&[u8]> = line.split(|c| *c == b' ').collect();
-    let dash = fields.iter().position(|field| *field == b"-")?;
-    let text = |at: usize| Some(String::from_utf8_lossy(&unescape(fields.get(at)?)).into_owned());
-    let path = |at: usize| Some(PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.get(at)?))));
-    Some(MountEntry { device: text(2)?, root: path(3)?, mountpoint: path(4)?, kind: text(dash + 1)?, source: text(dash + 2)? })
-}
-
-/// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|c| (b'0'..=b'7').contains(c)));
-        match octal {
-            Some(digits) => {
-                bytes.push(digits.iter().fold(0u8, |n, digit| n.wrapping_mul(8).wrapping_add(digit - b'0')));
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
 }
 
 /// Why nothing can be mounted there.
@@ -130,7 +81,7 @@ fn ours_at(path: &Path) -> io::Result<Option<MountEntry>> {
         (Some(Ok(parent)), Some(name)) => parent.join(name),
         _ => path.into(),
     };
-    Ok(entries()?.into_iter().rfind(|entry| entry.mountpoint == path).filter(MountEntry::is_ours))
+    Ok(mounted_at(&path)?.filter(MountEntry::is_ours))
 }
 
 /// What to do about a mount that is there already.
@@ -206,17 +157,6 @@ pub(super) fn existing_part(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_mountinfo() {
-        let line = b"36 35 0:54 / /mnt/with\\040space\\134 rw,noatime master:1 shared:2 - fuse.pando Pando:vol rw";
-        let entry = parse_line(line).expect("a line");
-        assert_eq!((entry.device.as_str(), entry.mountpoint.as_path()), ("0:54", Path::new("/mnt/with space\\")));
-        assert_eq!(entry.source, "Pando:vol");
-        assert!(entry.is_ours());
-        assert_eq!(parse_line(b"36 35 98:0"), None);
-        assert!(!entries().expect("Linux has it").is_empty());
-    }
 
     #[test]
     fn places_that_cannot_be_mounted_on() {

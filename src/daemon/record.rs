@@ -1,6 +1,6 @@
 //! `Record`: which process serves a mount. Written by the process, found by the commands through the device number of the mount.
 
-use crate::daemon::MountEntry;
+use crate::env::MountEntry;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, Write};

@@ -1,7 +1,8 @@
 //! The serving process: opens the volume, mounts it, waits for the end, leaves nothing unwritten.
 
 use crate::daemon::control::Control;
-use crate::daemon::{MountError, MountPlan, Record, entries, metrics, system};
+use crate::daemon::{MountError, MountPlan, Record, metrics, system};
+use crate::env::mounted_at;
 use crate::fuse::{FuseConfig, FuseSession, Unmounter};
 use crate::types::STACK_BYTES;
 use crate::volume::{self, Created, Operator, Volume, VolumeError};
@@ -191,8 +192,7 @@ fn hint(error: &io::Error) -> &'static str {
 
 /// Lets commands find and ask this process. They do without, or fail with a reason, if that cannot be.
 fn reachable(plan: &MountPlan, runtime: &Runtime, operator: Arc<Operator>) -> (Option<impl Drop + use<>>, Option<Control>) {
-    let entry =
-        || entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::Error::from(io::ErrorKind::NotFound));
+    let entry = || mounted_at(&plan.mountpoint)?.ok_or(io::Error::from(io::ErrorKind::NotFound));
     let record = || Record::own().write(&entry()?);
     let record = record().inspect_err(|error| warn!("`umount` will not wait for this process: cannot write its record: {error}"));
     let _inside = runtime.enter();
@@ -205,7 +205,7 @@ fn reachable(plan: &MountPlan, runtime: &Runtime, operator: Arc<Operator>) -> (O
 /// these costs more than twice the processor time. Where only the offer stands, as for others than root, it reads in smaller steps.
 fn read_ahead(plan: &MountPlan) {
     let write = || -> io::Result<()> {
-        let entry = entries()?.into_iter().rfind(|entry| entry.mountpoint == plan.mountpoint).ok_or(io::ErrorKind::NotFound)?;
+        let entry = mounted_at(&plan.mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
         let path = format!("/sys/class/bdi/{}/read_ahead_kb", entry.device);
         let offered: u32 = std::fs::read_to_string(&path)?.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
         let wanted = request_bytes(plan) / 1024;

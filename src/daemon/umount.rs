@@ -1,6 +1,7 @@
 //! Ending a mount from outside, and waiting until the process that served it has really ended.
 
-use crate::daemon::{Record, entries};
+use crate::daemon::Record;
+use crate::env::mounted_at;
 use std::ffi::CString;
 use std::fmt;
 use std::io;
@@ -74,13 +75,12 @@ pub fn umount(mountpoint: &Path, how: Unmount) -> Result<(), UnmountError> {
         (Some(Ok(parent)), Some(name)) => parent.join(name),
         _ => path,
     };
-    let at = |path: &Path| entries().map(|all| all.into_iter().rfind(|entry| entry.mountpoint == path));
-    let (path, entry) = match at(&path).map_err(failed)? {
+    let (path, entry) = match mounted_at(&path).map_err(failed)? {
         Some(entry) => (path, entry),
         // The last part may be a symbolic link.
         None => {
             let real = path.canonicalize().unwrap_or(path);
-            let entry = at(&real).map_err(failed)?.ok_or_else(|| UnmountError::NotMounted(real.clone()))?;
+            let entry = mounted_at(&real).map_err(failed)?.ok_or_else(|| UnmountError::NotMounted(real.clone()))?;
             (real, entry)
         }
     };

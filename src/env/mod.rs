@@ -1,4 +1,4 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk. And running several futures at once, and
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk, and what is mounted. And running several futures at once, and
 //! memory that is bounded and used again.
 
 mod budget;
@@ -10,6 +10,7 @@ mod disk;
 pub(crate) mod fuzz;
 mod here;
 mod join;
+mod mountinfo;
 mod random;
 
 pub use budget::{Budget, Held, Share};
@@ -19,4 +20,5 @@ pub(crate) use direct::write_all_direct;
 pub use disk::{DiskSpace, Reserve};
 pub(crate) use here::{is_offered, offer};
 pub(crate) use join::{Begun, join, join_in_turns};
+pub use mountinfo::{MountEntry, mount_entries, mounted_at};
 pub use random::{Random, SystemRandom, uuid_v4};

@@ -1,5 +1,6 @@
 //! Mounting and unmounting: options, what is negotiated with the kernel, and stale mount points.
 
+use crate::env::mounted_at;
 use crate::fuse::FuseConfig;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL, Version};
 use std::ffi::CString;
@@ -192,19 +193,31 @@ fn detach_stale(mountpoint: &Path) -> io::Result<()> {
 #[derive(Clone, Debug)]
 pub struct Unmounter {
     mountpoint: PathBuf,
+    /// The device of the mount; none if the system has not told it.
+    device: Option<String>,
     /// The connection has ended: what is mounted there now is not ours.
     ended: Arc<AtomicBool>,
 }
 
 impl Unmounter {
+    /// Of what has just been mounted there.
     pub(crate) fn new(mountpoint: PathBuf, ended: Arc<AtomicBool>) -> Unmounter {
-        Unmounter { mountpoint, ended }
+        let device = mounted_at(&mountpoint).ok().flatten().map(|entry| entry.device);
+        Unmounter { mountpoint, device, ended }
     }
 
     /// Unmounts; lazily if the mount is busy: it disappears from the tree and ends when its last user is gone. May block while the kernel
     /// asks us for what it needs, so never call it where requests are answered.
     pub fn unmount(&self) -> io::Result<()> {
         if self.ended.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        // Ours may have been taken out of the tree while programs still use it, and another one put in its place.
+        if let (Some(device), Ok(found)) = (&self.device, mounted_at(&self.mountpoint))
+            && found.as_ref().is_none_or(|entry| entry.device != *device)
+        {
+            let (place, source) = (self.mountpoint.display(), found.map(|entry| entry.source));
+            tracing::warn!(source, "this mount is not at {place} any more; what is there is left alone");
             return Ok(());
         }
         match umount2(&self.mountpoint, 0) {

@@ -2,10 +2,12 @@
 
 use crate::support::{Mount, PANDO, Volume, die_with_parent, eventually, is_mounted, run, sh, text};
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
+use std::time::Duration;
 
 const PASSPHRASE: (&str, &str) = ("JFS_RSA_PASSPHRASE", "passphrase");
 
@@ -210,6 +212,31 @@ fn mounts_made_at_once_do_not_disturb_each_other() {
     inner.unmount();
     assert!(mounts[0].join("a/b").is_dir());
     mounts.into_iter().for_each(Mount::unmount);
+}
+
+/// While a program still uses the first, it lives on without a place.
+#[test]
+fn a_mount_that_has_lost_its_place_leaves_the_next_one_there_alone() {
+    let (first, second) = (Volume::new(), Volume::new());
+    let place = first.temp.path().join("mnt");
+    let old = Mount::start(&first.dir(), &place, &[]);
+    let file = fs::File::create(old.join("f")).expect("made");
+    assert!(run(Command::new("umount").arg("-l").arg(&place)).status.success());
+    let new = Mount::start(&second.dir(), &place, &[]);
+    fs::write(new.join("g"), "here").expect("written");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            (&file).write_all(b"late").expect("written");
+            drop(file);
+        });
+        old.terminate();
+    });
+    assert_eq!(fs::read(new.join("g")).expect("read"), b"here");
+    new.unmount();
+    let again = Mount::start(&first.dir(), &place, &[]);
+    assert_eq!(fs::read(again.join("f")).expect("read"), b"late");
+    again.unmount();
 }
 
 #[test]
