@@ -169,7 +169,8 @@ async fn end(
     place: &std::path::Display<'_>,
 ) -> io::Result<()> {
     // It may start a helper program and wait for it.
-    if let Err(error) = tokio::task::spawn_blocking(move || unmounter.unmount()).await {
+    let unmounted = tokio::task::spawn_blocking(move || unmounter.unmount()).await.map_err(io::Error::other);
+    if let Err(error) = unmounted.and_then(|outcome| outcome) {
         error!("unmounting {place} failed: {error}");
     }
     tokio::select! {

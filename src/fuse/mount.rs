@@ -1,6 +1,6 @@
 //! Mounting and unmounting: options, what is negotiated with the kernel, and stale mount points.
 
-use crate::env::mounted_at;
+use crate::env::{mount_entries, mounted_at};
 use crate::fuse::FuseConfig;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL, Version};
 use std::ffi::CString;
@@ -212,27 +212,45 @@ impl Unmounter {
         if self.ended.load(Ordering::SeqCst) {
             return Ok(());
         }
-        // Ours may have been taken out of the tree while programs still use it, and another one put in its place.
-        if let (Some(device), Ok(found)) = (&self.device, mounted_at(&self.mountpoint))
-            && found.as_ref().is_none_or(|entry| entry.device != *device)
-        {
-            let (place, source) = (self.mountpoint.display(), found.map(|entry| entry.source));
-            tracing::warn!(source, "this mount is not at {place} any more; what is there is left alone");
-            return Ok(());
-        }
-        match umount2(&self.mountpoint, 0) {
+        let place = match &self.device {
+            None => self.mountpoint.clone(),
+            Some(device) => match self.place(device) {
+                Some(place) => place,
+                None => return Ok(()),
+            },
+        };
+        match umount2(&place, 0) {
             Err(error) => match error.raw_os_error() {
                 // Not a mount point (any more).
                 Some(libc::EINVAL | libc::ENOENT) => Ok(()),
                 Some(libc::EBUSY) => {
-                    tracing::warn!(mountpoint = %self.mountpoint.display(), "busy: unmounting lazily");
-                    detach(&self.mountpoint)
+                    tracing::warn!(mountpoint = %place.display(), "busy: unmounting lazily");
+                    detach(&place)
                 }
-                Some(libc::EPERM) => fusermount(&self.mountpoint, &["-u"]).or_else(|_| detach(&self.mountpoint)),
+                Some(libc::EPERM) => fusermount(&place, &["-u"]).or_else(|_| detach(&place)),
                 _ => Err(error),
             },
             Ok(()) => Ok(()),
         }
+    }
+}
+
+impl Unmounter {
+    /// Where our mount is seen by now; nowhere if it was taken out of the tree while programs still use it, or if another one covers it.
+    /// Directories above it may have been renamed, or it was moved.
+    fn place(&self, device: &str) -> Option<PathBuf> {
+        let Ok(entries) = mount_entries() else { return Some(self.mountpoint.clone()) };
+        let is_ours = |path: &Path| matches!(mounted_at(path), Ok(Some(entry)) if entry.device == device);
+        let elsewhere = entries.into_iter().filter(|entry| entry.device == device && entry.root == Path::new("/"));
+        let mut places = std::iter::once(self.mountpoint.clone()).chain(elsewhere.map(|entry| entry.mountpoint));
+        let place = places.find(|path| is_ours(path));
+        if place.is_none() {
+            tracing::warn!(
+                "this mount is not at {} any more, or another one is over it: what is there is left alone",
+                self.mountpoint.display()
+            );
+        }
+        place
     }
 }
 

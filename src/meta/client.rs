@@ -9,6 +9,7 @@ use crate::meta::journal::Journal;
 use crate::meta::key;
 use crate::meta::known::Known;
 use crate::meta::lines::Lines;
+use crate::meta::lists::Lists;
 use crate::meta::ops::append::Appenders;
 use crate::meta::ops::quota;
 use crate::meta::ops::session::Beat;
@@ -84,6 +85,8 @@ pub struct Meta {
     pub(crate) session_document: Mutex<Bytes>,
     /// What of the volume is remembered from one operation to the next.
     pub(crate) known: Arc<Known>,
+    /// Lists of chunks that are read.
+    pub(crate) lists: Lists,
 }
 
 /// What every step knows beside the store: who asks, what time it is, what this process has open.
@@ -128,6 +131,7 @@ impl Meta {
             fence: Fence::default(),
             lock_changes: Lines::default(),
             appenders: Appenders::default(),
+            lists: Lists::new(),
             beat: Mutex::default(),
             reviving: Default::default(),
             disowned: Default::default(),

@@ -19,10 +19,12 @@ mod ids;
 pub mod journal;
 mod lines;
 mod listings;
+mod lists;
 mod pacing;
 mod reload;
 pub use client::{AtimeMode, Cx, Meta, MetaConfig};
 pub use facts::{RecordListener, Told};
+pub use lists::List;
 
 #[cfg(test)]
 mod watch_test;

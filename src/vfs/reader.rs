@@ -4,7 +4,6 @@
 //! The chunk's list, the inode's record and the mark of deletion come from one read, one state. Only so can zeros (no list) be told from
 //! data that was reclaimed (ESTALE), and a length never goes with a list of another time.
 
-mod lists;
 mod siblings;
 mod stream;
 
@@ -13,10 +12,9 @@ pub(crate) use stream::Streams;
 
 use crate::block::{BlockError, BlockStore};
 use crate::chunk::Chunks;
-use crate::meta::Meta;
 use crate::meta::ops::chunk::ChunkView;
+use crate::meta::{List, Meta};
 use crate::types::{BlockId, CHUNK_BYTES, Caller, ChunkPart, Errno, FILE_BYTES_MAX, Ino, Kind, chunk_parts, flatten};
-use crate::vfs::reader::lists::{List, Lists};
 use crate::vfs::reader::siblings::Siblings;
 use crate::vfs::reader::stream::Window;
 use crate::vfs::writer::{INTERRUPT_AFTER, Writers};
@@ -58,7 +56,6 @@ struct Inner {
     blocks: Arc<BlockStore>,
     chunks: Arc<Chunks>,
     writers: Arc<Writers>,
-    lists: Lists,
     /// How old what is known of a file may be.
     age_max: Duration,
     /// Inodes that are being asked for anew.
@@ -77,9 +74,9 @@ impl Reader {
         let ahead = blocks.ahead_bytes();
         let window = Window { least: u64::from(blocks.block_bytes()), most: blocks.readahead_bytes().min(ahead) };
         let ahead = Arc::new(Semaphore::new(usize::try_from(ahead).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)));
-        let (lists, age_max) = (Lists::new(), attr_ttl.min(AGE_MAX));
+        let age_max = attr_ttl.min(AGE_MAX);
         let (renewing, holders, siblings) = (Mutex::default(), Mutex::default(), Siblings::new());
-        Reader(Arc::new(Inner { meta, blocks, chunks, writers, lists, age_max, renewing, window, ahead, holders, siblings }))
+        Reader(Arc::new(Inner { meta, blocks, chunks, writers, age_max, renewing, window, ahead, holders, siblings }))
     }
 
     /// Takes note of a part of a listing: who goes on to read the files in its order finds the next ones fetched.
@@ -157,10 +154,10 @@ impl Inner {
 
     /// The list of a chunk as far as it is known without asking. It is right as long as the inode's record is the one it was read with, and that
     /// was told by the store not longer ago than a kernel may believe it: by a read, an open, a lock, a stat.
-    fn known(self: &Arc<Inner>, ino: Ino, chunk: u32) -> Option<Arc<List>> {
+    fn known(self: &Arc<Inner>, ino: Ino, chunk: u32) -> Option<List> {
         // First the record: if it changes after this, the list is as old as the read.
         let (record, age) = self.meta.recent_record(ino).filter(|(_, age)| *age <= self.age_max)?;
-        if let Some(list) = self.lists.get(ino, chunk).filter(|list| list.record == record) {
+        if let Some(list) = self.meta.known_list(ino, chunk, &record) {
             if age > self.age_max / RENEWED_PART {
                 self.renew(ino);
             }
@@ -185,24 +182,18 @@ impl Inner {
     }
 
     /// The list of a chunk as it is now, and whether the file is deleted.
-    async fn ask(&self, ino: Ino, chunk: u32, length: u64) -> Result<(Arc<List>, bool), Errno> {
+    async fn ask(&self, ino: Ino, chunk: u32, length: u64) -> Result<(List, bool), Errno> {
         let (view, length) = self.meta.chunk_of_open(ino, chunk, length).await?;
         self.learn(ino, chunk, view, length)
     }
 
-    fn learn(&self, ino: Ino, chunk: u32, view: ChunkView, length: u64) -> Result<(Arc<List>, bool), Errno> {
-        let length = self.readable_to(&view, length)?;
-        let list = |record| Arc::new(List { record, length, extents: flatten(&view.records) });
-        match view.record {
-            None => Ok((list(Bytes::new()), true)),
-            Some(record) => {
-                let list = list(record);
-                if self.meta.is_far() {
-                    self.lists.put(ino, chunk, &list);
-                }
-                Ok((list, false))
-            }
+    fn learn(&self, ino: Ino, chunk: u32, view: ChunkView, length: u64) -> Result<(List, bool), Errno> {
+        let list = List { length: self.readable_to(&view, length)?, extents: Arc::new(flatten(&view.records)) };
+        let deleted = view.record.is_none();
+        if let Some(record) = view.record {
+            self.meta.note_list(ino, chunk, record, &list, view.records.len() as u64);
         }
+        Ok((list, deleted))
     }
 
     /// The length that goes with a view.

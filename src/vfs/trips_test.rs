@@ -117,6 +117,45 @@ async fn a_small_file_from_the_cradle_to_the_grave() {
 }
 
 #[tokio::test]
+async fn who_has_read_a_file_reads_back_what_it_writes_without_asking() {
+    let world = World::new().await;
+    let (host, other) = (Host::of(&world, Duration::ZERO).await, Host::of(&world, Duration::ZERO).await);
+    let (ino, fh) = host.made("f").await;
+    host.put(ino, fh, 0, "0123456789", RDWR).await;
+    host.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    assert_eq!(host.text(ino, fh).await, "0123456789");
+    host.store.take();
+    // No two changes are made at the same moment.
+    let tick = || world.clock.advance(Duration::from_micros(1));
+    for (text, want) in [("ab", "ab23456789"), ("cde", "cde3456789"), ("f", "fde3456789")] {
+        tick();
+        host.put(ino, fh, 0, text, RDWR).await;
+        assert_eq!(host.text(ino, fh).await, want);
+        host.took("commit");
+    }
+    tick();
+    host.put(ino, fh, 9, "xyz", APPEND).await;
+    assert_eq!(host.text(ino, fh).await, "fde3456789xyz");
+    host.took("commit");
+    // The other host writes between two of ours: the record is another one.
+    let theirs = other.vfs.lookup(&root(), ROOT, b"f").await.unwrap().ino;
+    let open = other.open(theirs, RDWR).await.fh;
+    tick();
+    other.put(theirs, open, 2, "--", RDWR).await;
+    other.close(theirs, open).await.unwrap();
+    tick();
+    host.put(ino, fh, 0, "A", RDWR).await;
+    host.vfs.fsync(&root(), ino, fh, false).await.unwrap();
+    assert_eq!(host.text(ino, fh).await, "Ad--456789xyz");
+    // It merges the slices: the record stays, and the list is another one.
+    assert!(world.compact(&other.vfs, theirs).await);
+    tick();
+    host.put(ino, fh, 1, "B", RDWR).await;
+    assert_eq!(host.text(ino, fh).await, "AB--456789xyz");
+    host.close(ino, fh).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_locked_change() {
     let world = World::new().await;
     let host = Host::of(&world, Duration::ZERO).await;

@@ -82,7 +82,14 @@ impl World {
             atime: AtimeMode::Never,
         }));
         meta.new_session("/mnt").await.unwrap();
-        let blocks = BlockStore::new(BlockConfig {
+        let blocks = self.blocks(&meta);
+        let chunks = Chunks::new(meta.clone(), blocks.clone());
+        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), memory: Share::alone(64 << 20) });
+        Vfs::new(meta, blocks, chunks, writers, config)
+    }
+
+    fn blocks(&self, meta: &Arc<Meta>) -> Arc<BlockStore> {
+        BlockStore::new(BlockConfig {
             objects: self.objects.clone(),
             prefix: "vol".into(),
             hash_prefix: false,
@@ -92,10 +99,12 @@ impl World {
             disk: None,
             frames: meta.clone(),
             tuning: Tuning { uploads_max: 4, downloads_max: 4, ..Tuning::default() },
-        });
-        let chunks = Chunks::new(meta.clone(), blocks.clone());
-        let writers = Writers::new(WritersConfig { meta: meta.clone(), blocks: blocks.clone(), memory: Share::alone(64 << 20) });
-        Vfs::new(meta, blocks, chunks, writers, config)
+        })
+    }
+
+    /// Merges the slices of a file's first chunk, as the background work of that process does.
+    pub async fn compact(&self, vfs: &Vfs, ino: Ino) -> bool {
+        Chunks::new(vfs.meta.clone(), self.blocks(&vfs.meta)).compact(ino, 0).await.unwrap()
     }
 
     async fn mount(&self) -> Arc<Vfs> {

@@ -240,6 +240,18 @@ fn a_mount_that_has_lost_its_place_leaves_the_next_one_there_alone() {
 }
 
 #[test]
+fn a_mount_is_found_where_it_is_when_a_directory_above_was_renamed() {
+    let volume = Volume::new();
+    let (before, after) = (volume.temp.path().join("a"), volume.temp.path().join("b"));
+    let mount = Mount::start(&volume.dir(), &before.join("mnt"), &[]);
+    fs::write(mount.join("f"), "text").expect("written");
+    fs::rename(&before, &after).expect("renamed");
+    assert!(is_mounted(&after.join("mnt")));
+    mount.terminate();
+    assert!(!is_mounted(&after.join("mnt")));
+}
+
+#[test]
 fn bench_measures_and_leaves_nothing() {
     let volume = Volume::new();
     let mount = volume.mount();

@@ -10,7 +10,7 @@ use crate::meta::ops::write::{NewSlice, Written, append_step};
 use crate::meta::store::{Guard, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
-use crate::types::{Attr, CHUNK_BYTES, Caller, Errno, Ino, Time};
+use crate::types::{Attr, CHUNK_BYTES, Caller, Errno, Ino, SliceRecord, Time, chunk_parts};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -51,6 +51,12 @@ impl Meta {
             let _first = self.appenders.lines.first(ino).await;
             self.append_in_turn(ino, &slice, mtime).await?
         };
+        let parts: Vec<_> = chunk_parts(offset..offset + u64::from(slice.len)).collect();
+        // At a border two lists have grown: they are read anew.
+        if let [part] = parts[..] {
+            let record = SliceRecord { pos: part.pos, ..slice.record() };
+            self.lists.grown(ino, part.index, written.growth(&[record]));
+        }
         self.journal().note_put(slice.own_frame());
         self.ask_compaction(ino, (offset / CHUNK_BYTES) as u32, 1, written.list_len);
         Ok((offset, written.attr))

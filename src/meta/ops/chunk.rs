@@ -4,7 +4,7 @@ use crate::meta::codec::{self, Record};
 use crate::meta::driver::errno_of;
 use crate::meta::ops::delete::parse_delfile;
 use crate::meta::store::{Query, ScanRange, Value};
-use crate::meta::{Meta, key};
+use crate::meta::{List, Meta, key};
 use crate::types::{Attr, Errno, Extent, Ino, SliceRecord, flatten};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +74,18 @@ impl Meta {
         let records: Option<Vec<_>> = elements.iter().map(|e| codec::decode_slice(e)).collect();
         let attr = Some(Record::decode(record.clone())?.attr);
         Some(ChunkView { records: records?, attr, record: Some(record.clone()), deleted_at: None })
+    }
+
+    /// The list of a chunk as it was read before and as this process has changed it since, if it goes with this record of the inode.
+    pub fn known_list(&self, ino: Ino, index: u32, record: &Bytes) -> Option<List> {
+        self.lists.get(ino, index, record)
+    }
+
+    /// Remembers a list of so many elements, read together with this record. Of a store on this host it is as quickly read again.
+    pub fn note_list(&self, ino: Ino, index: u32, record: Bytes, list: &List, elements: u64) {
+        if self.is_far() {
+            self.lists.put(ino, index, record, list, elements);
+        }
     }
 
     /// The inode's record as the store told it within the last second, or as this process has changed it since; and how long ago that was.

@@ -538,15 +538,24 @@ impl Meta {
                     }
                 }
                 let mut rest = &batches[..];
-                let mut dirs = Vec::new();
+                let mut copied = Vec::new();
                 if let [first, more @ ..] = rest
                     && fresh
                 {
-                    dirs.extend(self.clone_batch((to, true), first, how).await?);
+                    copied.push(self.clone_batch((to, true), first, how).await?);
                     (rest, fresh) = (more, false);
                 }
                 let rest = rest.iter().map(|batch| Box::pin(self.clone_batch((to, false), batch, how)) as BoxFuture<'_, _>).collect();
-                dirs.extend(join_in_turns(rest, BATCHES_AT_ONCE).await?.into_iter().flatten());
+                copied.extend(join_in_turns(rest, BATCHES_AT_ONCE).await?);
+                // Not side by side: whoever is dropped at the failure of another leaves a file without a name open.
+                for pair in copied.iter().flat_map(|batch| &batch.large) {
+                    match self.clone_large(to, pair, how).await {
+                        // Gone meanwhile.
+                        Err(Errno::NOENT) => {}
+                        outcome => outcome?,
+                    }
+                }
+                let dirs: Vec<Pair> = copied.into_iter().flat_map(|batch| batch.dirs).collect();
                 let wanted = u32::try_from(dirs.len().saturating_sub(1)).unwrap_or(u32::MAX);
                 let free = wanted.min(u32::try_from(how.places.available_permits()).unwrap_or(u32::MAX));
                 let more = how.places.try_acquire_many(free).ok();
@@ -558,10 +567,10 @@ impl Meta {
         })
     }
 
-    /// Copies these; answers the directories among them, which are empty yet.
-    async fn clone_batch(&self, (dir, fresh): (Ino, bool), pairs: &[Pair], how: &Cloning<'_>) -> Result<Vec<Pair>, Errno> {
+    /// Copies these but for large files, which it answers with the directories among them, which are empty yet.
+    async fn clone_batch(&self, (dir, fresh): (Ino, bool), pairs: &[Pair], how: &Cloning<'_>) -> Result<Batch, Errno> {
         if pairs.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Batch::default());
         }
         how.check()?;
         let mut known = Vec::new();
@@ -574,14 +583,7 @@ impl Meta {
         }
         let batch = self.run_presuming("clone", &Caller::root(), known, |view, cx| batch_step(view, cx, how, (dir, fresh), pairs)).await?;
         (how.progress)(batch.count, batch.bytes);
-        for pair in &batch.large {
-            match self.clone_large(dir, pair, how).await {
-                // Gone meanwhile.
-                Err(Errno::NOENT) => {}
-                outcome => outcome?,
-            }
-        }
-        Ok(batch.dirs)
+        Ok(batch)
     }
 
     /// Removes a copy that never got its name; EINTR when `go_on` says no.

@@ -4,9 +4,10 @@
 
 use crate::meta::client::Cx;
 use crate::meta::codec::{self, Record};
+use crate::meta::lists::Growth;
 use crate::meta::ops::quota::{self, Usage};
 use crate::meta::ops::stats::Tally;
-use crate::meta::store::{Guard, Value, Write};
+use crate::meta::store::{Guard, Key, Value, Write};
 use crate::meta::view::{Plan, Stop, View};
 use crate::meta::{Meta, key};
 use crate::types::{Attr, CHUNK_BYTES, Caller, Duty, Errno, FILE_BYTES_MAX, Ino, Kind, SliceId, SliceRecord, Time};
@@ -58,6 +59,8 @@ impl Meta {
         let root = Caller::root();
         let write = || self.run("write", &root, |view, cx| step(view, cx, ino, chunk, slices, mtime));
         let written = self.under_locks(ino, write).await?;
+        let records: Vec<_> = slices.iter().map(NewSlice::record).collect();
+        self.lists.grown(ino, chunk, written.growth(&records));
         self.journal().note_put(slices.iter().filter_map(NewSlice::own_frame));
         self.ask_compaction(ino, chunk, slices.len() as u64, written.list_len);
         Ok(written.attr)
@@ -88,6 +91,16 @@ pub(crate) struct Written {
     pub attr: Attr,
     /// Length of the (first) list after the commit.
     pub list_len: u64,
+    /// The inode's record before and after it.
+    pub records: (Bytes, Bytes),
+}
+
+impl Written {
+    /// What it tells of the only list it has changed, by these slices.
+    pub fn growth<'a>(&'a self, slices: &'a [SliceRecord]) -> Growth<'a> {
+        let (before, after) = &self.records;
+        Growth { before, after: after.clone(), length: self.attr.length, slices, elements: self.list_len }
+    }
 }
 
 pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, chunk: u32, slices: &[NewSlice], mtime: Time) -> Result<Plan<Written>, Stop> {
@@ -104,7 +117,8 @@ pub(crate) fn step(view: &View, cx: &Cx, ino: Ino, chunk: u32, slices: &[NewSlic
     let elements = slices.iter().map(|slice| codec::encode_slice(&slice.record())).collect();
     let mut writes = vec![Write::RPush(key::chunk(ino, chunk), elements)];
     writes.extend(slices.iter().filter_map(NewSlice::frame_write));
-    Ok(change.plan(writes, |attr, replies| Written { attr, list_len: list_len(replies) }))
+    let records = (record.bytes, change.after());
+    Ok(change.plan(writes, |attr, replies| Written { attr, list_len: list_len(replies), records }))
 }
 
 pub(crate) fn append_step(view: &View, cx: &Cx, ino: Ino, slice: &NewSlice, mtime: Time) -> Result<Plan<(u64, Written)>, Stop> {
@@ -129,7 +143,8 @@ pub(crate) fn append_step(view: &View, cx: &Cx, ino: Ino, slice: &NewSlice, mtim
         off += part.len;
     }
     writes.extend(slice.frame_write());
-    Ok(change.plan(writes, move |attr, replies| (offset, Written { attr, list_len: list_len(replies) })))
+    let records = (record.bytes, change.after());
+    Ok(change.plan(writes, move |attr, replies| (offset, Written { attr, list_len: list_len(replies), records })))
 }
 
 fn check_step(view: &View, cx: &Cx, ino: Ino, length: u64) -> Result<Plan<()>, Stop> {
@@ -161,14 +176,15 @@ pub(crate) struct DataChange {
     /// The attributes after it.
     pub attr: Attr,
     guards: Vec<Guard>,
-    record: Write,
+    key: Key,
+    record: Bytes,
     counters: Vec<Write>,
 }
 
 impl DataChange {
     /// The plan that also makes `writes`; they come first, so their replies do, too.
     pub fn plan<T: Send + 'static>(mut self, mut writes: Vec<Write>, finish: impl FnOnce(Attr, &[Value]) -> T + Send + 'static) -> Plan<T> {
-        writes.push(self.record);
+        writes.push(Write::Set(self.key, self.record));
         writes.append(&mut self.counters);
         let attr = self.attr;
         Plan {
@@ -178,6 +194,11 @@ impl DataChange {
             while_closed: None,
             finish: Box::new(move |replies, _| Ok(finish(attr, replies))),
         }
+    }
+
+    /// The inode's record after it, as it is stored.
+    pub fn after(&self) -> Bytes {
+        self.record.clone()
     }
 
     /// Adds conditions.
@@ -213,8 +234,8 @@ pub(crate) fn change_data(view: &View, cx: &Cx, ino: Ino, record: &Record, lengt
         }
         tally.put(&mut guards, &mut counters);
     }
-    let write = Write::Set(key::inode(ino), record.rewrite(&attr));
-    Ok(DataChange { attr, guards, record: write, counters })
+    let (key, record) = (key::inode(ino), record.rewrite(&attr));
+    Ok(DataChange { attr, guards, key, record, counters })
 }
 
 /// Data written under a lock is committed only while the lock is there; OWNERDEAD if it is not.

@@ -377,10 +377,17 @@ local function guards(kind)
     found = {}
     for i = 1, n do
       local k = K[first + i - 1]
-      local values = none and {} or call('HGETALL', k)
-      S[k], T[k] = none and false or nil, none and 'none' or 'hash'
-      holds = holds and #values == 0
-      found[i] = kind == 'H-' and values or #values / 2
+      if none then
+        S[k], T[k] = false, 'none'
+        found[i] = kind == 'H-' and {} or 0
+      elseif kind == 'H-' then
+        found[i], T[k] = call('HGETALL', k), 'hash'
+        holds = holds and #found[i] == 0
+      else
+        -- A directory may be large: it is not looked through.
+        found[i], T[k] = call('HLEN', k), 'hash'
+        holds = holds and found[i] == 0
+      end
     end
     return holds, found
   elseif kind == 'V-' or kind == 'V+' then
