@@ -1,6 +1,6 @@
 //! Mounting and unmounting: options, what is negotiated with the kernel, and stale mount points.
 
-use crate::env::{mount_entries, mounted_at};
+use crate::env::{MountEntry, mount_entries, mounted_at};
 use crate::fuse::FuseConfig;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL, Version};
 use std::ffi::CString;
@@ -193,8 +193,8 @@ fn detach_stale(mountpoint: &Path) -> io::Result<()> {
 #[derive(Clone, Debug)]
 pub struct Unmounter {
     mountpoint: PathBuf,
-    /// The device of the mount; none if the system has not told it.
-    device: Option<String>,
+    /// The mount as it was made; none if the system has not told it.
+    made: Option<MountEntry>,
     /// The connection has ended: what is mounted there now is not ours.
     ended: Arc<AtomicBool>,
 }
@@ -202,8 +202,8 @@ pub struct Unmounter {
 impl Unmounter {
     /// Of what has just been mounted there.
     pub(crate) fn new(mountpoint: PathBuf, ended: Arc<AtomicBool>) -> Unmounter {
-        let device = mounted_at(&mountpoint).ok().flatten().map(|entry| entry.device);
-        Unmounter { mountpoint, device, ended }
+        let made = mounted_at(&mountpoint).ok().flatten();
+        Unmounter { mountpoint, made, ended }
     }
 
     /// Unmounts; lazily if the mount is busy: it disappears from the tree and ends when its last user is gone. May block while the kernel
@@ -212,9 +212,9 @@ impl Unmounter {
         if self.ended.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let place = match &self.device {
+        let place = match &self.made {
             None => self.mountpoint.clone(),
-            Some(device) => match self.place(device) {
+            Some(made) => match self.place(made) {
                 Some(place) => place,
                 None => return Ok(()),
             },
@@ -238,10 +238,12 @@ impl Unmounter {
 impl Unmounter {
     /// Where our mount is seen by now; nowhere if it was taken out of the tree while programs still use it, or if another one covers it.
     /// Directories above it may have been renamed, or it was moved.
-    fn place(&self, device: &str) -> Option<PathBuf> {
+    fn place(&self, made: &MountEntry) -> Option<PathBuf> {
         let Ok(entries) = mount_entries() else { return Some(self.mountpoint.clone()) };
-        let is_ours = |path: &Path| matches!(mounted_at(path), Ok(Some(entry)) if entry.device == device);
-        let elsewhere = entries.into_iter().filter(|entry| entry.device == device && entry.root == Path::new("/"));
+        // Numbers of devices are given out again.
+        let same = |entry: &MountEntry| (&entry.device, &entry.kind, &entry.source) == (&made.device, &made.kind, &made.source);
+        let is_ours = |path: &Path| matches!(mounted_at(path), Ok(Some(entry)) if same(&entry));
+        let elsewhere = entries.into_iter().filter(|entry| same(entry) && entry.root == Path::new("/"));
         let mut places = std::iter::once(self.mountpoint.clone()).chain(elsewhere.map(|entry| entry.mountpoint));
         let place = places.find(|path| is_ours(path));
         if place.is_none() {

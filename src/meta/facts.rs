@@ -44,6 +44,8 @@ struct Fact {
     bytes: usize,
     /// When it was the store's word, or became ours; `None` if answers overlapped, and nobody knows which was the later one.
     learned: Option<Duration>,
+    /// A commit of ours changed it while another one or an answer was under way, and this may be the earlier of two values.
+    disputed: bool,
     /// Which answer of the store it came in, if nothing was committed to it since; else 0.
     answer: u64,
     /// Tells whether it is still so.
@@ -94,6 +96,8 @@ struct Memory {
 pub(crate) struct Asked<'a> {
     facts: &'a Facts,
     turn: u64,
+    /// When it was asked: an answer may have been long on its way, and that of a commit may come after a connection was lost.
+    at: Duration,
     writes: &'a [Write],
     /// The store will tell of changes of what is asked about.
     is_watched: bool,
@@ -103,6 +107,7 @@ pub(crate) struct Asked<'a> {
 
 /// When and how a value came to be known.
 struct Source {
+    at: Duration,
     asked: u64,
     turn: u64,
     is_watched: bool,
@@ -185,9 +190,11 @@ impl Facts {
 
     /// To be called before a commit of so many guards, writes and reads is sent. Unless what became of it is told, its writes may have happened.
     pub fn ask_to_write<'a>(&'a self, parts: usize, writes: &'a [Write]) -> Asked<'a> {
+        let mut memory = self.memory();
         Asked {
             facts: self,
-            turn: self.memory().changes.next_turn(),
+            turn: memory.changes.next_turn(),
+            at: memory.now,
             writes,
             is_watched: store::is_watched(parts),
             is_bulk: parts >= BULK_PARTS_MIN,
@@ -275,7 +282,7 @@ impl Asked<'_> {
     /// Takes in a page of a directory: whoever lists it often goes on to remove or rename what it names. The next page comes later.
     pub fn learn_page(&self, dir: &Key, items: &[ScanItem]) {
         let mut memory = self.facts.memory();
-        let source = Source { asked: self.turn, turn: memory.changes.next_turn(), is_watched: self.is_watched };
+        let source = Source { at: self.at, asked: self.turn, turn: memory.changes.next_turn(), is_watched: self.is_watched };
         for item in items {
             if let Some((_, ino)) = codec::decode_entry(&item.value)
                 && !item.record.is_empty()
@@ -334,7 +341,7 @@ impl Asked<'_> {
 
     fn answered(&mut self, memory: &mut Memory) -> Source {
         self.writes = &[];
-        Source { asked: self.turn, turn: memory.changes.next_turn(), is_watched: self.is_watched }
+        Source { at: self.at, asked: self.turn, turn: memory.changes.next_turn(), is_watched: self.is_watched }
     }
 }
 
@@ -436,13 +443,12 @@ impl Memory {
         let known = known.filter(|known| !stands && self.changes.stands(key, *known));
         let stamp = known.map_or(stamp, |known| known.seen_again(source.turn));
         if !self.overlaps(&key.clone(), source) {
-            return self.put_as(query, value, Some(self.now), source.turn, stamp);
+            return self.put_as(query, value, Some(source.at), source.turn, stamp);
         }
-        let now = self.now;
         match self.facts.get_mut(&query) {
             // Whichever is the later one, it says this. Readers that ask all the time would never know anything otherwise.
             Some(known) if known.value == value => {
-                known.learned = Some(now);
+                known.learned = (!known.disputed).then_some(source.at);
                 known.stamp = if stands { stamp } else { known.stamp };
             }
             Some(known) if !stands => (known.learned, known.answer) = (None, 0),
@@ -454,8 +460,13 @@ impl Memory {
     fn put_by_us(&mut self, query: Query, value: Value, source: &Source) {
         let Some(key) = key_of_query(&query) else { return };
         let stamp = self.stamp(key, source);
-        let learned = (!self.overlaps(&key.clone(), source)).then_some(self.now);
+        let learned = (!self.overlaps(&key.clone(), source)).then_some(source.at);
+        let is_other = |fact: &Fact| fact.disputed || fact.value != value;
+        let disputed = (learned.is_none() && self.facts.peek(&query).is_some_and(is_other)).then(|| query.clone());
         self.put_as(query, value, learned, 0, stamp);
+        if let Some(fact) = disputed.and_then(|query| self.facts.peek_mut(&query)) {
+            fact.disputed = true;
+        }
     }
 
     fn put_as(&mut self, query: Query, value: Value, learned: Option<Duration>, answer: u64, stamp: Stamp) {
@@ -465,7 +476,7 @@ impl Memory {
             return self.forget(&query);
         }
         let bytes = FACT_OVERHEAD + bytes_of_query(&query) + value_bytes;
-        let fact = Fact { value: owned(value), bytes, learned, answer, stamp };
+        let fact = Fact { value: owned(value), bytes, learned, disputed: false, answer, stamp };
         self.bytes += bytes;
         if let Some(old) = self.facts.put(owned_query(query), fact) {
             self.bytes -= old.bytes;
@@ -516,7 +527,7 @@ impl Memory {
             if !source.is_watched {
                 stamp.doubt();
             }
-            self.put_as(all, Value::Pairs(pairs), Some(self.now), 0, stamp);
+            self.put_as(all, Value::Pairs(pairs), Some(source.at), 0, stamp);
         }
         if key::is_dir(key) {
             self.listings.set(&self.changes, key, field, value.clone(), source.asked, source.turn);

@@ -96,7 +96,7 @@ fn an_answer_that_overlaps_another_or_a_commit_stands_for_nothing_that_follows()
         clock.advance(RECENT);
         let next = facts.ask(2);
         learn(std::mem::replace(&mut asked, next));
-        assert_eq!(facts.recent(&two[0]), Some((Some("1".into()), Duration::ZERO)));
+        assert_eq!(facts.recent(&two[0]), Some((Some("1".into()), RECENT)), "it may be as old as the question");
     }
     drop(asked);
     // Too long ago.
@@ -106,6 +106,37 @@ fn an_answer_that_overlaps_another_or_a_commit_stands_for_nothing_that_follows()
     assert_eq!(facts.recent(&two[0]), Some((Some("1".into()), RECENT)));
     clock.advance(Duration::from_millis(1));
     assert_eq!((facts.recall_recent(&two), facts.recent(&two[0])), (None, None));
+}
+
+#[test]
+fn what_was_long_on_its_way_is_as_old_as_its_question() {
+    let (clock, facts) = facts(BYTES_MAX);
+    let late = RECENT + Duration::from_millis(1);
+    let asked = facts.ask(1);
+    clock.advance(late);
+    asked.learn([(&get("a"), &bytes("1"))]);
+    assert_eq!((facts.recall_recent(&[get("a")]), facts.recent(&get("a"))), (None, None));
+    // A commit whose answer was found after the connection was lost.
+    let writes = [Write::Set("a".into(), "2".into())];
+    let asked = facts.ask_to_write(1, &writes);
+    clock.advance(late);
+    asked.committed(&[], &[Value::Done], &[], &[]);
+    assert_eq!((facts.recent(&get("a")), facts.recall(&[get("a")])), (None, Some(vec![bytes("2")])));
+}
+
+#[test]
+fn of_two_commits_that_are_told_in_the_wrong_order_an_answer_between_them_confirms_none() {
+    let (_, facts) = facts(BYTES_MAX);
+    let (first, second) = ([Write::Set("a".into(), "1".into())], [Write::Set("a".into(), "2".into())]);
+    let one = facts.ask_to_write(1, &first);
+    let between = facts.ask(1);
+    let two = facts.ask_to_write(1, &second);
+    two.committed(&[], &[Value::Done], &[], &[]);
+    one.committed(&[], &[Value::Done], &[], &[]);
+    between.learn([(&get("a"), &bytes("1"))]);
+    assert_eq!(facts.recent(&get("a")), None);
+    facts.ask(1).learn([(&get("a"), &bytes("2"))]);
+    assert_eq!(facts.recent(&get("a")), Some((Some("2".into()), Duration::ZERO)));
 }
 
 #[test]

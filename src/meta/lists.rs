@@ -97,7 +97,12 @@ impl Lists {
         let file = memory.files.pop(&ino);
         memory.bytes -= file.as_ref().map_or(0, |file| file.bytes);
         let mut file = file.filter(|file| file.record == record).unwrap_or_else(|| File::new(record, list.length));
-        file.put(chunk, Kept { extents: list.extents.clone(), elements, later: Vec::new() });
+        let kept = Kept { extents: list.extents.clone(), elements, later: Vec::new() };
+        // One file that fills all of it would push out all others, and itself in the end.
+        if file.bytes + kept.cost() > memory.bytes_max / 2 {
+            file = File::new(file.record, list.length);
+        }
+        file.put(chunk, kept);
         memory.bytes += file.bytes;
         memory.files.put(ino, file);
         memory.shrink();

@@ -23,6 +23,7 @@ use crate::meta::{Meta, key};
 use crate::types::{Asker, Attr, BoxFuture, CHUNK_BYTES, Caller, Errno, Flags, Ino, Kind, LEVELS_MAX, Name, SliceId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
@@ -55,6 +56,8 @@ pub struct Cloning<'a> {
     /// The directory that gets the copy: its quotas count what is made.
     pub into: Ino,
     places: Semaphore,
+    /// Why it ends: what is under way beside the failure ends by itself, and closes what it has opened.
+    failed: OnceLock<Errno>,
     /// Something had extended attributes: they are read, no longer presumed to be missing.
     has_xattrs: AtomicBool,
     progress: &'a (dyn Fn(u64, u64) + Sync),
@@ -98,6 +101,7 @@ impl<'a> Cloning<'a> {
             umask,
             into,
             places: Semaphore::new(at_once.saturating_sub(1)),
+            failed: OnceLock::new(),
             has_xattrs: AtomicBool::new(false),
             progress,
             go_on,
@@ -105,7 +109,28 @@ impl<'a> Cloning<'a> {
     }
 
     fn check(&self) -> Result<(), Errno> {
-        if (self.go_on)() { Ok(()) } else { Err(Errno::INTR) }
+        match self.failed.get() {
+            Some(errno) => Err(*errno),
+            None if (self.go_on)() => Ok(()),
+            None => Err(Errno::INTR),
+        }
+    }
+
+    /// Does these, so many at once. After a failure the others are not dropped in the middle.
+    async fn all<T>(&self, parts: Vec<BoxFuture<'_, Result<T, Errno>>>, at_once: usize) -> Result<Vec<T>, Errno> {
+        let noted = parts.into_iter().map(|part| {
+            let noted = async {
+                let outcome = part.await;
+                if let Err(errno) = &outcome {
+                    self.failed.get_or_init(|| *errno);
+                }
+                Ok::<_, Errno>(outcome.ok())
+            };
+            Box::pin(noted) as BoxFuture<'_, _>
+        });
+        let outcomes = join_in_turns(noted.collect(), at_once).await?;
+        self.failed.get().map_or(Ok(()), |errno| Err(*errno))?;
+        Ok(outcomes.into_iter().flatten().collect())
     }
 
     /// The attributes of a copy in `parent`.
@@ -546,8 +571,7 @@ impl Meta {
                     (rest, fresh) = (more, false);
                 }
                 let rest = rest.iter().map(|batch| Box::pin(self.clone_batch((to, false), batch, how)) as BoxFuture<'_, _>).collect();
-                copied.extend(join_in_turns(rest, BATCHES_AT_ONCE).await?);
-                // Not side by side: whoever is dropped at the failure of another leaves a file without a name open.
+                copied.extend(how.all(rest, BATCHES_AT_ONCE).await?);
                 for pair in copied.iter().flat_map(|batch| &batch.large) {
                     match self.clone_large(to, pair, how).await {
                         // Gone meanwhile.
@@ -560,7 +584,7 @@ impl Meta {
                 let free = wanted.min(u32::try_from(how.places.available_permits()).unwrap_or(u32::MAX));
                 let more = how.places.try_acquire_many(free).ok();
                 let at_once = 1 + more.as_ref().map_or(0, |more| more.num_permits());
-                join_in_turns(dirs.iter().map(|pair| self.fill(pair.from, pair.to, how, depth - 1)).collect(), at_once).await?;
+                how.all(dirs.iter().map(|pair| self.fill(pair.from, pair.to, how, depth - 1)).collect(), at_once).await?;
                 cursor = page.next;
             }
             Ok(())

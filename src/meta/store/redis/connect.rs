@@ -3,9 +3,9 @@
 //! All keys of a volume in a cluster bear the same hash tag, so one node holds all of them and one connection to it is enough.
 
 use super::error::Fault;
-use super::script::{bytes, sequence};
 use super::tracking::Tracking;
 use super::url::{Host, RedisUrl, Tls, Topology};
+use super::wire::{bytes, sequence};
 use crate::meta::store::StoreError;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;

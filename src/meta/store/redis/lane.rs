@@ -7,7 +7,8 @@
 use super::error::Fault;
 use super::link::{Link, Live};
 use super::rollback::{Acknowledged, Counters};
-use super::script::{bytes, pairs, record};
+use super::script::record;
+use super::wire::{bytes, pairs, prefixed};
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::key;
 use crate::meta::ops::session::SESSION_TTL;
@@ -142,7 +143,7 @@ impl Lane {
             // session for dead.
             counters.examine(link, live, &self.acknowledged, &slots).await?;
             // What waited for the server was planned while the session lived. It must not end while that is carried out.
-            let sessions = super::script::prefixed(&link.prefix, &key::ALL_SESSIONS);
+            let sessions = prefixed(&link.prefix, &key::ALL_SESSIONS);
             let expiry = SystemClock::new().now().sec + SESSION_TTL.as_secs() as i64;
             link.attempt(live, redis::cmd("EVAL").arg(RENEW).arg(1).arg(&sessions[..]).arg(expiry).arg(sid)).await?;
         }
@@ -167,7 +168,7 @@ impl Lane {
             Owner::Nobody(random) => format!("r{random:016x}"),
         };
         for conn in 0..key::OP_CONNECTIONS_MAX {
-            let hash = super::script::prefixed(&link.prefix, &key::op(&who, conn));
+            let hash = prefixed(&link.prefix, &key::op(&who, conn));
             link.attempt(live, redis::cmd("EVAL").arg(SET_ONCE).arg(1).arg(&hash[..]).arg("owner").arg(&self.identity)).await?;
             let owner = bytes(link.attempt(live, redis::cmd("HGET").arg(&hash[..]).arg("owner")).await?).map_err(Fault::Store)?;
             if owner.as_deref() == Some(self.identity.as_bytes()) {

@@ -2,8 +2,8 @@
 
 use super::connect::{Connector, Layout, ask, ask_together};
 use super::error::Fault;
-use super::script::{bytes, list};
 use super::tracking::{Interest, Tracking, ask_told};
+use super::wire::{bytes, list};
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
 use crate::meta::store::{StoreError, Watcher};
 use bytes::Bytes;

@@ -16,6 +16,7 @@ mod script;
 mod tests;
 mod tracking;
 pub mod url;
+mod wire;
 
 use super::{Commit, Cursor, Guard, Query, ScanPage, ScanRange, Sharing, Store, StoreError, Value, Watcher, Write, is_watched};
 use crate::env::{Clock, Random, SystemClock, SystemRandom};
@@ -131,7 +132,7 @@ impl RedisStore {
         for query in queries {
             match query {
                 Query::Get(key) => {
-                    strings.arg(&script::prefixed(prefix, key)[..]);
+                    strings.arg(&wire::prefixed(prefix, key)[..]);
                     is_any = true;
                 }
                 query => match script::plain(prefix, query) {
@@ -151,12 +152,12 @@ impl RedisStore {
         transaction.add_command(redis::cmd("EXEC"));
         let Some(replies) = self.link.request_together(&transaction).await? else { return Ok(None) };
         let mut replies = replies.into_iter();
-        let mut strings = if is_any { script::sequence(replies.next().unwrap_or(Reply::Nil))?.into_iter() } else { Vec::new().into_iter() };
+        let mut strings = if is_any { wire::sequence(replies.next().unwrap_or(Reply::Nil))?.into_iter() } else { Vec::new().into_iter() };
         let mut values = Vec::with_capacity(queries.len());
         for query in queries {
             let reply = if matches!(query, Query::Get(_)) { strings.next() } else { replies.next() };
             let reply = reply.ok_or_else(|| StoreError::Failed("the server gave fewer answers than it was asked for".into()))?;
-            values.push(script::value(prefix, query, reply)?);
+            values.push(wire::value(prefix, query, reply)?);
         }
         Ok(Some(values))
     }
@@ -264,7 +265,7 @@ impl RedisStore {
                     none => none.insert(self.link.beside().await?),
                 };
                 // Nothing may have been asked since the server started anew, or another took its place.
-                let token = script::bytes(ask(conn, redis::cmd("HGET").arg(&pass.hash[..]).arg("token")).await?).map_err(Fault::Store)?;
+                let token = wire::bytes(ask(conn, redis::cmd("HGET").arg(&pass.hash[..]).arg("token")).await?).map_err(Fault::Store)?;
                 if token.as_ref() != Some(&pass.token) {
                     self.void(&lane, &pass);
                     return Err(Fault::Later("the token of this process was removed".into()));
@@ -303,7 +304,7 @@ impl RedisStore {
             self.set_lane(Owner::Nobody(SystemRandom.u64()));
         }
         for conn in 0..key::OP_CONNECTIONS_MAX {
-            let hash = script::prefixed(&self.link.prefix, &key::op(&sid.to_string(), conn));
+            let hash = wire::prefixed(&self.link.prefix, &key::op(&sid.to_string(), conn));
             self.link.request(redis::cmd("EXPIRE").arg(&hash[..]).arg(if own { ENDED_TTL_S } else { LAPSED_TTL_S })).await?;
         }
         Ok(())
@@ -324,7 +325,7 @@ impl Store for RedisStore {
                     if let Some(cmd) = script::plain(&self.link.prefix, query) {
                         let interest = if key::is_of_inode(query.key()) { Interest::InAll } else { Interest::None };
                         let reply = self.link.request_told(&cmd, interest).await?;
-                        let value = script::value(&self.link.prefix, query, reply)?;
+                        let value = wire::value(&self.link.prefix, query, reply)?;
                         self.counters.see(query, &value);
                         return Ok(vec![value]);
                     }

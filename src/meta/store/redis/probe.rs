@@ -2,7 +2,8 @@
 
 use super::error::Fault;
 use super::link::{Link, info_field};
-use super::script::{Program, list, prefixed};
+use super::script::Program;
+use super::wire::{list, prefixed};
 use crate::env::{Random, SystemRandom};
 use crate::meta::key;
 use crate::meta::store::{BytesRange, Guard, Key, Query, StoreError, Write};

@@ -3,7 +3,7 @@
 
 use super::error::Fault;
 use super::link::{Link, Live};
-use super::script::{bytes, prefixed};
+use super::wire::{bytes, prefixed};
 use crate::meta::codec;
 use crate::meta::key;
 use crate::meta::setting::Setting;

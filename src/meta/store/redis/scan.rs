@@ -5,8 +5,8 @@
 //! life begins anew, so that nothing is missed.
 
 use super::link::Link;
-use super::script::{bytes, list, pairs, prefixed, score, sequence, stripped};
 use super::tracking::Interest;
+use super::wire::{bytes, list, pairs, prefixed, score, sequence, stripped};
 use crate::meta::codec;
 use crate::meta::key;
 use crate::meta::store::{Cursor, ScanItem, ScanPage, ScanRange, StoreError};

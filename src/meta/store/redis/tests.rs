@@ -633,7 +633,7 @@ fn no_answer_upsets_the_decoders() {
             let program = super::script::Program::new(b"", &[], &writes, &[], 0).unwrap();
             let _ = program.replies(&told);
         }
-        let _ = super::script::score(&bytes);
+        let _ = super::wire::score(&bytes);
     });
 }
 

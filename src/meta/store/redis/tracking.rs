@@ -9,7 +9,7 @@
 
 use super::connect::{as_before, ask};
 use super::error::Fault;
-use super::script::bytes;
+use super::wire::bytes;
 use crate::meta::store::Watcher;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
