@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const KILLS: (usize, usize) = (1, 50);
 /// How often `gc` and `fsck` run beside writers.
 const ROUNDS: (usize, usize) = (3, 100);
+/// How long `gc` takes beside writers at most: some waits of 3 s for what a server may lose, on a machine that does other things.
+const GC_TIME_MAX: Duration = Duration::from_secs(60);
 
 fn pando(args: &[&str]) -> Output {
     run(Command::new(PANDO).args(args))
@@ -97,7 +99,9 @@ fn gc_and_fsck_are_right_beside_writers() {
             let found = ok(&pando(&["gc", &url]));
             assert!(found.contains(" 1 leaked (5 bytes)"), "round {round}: {found}");
             let args: &[&str] = if round % 2 == 0 { &["gc", "--delete", &url] } else { &["gc", "--delete", "--compact", &url] };
+            let began = Instant::now();
             let found = ok(&pando(args));
+            assert!(began.elapsed() < GC_TIME_MAX, "round {round}: it runs after the writers, {:?} by now", began.elapsed());
             assert!(found.contains(" 1 leaked (5 bytes)") && !stray.exists(), "round {round}: {found}");
             let checked = pando(&["fsck", &url]);
             assert!(checked.status.success(), "round {round}: a false alarm: {}", text(&checked));

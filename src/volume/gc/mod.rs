@@ -214,14 +214,15 @@ async fn cut_copies(volume: &Volume, summary: &mut GcSummary, delete: bool) -> R
     }
 }
 
-/// Deletes the data of files that were deleted long enough ago that nobody has them open.
+/// Deletes the data of files that were deleted long enough ago that nobody has them open. Those that become so meanwhile are left to others:
+/// beside those who delete all the time there would be no end.
 async fn deleted_files(volume: &Volume, summary: &mut GcSummary) -> Result<(), VolumeError> {
     let meta = &volume.meta;
     let why = |e| failed("cannot delete the data of deleted files", e);
     let mut last = Vec::new();
+    let graced = meta.clock().now().sec - GRACE_S;
     progress::stage("deleted files", 0);
     loop {
-        let graced = meta.clock().now().sec - GRACE_S;
         let files = meta.pending_files(graced, BATCH as u32).await.map_err(why)?;
         // Those that stay, because their inode exists, were warned of.
         if files.is_empty() || files == last {
