@@ -10,17 +10,22 @@ use crate::env::Begun;
 use crate::meta::codec::decode_decimal;
 use crate::meta::key;
 use crate::meta::setting::Setting;
-use crate::meta::store::{Query, Store, Value};
+use crate::meta::store::{Cursor, Query, ScanRange, Store, Value};
 use crate::telemetry::progress;
 use crate::types::{Attr, Ino, Kind};
 use crate::volume::VolumeError;
 use serde_json::{Map, Value as Json, json};
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use tracing::warn;
 
 /// Inodes read at once.
 const BATCH: usize = 100;
+/// Deleted files read at once.
+const PAGE: u32 = 4096;
+/// How the document says that there are no deleted files.
+const NO_DELETED: &str = "\n  \"DelFiles\": []";
 /// Sessions at most; a volume has one per mount.
 const SESSIONS_MAX: u32 = 100_000;
 
@@ -40,7 +45,11 @@ pub async fn write(
     let text =
         serde_json::to_string_pretty(&Json::Object(header)).map_err(|e| VolumeError::Failed(format!("cannot write the header: {e}")))?;
     let open = text.strip_suffix("\n}").ok_or_else(|| VolumeError::Failed("the header is empty".into()))?;
-    put(out, &html_safe(open))?;
+    // Not part of the document: there may be millions of them. Within a text no line ends.
+    let (before, after) = open.split_once(NO_DELETED).unwrap_or((open, ""));
+    put(out, &html_safe(before))?;
+    write_deleted(&deleted_files(store).await?, out)?;
+    put(out, &html_safe(after))?;
     put(out, ",")?;
     let nodes = Nodes::new(store);
     let top = nodes.read(&[root]).await?.into_iter().next().flatten().ok_or_else(|| damaged(format!("the record of inode {root}")))?;
@@ -74,7 +83,7 @@ async fn header(store: &dyn Store, setting: &Setting, options: &DumpOptions, roo
     header.insert("Setting".into(), Json::Object(document));
     header.insert("Counters".into(), counters(store).await?);
     header.insert("Sustained".into(), sustained(store).await?);
-    header.insert("DelFiles".into(), deleted(store).await?);
+    header.insert("DelFiles".into(), json!([]));
     let mut kinds = vec![("Quotas", key::DIR_QUOTA)];
     if root == Ino::ROOT {
         kinds.extend([("UserQuotas", key::USER_QUOTA), ("GroupQuotas", key::GROUP_QUOTA)]);
@@ -135,26 +144,49 @@ async fn sustained(store: &dyn Store) -> Result<Json, VolumeError> {
     Ok(all.into_iter().map(|(sid, inodes)| json!({"sid": sid, "inodes": inodes})).collect())
 }
 
-/// Deleted files whose data is still there: inode, length and time of deletion, oldest first.
+/// Deleted files whose data is still there: inode, length and time of deletion, in the order of the sorted set that lists them.
 pub(super) async fn deleted_files(store: &dyn Store) -> Result<Vec<(u64, u64, i64)>, VolumeError> {
-    let query = Query::ZRange { key: key::DELFILES, max: i64::MAX, limit: u32::MAX };
-    let Some(Value::Scored(members)) = store.read(&[query]).await?.into_iter().next() else {
-        return Err(VolumeError::Failed("the metadata store gave no answer about deleted files".into()));
-    };
-    let mut files = Vec::with_capacity(members.len());
-    for (member, time) in members {
-        let parts = std::str::from_utf8(&member).ok().and_then(|text| text.split_once(':'));
-        match parts.and_then(|(ino, length)| Some((ino.parse().ok()?, length.parse().ok()?))) {
-            Some((ino, length)) => files.push((ino, length, time)),
-            None => warn!("{:?} among the deleted files names no inode and is left out", String::from_utf8_lossy(&member)),
+    let mut files: Vec<(u64, u64, i64)> = Vec::new();
+    let mut cursor = Some(Cursor::new());
+    while let Some(at) = cursor {
+        let page = store.scan(&ScanRange::Sorted(key::DELFILES), at, PAGE).await?;
+        for item in page.items {
+            let parts = std::str::from_utf8(&item.name).ok().and_then(|text| text.split_once(':'));
+            let file = parts.and_then(|(ino, length)| Some((ino.parse().ok()?, length.parse().ok()?, decode_decimal(Some(&item.value))?)));
+            match file {
+                Some(file) => files.push(file),
+                None => warn!("{:?} among the deleted files names no inode and is left out", String::from_utf8_lossy(&item.name)),
+            }
         }
+        cursor = page.next;
     }
+    files.sort_unstable_by(|(ino, length, time), (other, other_length, other_time)| {
+        let length = || length.to_string().cmp(&other_length.to_string());
+        time.cmp(other_time).then_with(|| by_text(*ino, *other)).then_with(length)
+    });
+    // A scan may show one twice.
+    files.dedup();
     Ok(files)
 }
 
-async fn deleted(store: &dyn Store) -> Result<Json, VolumeError> {
-    let files = deleted_files(store).await?;
-    Ok(files.into_iter().map(|(ino, length, time)| json!({"inode": ino, "length": length, "expire": time})).collect())
+/// The order of two numbers as texts that are followed by a colon, which comes after all digits.
+fn by_text(one: u64, other: u64) -> Ordering {
+    let digits = |n: u64| n.checked_ilog10().unwrap_or(0);
+    match digits(one).cmp(&digits(other)) {
+        Ordering::Equal => one.cmp(&other),
+        Ordering::Less => one.cmp(&(other / 10u64.pow(digits(other) - digits(one)))).then(Ordering::Greater),
+        Ordering::Greater => by_text(other, one).reverse(),
+    }
+}
+
+fn write_deleted(files: &[(u64, u64, i64)], out: &mut (dyn Write + Send)) -> Result<(), VolumeError> {
+    let Some(rest) = NO_DELETED.strip_suffix("]").filter(|_| !files.is_empty()) else { return put(out, NO_DELETED) };
+    put(out, rest)?;
+    for (n, (ino, length, time)) in files.iter().enumerate() {
+        let comma = if n > 0 { "," } else { "" };
+        put(out, &format!("{comma}\n    {{\n      \"inode\": {ino},\n      \"length\": {length},\n      \"expire\": {time}\n    }}"))?;
+    }
+    put(out, "\n  ]")
 }
 
 /// Limits by id, sorted as text; those that limit nothing are left out.

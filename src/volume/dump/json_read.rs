@@ -17,7 +17,7 @@ use std::io::BufRead;
 use std::marker::PhantomData;
 
 /// Members of the document that are small and come before the trees.
-const HEADERS: [&str; 8] = ["Setting", "Counters", "Sustained", "DelFiles", "Quotas", "UserQuotas", "GroupQuotas", "ChangeLog"];
+const HEADERS: [&str; 7] = ["Setting", "Counters", "Sustained", "Quotas", "UserQuotas", "GroupQuotas", "ChangeLog"];
 
 /// A reader of a dump. Messages name the line.
 pub struct JsonReader<R> {
@@ -101,6 +101,12 @@ impl<R: BufRead> JsonReader<R> {
                     _ => Err(self.parser.wrong(format_args!("{name} is no directory"))),
                 };
             }
+            // There may be millions of them.
+            if name == "DelFiles" {
+                let files: Option<Vec<DeletedText>> = self.parser.value()?;
+                let files = files.into_iter().flatten().map(|file| (Ino(file.inode), file.length, file.expire));
+                return Ok(Some(Event::Header(Header::Deleted(files.collect()))));
+            }
             let value: Json = self.parser.value()?;
             if HEADERS.contains(&name.as_str()) {
                 return self.header(&name, value).map(|header| Some(Event::Header(header)));
@@ -123,11 +129,6 @@ impl<R: BufRead> JsonReader<R> {
                     next_trash: counter("nextTrash")?,
                 }
             }
-            ("DelFiles", Json::Array(files)) => {
-                let file = |file: &Json| Some((Ino(file["inode"].as_u64()?), file["length"].as_u64()?, file["expire"].as_i64()?));
-                Header::Deleted(files.iter().map(file).collect::<Option<_>>().ok_or_else(wrong)?)
-            }
-            ("DelFiles", Json::Null) => Header::Deleted(Vec::new()),
             ("Quotas" | "UserQuotas" | "GroupQuotas", Json::Object(quotas)) => {
                 let limits = |(id, quota): (&String, &Json)| {
                     Some((id.parse::<u64>().ok()?, quota["maxSpace"].as_i64()?, quota["maxInodes"].as_i64()?))
@@ -185,6 +186,14 @@ impl<R: BufRead> JsonReader<R> {
 
 fn narrow<T: TryFrom<u64>>(value: &Json) -> Option<T> {
     T::try_from(value.as_u64()?).ok()
+}
+
+/// A deleted file as it is written.
+#[derive(Deserialize)]
+struct DeletedText {
+    inode: u64,
+    length: u64,
+    expire: i64,
 }
 
 /// The attributes of a node as they are written.

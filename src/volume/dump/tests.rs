@@ -3,11 +3,14 @@
 use super::binary_read::{BinaryReader, Part};
 use super::fixture::{FIXTURES, file, store};
 use super::{DumpOptions, Frames, Loaded, Slices, binary, json, load};
-use crate::meta::store::Store;
+use crate::meta::key;
 use crate::meta::store::embedded::EmbeddedStore;
+use crate::meta::store::{Store, Write};
+use crate::types::Ino;
 use crate::volume::VolumeError;
 use crate::volume::stores::{load_setting, usage};
 use proptest::prelude::*;
+use serde_json::Value as Json;
 use std::collections::BTreeSet;
 
 async fn dump_json(store: &dyn Store, options: &DumpOptions) -> String {
@@ -53,6 +56,26 @@ fn without_sessions(text: &str) -> String {
     let (head, rest) = text.split_once("  \"Sustained\": [").expect("a header");
     let (_, rest) = rest.split_once("\"DelFiles\"").expect("a header");
     head.lines().filter(|line| !line.contains("\"used")).collect::<Vec<_>>().join("\n") + rest
+}
+
+/// By time, then by the text of the member, as a server lists a sorted set; laid out like everything else.
+#[tokio::test]
+async fn deleted_files_are_listed_in_their_order() {
+    let store = store("plain").await;
+    let numbers = [1, 2, 9, 10, 11, 99, 100, 101, 109, 110, 1000, 9_007_199_254_740_993, u64::MAX];
+    let files = numbers.iter().enumerate().map(|(n, ino)| (*ino, 12, 5 + n as i64 % 2)).chain([(10, 3, 5), (10, 21, 5)]);
+    let writes = files.map(|(ino, length, time)| Write::ZAdd(key::DELFILES, time, key::delfile(Ino(ino), length)));
+    store.commit(&[], &writes.collect::<Vec<_>>(), &[]).await.expect("written");
+    let text = dump_json(&store, &DumpOptions::default()).await;
+    let document: Json = serde_json::from_str(&text).expect("a document");
+    let file = |file: &Json| (file["expire"].as_i64().expect("a time"), format!("{}:{}", file["inode"], file["length"]));
+    let listed: Vec<_> = document["DelFiles"].as_array().expect("a list").iter().map(file).collect();
+    assert!(listed.is_sorted() && listed.len() >= numbers.len() + 2, "{listed:?}");
+    let list = |text: &str| {
+        let (_, rest) = text.split_once("\"DelFiles\"").expect("a header");
+        rest.split_once(']').expect("its end").0.to_owned()
+    };
+    assert_eq!(list(&text), list(&serde_json::to_string_pretty(&document).expect("text")));
 }
 
 #[tokio::test]
