@@ -1,5 +1,5 @@
-//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk, and what is mounted. And running several futures at once, and
-//! memory that is bounded and used again.
+//! Clock and randomness: the only sources of nondeterminism, so that tests can replace them. The disk, and what is mounted. And running several
+//! futures at once, and memory that is bounded and used again.
 
 mod budget;
 mod buffers;

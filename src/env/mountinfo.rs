@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Its number, and that of the mount it is on.
+    /// Its number among the mounts.
     pub id: u64,
-    /// See `id`.
+    /// The number of the mount it is on.
     pub parent: u64,
     /// `major:minor`, as `st_dev` says.
     pub device: String,

@@ -462,9 +462,15 @@ impl Memory {
         let stamp = self.stamp(key, source);
         let learned = (!self.overlaps(&key.clone(), source)).then_some(source.at);
         let is_other = |fact: &Fact| fact.disputed || fact.value != value;
-        let disputed = (learned.is_none() && self.facts.peek(&query).is_some_and(is_other)).then(|| query.clone());
+        let disputed = learned.is_none() && self.facts.peek(&query).is_some_and(is_other);
+        self.put_disputed(query, value, learned, stamp, disputed);
+    }
+
+    /// A value as a commit of ours has left it, and whether that is in doubt.
+    fn put_disputed(&mut self, query: Query, value: Value, learned: Option<Duration>, stamp: Stamp, disputed: bool) {
+        let again = disputed.then(|| query.clone());
         self.put_as(query, value, learned, 0, stamp);
-        if let Some(fact) = disputed.and_then(|query| self.facts.peek_mut(&query)) {
+        if let Some(fact) = again.and_then(|query| self.facts.peek_mut(&query)) {
             fact.disputed = true;
         }
     }
@@ -496,8 +502,8 @@ impl Memory {
     /// A commit of ours changed bytes of a string that is known; one that is too short for it is not what the store has.
     fn patch(&mut self, key: &Key, offset: u32, change: impl FnOnce(&mut [u8]), len: usize, source: &Source) {
         let query = Query::Get(key.clone());
-        let Some((old, learned, stamp)) = self.facts.get(&query).and_then(|fact| match &fact.value {
-            Value::Bytes(Some(bytes)) => Some((bytes.clone(), fact.learned, fact.stamp)),
+        let Some((old, learned, stamp, disputed)) = self.facts.get(&query).and_then(|fact| match &fact.value {
+            Value::Bytes(Some(bytes)) => Some((bytes.clone(), fact.learned, fact.stamp, fact.disputed)),
             _ => None,
         }) else {
             return;
@@ -512,7 +518,7 @@ impl Memory {
                     stamp.doubt();
                 }
                 // The bytes around it are as old as they were.
-                self.put_as(query, Value::Bytes(Some(bytes.freeze())), learned, 0, stamp);
+                self.put_disputed(query, Value::Bytes(Some(bytes.freeze())), learned, stamp, disputed);
             }
             None => self.forget(&query),
         }

@@ -135,6 +135,11 @@ fn of_two_commits_that_are_told_in_the_wrong_order_an_answer_between_them_confir
     one.committed(&[], &[Value::Done], &[], &[]);
     between.learn([(&get("a"), &bytes("1"))]);
     assert_eq!(facts.recent(&get("a")), None);
+    // Nor does changing a part of it.
+    let between = facts.ask(1);
+    commit(&facts, &[], &[Write::Patch { key: "a".into(), offset: 0, bytes: "3".into() }], &[Value::Done]);
+    between.learn([(&get("a"), &bytes("3"))]);
+    assert_eq!((facts.recent(&get("a")), facts.recall(&[get("a")])), (None, Some(vec![bytes("3")])));
     facts.ask(1).learn([(&get("a"), &bytes("2"))]);
     assert_eq!(facts.recent(&get("a")), Some((Some("2".into()), Duration::ZERO)));
 }

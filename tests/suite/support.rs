@@ -192,8 +192,7 @@ impl Mount {
         // What is away is waited for, half a minute at most.
         let status = wait(&mut daemon).or_else(|| wait(&mut daemon)).expect("the daemon ends after SIGTERM");
         assert!(status.success(), "the daemon ended with {status}");
-        // What is at its place by now is not its own.
-        std::mem::forget(self);
+        assert!(!is_mounted(&self.path), "the daemon has left its mount behind");
     }
 
     /// Unmounts as a user does and waits for the daemon; it must end well.

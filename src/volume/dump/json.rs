@@ -1,7 +1,7 @@
 //! The JSON form of a volume's metadata (metadata §15.2), written.
 //!
 //! One line per attribute set, two spaces per level, byte for byte as the reference writes it. Nothing but the entries of the directories
-//! on the way to the current one is kept in memory.
+//! on the way to the current one, and 24 bytes for each deleted file, is kept in memory.
 
 use super::node::{Entry, Node, Nodes, damaged};
 use super::text::{escape, html_safe};
@@ -46,7 +46,7 @@ pub async fn write(
         serde_json::to_string_pretty(&Json::Object(header)).map_err(|e| VolumeError::Failed(format!("cannot write the header: {e}")))?;
     let open = text.strip_suffix("\n}").ok_or_else(|| VolumeError::Failed("the header is empty".into()))?;
     // Not part of the document: there may be millions of them. Within a text no line ends.
-    let (before, after) = open.split_once(NO_DELETED).unwrap_or((open, ""));
+    let (before, after) = open.split_once(NO_DELETED).ok_or_else(|| VolumeError::Failed("the header has no deleted files".into()))?;
     put(out, &html_safe(before))?;
     write_deleted(&deleted_files(store).await?, out)?;
     put(out, &html_safe(after))?;
